@@ -1,0 +1,1 @@
+"""What sits on features: probes and segmentation heads."""

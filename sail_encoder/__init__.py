@@ -1,0 +1,77 @@
+"""Vision-encoder feature extraction with SAIL, a single transformer for vision and language.
+
+    from sail_encoder import load_backbone
+
+    backbone = load_backbone("sail-tiny")
+    features = backbone.encode(["cat.jpg"], layers=[-1])[0]
+    features.grid            # Tensor [nh, nw, C]
+
+Importing this package defines names and does nothing else: a name is loaded when it is first used, and SAIL is made
+known to transformers' Auto classes when these are.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from sail_encoder.auto import register_when_needed
+
+if TYPE_CHECKING:
+    from sail_encoder.backbone import VisionBackbone, load_backbone
+    from sail_encoder.errors import CheckpointError, ImageError, SourceError, StoreError, UserError
+    from sail_encoder.extract import extract
+    from sail_encoder.features import Features
+    from sail_encoder.resizing import Resize
+    from sail_encoder.sail.configuration_sail import SailConfig
+    from sail_encoder.sail.image_processing_sail import SailImageProcessor
+    from sail_encoder.sail.modeling_sail import SailForCausalLM, SailModel
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "CheckpointError": "errors",
+    "Features": "features",
+    "ImageError": "errors",
+    "Resize": "resizing",
+    "SailConfig": "sail.configuration_sail",
+    "SailForCausalLM": "sail.modeling_sail",
+    "SailImageProcessor": "sail.image_processing_sail",
+    "SailModel": "sail.modeling_sail",
+    "SourceError": "errors",
+    "StoreError": "errors",
+    "UserError": "errors",
+    "VisionBackbone": "backbone",
+    "extract": "extract",
+    "load_backbone": "backbone",
+}
+
+__all__ = [
+    "CheckpointError",
+    "Features",
+    "ImageError",
+    "Resize",
+    "SailConfig",
+    "SailForCausalLM",
+    "SailImageProcessor",
+    "SailModel",
+    "SourceError",
+    "StoreError",
+    "UserError",
+    "VisionBackbone",
+    "extract",
+    "load_backbone",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'sail_encoder' has no attribute '{name}'")
+    value = getattr(import_module(f"sail_encoder.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
+
+
+register_when_needed()

@@ -1,0 +1,46 @@
+"""Makes SAIL known to transformers' Auto classes, without importing transformers before its user does."""
+
+from functools import cache
+from types import ModuleType
+
+import wrapt
+
+_AUTO = "transformers.models.auto"
+
+
+def register_when_needed() -> None:
+    """Registers the configuration and the image processor as soon as the modules of their Auto classes are imported.
+
+    The models follow with the first `SailConfig` that is made (`register_models`): while transformers is being
+    imported its modules cannot be relied on, and no Auto class builds a model without a configuration.
+    """
+    wrapt.register_post_import_hook(_register_config, f"{_AUTO}.configuration_auto")
+    wrapt.register_post_import_hook(_register_image_processor, f"{_AUTO}.image_processing_auto")
+
+
+def _register_config(auto: ModuleType) -> None:
+    from sail_encoder.sail.configuration_sail import SailConfig
+
+    auto.AutoConfig.register("sail", SailConfig)
+
+
+def _register_image_processor(auto: ModuleType) -> None:
+    from sail_encoder.sail.configuration_sail import SailConfig
+    from sail_encoder.sail.image_processing_sail import SailImageProcessor
+
+    # One class for both backends: the published resizing is Pillow's.
+    backends = dict.fromkeys(("pil", "torchvision"), SailImageProcessor)
+    auto.AutoImageProcessor.register(SailConfig, image_processor_classes=backends)
+
+
+@cache
+def register_models() -> None:
+    """Registers the models; called when a `SailConfig` is made."""
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    from sail_encoder.sail.configuration_sail import SailConfig
+    from sail_encoder.sail.modeling_sail import SailForCausalLM, SailModel
+
+    AutoModel.register(SailConfig, SailModel)
+    AutoModelForCausalLM.register(SailConfig, SailForCausalLM)
+    AutoModelForImageTextToText.register(SailConfig, SailForCausalLM)

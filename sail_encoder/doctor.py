@@ -1,0 +1,166 @@
+"""`sail doctor`: whether this machine can run what a user wants, and what to do where it cannot."""
+
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Literal
+
+from packaging.version import Version
+
+from sail_encoder.estimate import format_bytes
+from sail_encoder.versions import installed_version
+
+REQUIRED = {
+    "torch": "2.11",
+    "transformers": "5.17",
+    "timm": None,
+    "torchvision": None,
+    "safetensors": None,
+    "pillow": None,
+    "numpy": None,
+    "pyarrow": None,
+}
+OPTIONAL = {"accelerate": "device_map= in transformers' from_pretrained"}
+SAIL_7B_BYTES = 14_500_000_000
+"""Weights of SAIL-7B's encoder in bfloat16."""
+
+Verdict = Literal["ok", "note", "fail"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report; `advice` says what to do."""
+
+    verdict: Verdict
+    name: str
+    value: str
+    advice: str = ""
+
+
+def doctor() -> int:
+    """Checks versions, device, precisions, memory, disk and optional parts.
+
+    Returns:
+        Exit status: 0 if nothing fails, 1 otherwise.
+    """
+    findings = [finding for check in CHECKS for finding in check()]
+    width = max(len(finding.name) for finding in findings)
+    for finding in findings:
+        advice = f" - {finding.advice}" if finding.advice else ""
+        print(f"{finding.verdict:<4}  {finding.name:<{width}}  {finding.value}{advice}")
+    return int(any(finding.verdict == "fail" for finding in findings))
+
+
+def _check_python() -> Iterator[Finding]:
+    version = platform.python_version()
+    good = sys.version_info >= (3, 10)
+    yield Finding("ok" if good else "fail", "python", version, "" if good else "install Python 3.10 or later")
+
+
+def _check_packages() -> Iterator[Finding]:
+    for package, least in REQUIRED.items():
+        version = installed_version(package)
+        if version is None:
+            yield Finding("fail", package, "missing", f"pip install {package}")
+        elif least and Version(version) < Version(least):
+            yield Finding("fail", package, version, f"pip install '{package}>={least}'")
+        else:
+            yield Finding("ok", package, version)
+    for package, purpose in OPTIONAL.items():
+        version = installed_version(package)
+        if version is None:
+            yield Finding("note", package, "missing", f"only for {purpose}: pip install {package}")
+        else:
+            yield Finding("ok", package, version)
+
+
+def _check_imports() -> Iterator[Finding]:
+    """Installed versions that do not fit each other show when they are imported."""
+    for package in ("torchvision", "timm", "transformers"):
+        try:
+            import_module(package)
+        except Exception as error:
+            reason = str(error).splitlines()[0]
+            yield Finding("fail", f"import {package}", reason, f"pip install --upgrade torch torchvision {package}")
+
+
+def _check_devices() -> Iterator[Finding]:
+    import torch
+
+    from sail_encoder.devices import list_devices, measure_matrix_rate
+
+    if torch.version.cuda and not torch.cuda.is_available():
+        yield Finding("note", "cuda", "no GPU that PyTorch can use", "check nvidia-smi if there should be one")
+    for device in list_devices("auto"):
+        name = (
+            torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+        )
+        yield Finding("ok", str(device), name)
+        for dtype in (torch.float32, torch.bfloat16):
+            label = f"{device} {str(dtype).removeprefix('torch.')}"
+            try:
+                rate = measure_matrix_rate(device, dtype)
+            except RuntimeError as error:
+                yield Finding("fail", label, str(error).splitlines()[0], "use another --precision")
+            else:
+                yield Finding("ok", label, f"{rate / 1e12:.3g} TFLOP/s in large matrix products")
+        if device.type == "cuda":
+            free, total = torch.cuda.mem_get_info(device)
+            yield _memory(f"{device} memory", free, total)
+
+
+def _check_memory() -> Iterator[Finding]:
+    page = os.sysconf("SC_PAGE_SIZE")
+    yield _memory("memory", os.sysconf("SC_AVPHYS_PAGES") * page, os.sysconf("SC_PHYS_PAGES") * page)
+
+
+def _memory(name: str, free: int, total: int) -> Finding:
+    value = f"{format_bytes(free)} free of {format_bytes(total)}"
+    if total > SAIL_7B_BYTES:
+        return Finding("ok", name, value)
+    return Finding("note", name, value, f"SAIL-7B in bfloat16 needs {format_bytes(SAIL_7B_BYTES)}; load fewer --layers")
+
+
+def _check_disk() -> Iterator[Finding]:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    for name, folder in (("disk here", Path.cwd()), ("Hub cache", Path(HF_HUB_CACHE))):
+        there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+        free = shutil.disk_usage(there).free
+        value = f"{format_bytes(free)} free in {folder}"
+        if name == "Hub cache" and free < 2 * SAIL_7B_BYTES:
+            yield Finding("note", name, value, "SAIL-7B needs about 15 GB; set HF_HOME to a larger disk")
+        else:
+            yield Finding("ok", name, value)
+
+
+def _check_tiny() -> Iterator[Finding]:
+    import numpy as np
+
+    from sail_encoder.backbone import load_backbone
+
+    try:
+        features = load_backbone("sail-tiny").encode([np.zeros((64, 96, 3), np.uint8)])[0]
+    except Exception as error:
+        yield Finding(
+            "fail", "sail-tiny", f"{type(error).__name__}: {error}", "pip install --force-reinstall sail-encoder"
+        )
+    else:
+        rows, columns = features.grid_size
+        yield Finding("ok", "sail-tiny", f"encodes an image to {rows}x{columns} patches")
+
+
+CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
+    _check_python,
+    _check_packages,
+    _check_imports,
+    _check_devices,
+    _check_memory,
+    _check_disk,
+    _check_tiny,
+)

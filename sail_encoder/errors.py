@@ -1,0 +1,21 @@
+"""Errors that a user can mend: commands print them as one line, without a traceback."""
+
+
+class UserError(ValueError):
+    """A mistake in what was asked for; the message names the value, what is allowed, and what to do next."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint that cannot be found or used."""
+
+
+class ImageError(UserError):
+    """An image that cannot be read."""
+
+
+class SourceError(UserError):
+    """A source of images that cannot be listed."""
+
+
+class StoreError(UserError):
+    """A folder that cannot take these features."""

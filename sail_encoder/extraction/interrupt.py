@@ -1,0 +1,47 @@
+"""Ending a long run cleanly when it is interrupted."""
+
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType, TracebackType
+
+
+class Interrupt:
+    """While it is entered, the first SIGINT or SIGTERM asks the work to stop, and a second one stops at once.
+
+    Args:
+        stop: What to call to ask the work to stop.
+
+    Attributes:
+        status: 128 plus the number of the signal that came, 0 if none has.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self, stop: Callable[[], None]) -> None:
+        self.stop = stop
+        self.status = 0
+
+    def __enter__(self) -> "Interrupt":
+        # Python lets only the main thread handle signals; elsewhere the caller decides how to stop.
+        self.active = threading.current_thread() is threading.main_thread()
+        if self.active:
+            self.earlier = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
+        return self
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.status = 128 + number
+        self.stop()
+        self._restore()
+        print("\nstopping when what was begun is saved; once more to stop at once", file=sys.stderr)
+
+    def _restore(self) -> None:
+        for number, handler in self.earlier.items():
+            signal.signal(number, handler)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.active:
+            self._restore()

@@ -1,0 +1,1 @@
+"""SAIL, the single transformer for vision and language."""

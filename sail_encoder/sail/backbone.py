@@ -1,0 +1,97 @@
+"""SAIL as a vision backbone."""
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sail_encoder.backbone import Encoded, VisionBackbone
+from sail_encoder.hub import find_checkpoint
+from sail_encoder.pixels import IMAGENET_MEAN, IMAGENET_STD
+from sail_encoder.resizing import MAX_TOKENS, Resize, Size
+from sail_encoder.sail.checkpoint import load_encoder, open_sail, random_encoder, read_preprocessing
+from sail_encoder.sail.configuration_sail import SailConfig
+from sail_encoder.sail.modeling_sail import SailModel
+from sail_encoder.sail.published import read_config
+from sail_encoder.spec import BackboneSpec
+
+
+class SailVisionBackbone(VisionBackbone):
+    """The encoder path of a `SailModel`.
+
+    Args:
+        name: What it was loaded as.
+        model: The model, in evaluation mode.
+        preprocessing: The fields of the checkpoint's preprocessor_config.json.
+    """
+
+    def __init__(self, name: str, model: SailModel, preprocessing: dict[str, Any]) -> None:
+        self.name = name
+        self.model = model
+        self.patch_size = model.config.vision_patch_size
+        self.embed_dim = model.config.hidden_size
+        self.num_layers = model.config.num_hidden_layers
+        self.resize = Resize(None, preprocessing.get("max_tokens", MAX_TOKENS))
+        self.image_mean = tuple(preprocessing.get("image_mean", IMAGENET_MEAN))
+        self.image_std = tuple(preprocessing.get("image_std", IMAGENET_STD))
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.vis_embed.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.vis_embed.weight.dtype
+
+    def forward_patches(self, pixel_values: Tensor, grids: Sequence[Size], layers: Collection[int]) -> Encoded:
+        return Encoded(self.model.encode_images(pixel_values, torch.tensor(grids), layers, norm=False))
+
+    def final_norm(self, states: Tensor) -> Tensor:
+        return self.model.norm(states)
+
+    def named_weights(self, depth: int) -> Iterable[tuple[str, Tensor]]:
+        for name, weight in self.model.state_dict().items():
+            if not name.startswith("layers.") or int(name.split(".")[1]) <= depth:
+                yield name, weight
+
+    def bytes_per_token(self) -> int:
+        config = self.model.config
+        return (8 * config.hidden_size + 3 * config.intermediate_size) * self.dtype.itemsize
+
+
+def load_sail(
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    layers: int | None = None,
+    revision: str | None = None,
+    pretrained: bool = True,
+    **token_ids: int,
+) -> SailVisionBackbone:
+    """Loads the encoder of a SAIL checkpoint, published or native; see `load_backbone`."""
+    checkpoint = open_sail(find_checkpoint(name, revision), **token_ids)
+    build = load_encoder if pretrained else random_encoder
+    model = build(checkpoint, device, dtype, layers)
+    return SailVisionBackbone(name, model, read_preprocessing(checkpoint.folder))
+
+
+def describe_sail(name: str, revision: str | None = None) -> BackboneSpec:
+    """The sizes of a SAIL checkpoint, from its configuration alone; see `describe`."""
+    folder = find_checkpoint(name, revision)
+    config = SailConfig(**read_config(folder))
+    width = config.hidden_size
+    attention = width * (2 * config.attention_width + 2 * config.key_value_width)
+    block = attention + 3 * width * config.intermediate_size + 2 * width
+    return BackboneSpec(
+        name=name,
+        kind="SAIL",
+        patch_size=config.vision_patch_size,
+        embed_dim=width,
+        num_layers=config.num_hidden_layers,
+        block_parameters=block,
+        other_parameters=width * (config.patch_dim + 3 + 1),
+        attention_dim=config.attention_width,
+        extra_tokens=2,
+        resize=Resize(None, read_preprocessing(folder).get("max_tokens", MAX_TOKENS)),
+    )

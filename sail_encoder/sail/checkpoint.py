@@ -1,0 +1,159 @@
+"""Reading SAIL checkpoints, published or native, straight onto a device.
+
+Published: keys `model.*` with `model.vis_embed.weight`, and `lm_head.weight`; the configuration says "mistral".
+Native: what `save_pretrained` writes; the configuration says "sail", and without a language head the names have no
+`model.` in front.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor
+
+from sail_encoder.errors import CheckpointError, UserError
+from sail_encoder.sail.configuration_sail import SailConfig
+from sail_encoder.sail.modeling_sail import SailModel
+from sail_encoder.sail.published import PATCH_WEIGHTS, missing_patch_weight, read_config
+from sail_encoder.weights import WeightFiles
+
+
+@dataclass(frozen=True)
+class SailCheckpoint:
+    """A SAIL checkpoint whose weights have not been read yet.
+
+    Attributes:
+        folder: Where it is.
+        config: Its configuration, completed.
+        weights: Its weight files.
+        prefix: What stands before the names of `SailModel` in the files: `model.` or nothing.
+    """
+
+    folder: Path
+    config: SailConfig
+    weights: WeightFiles
+    prefix: str
+
+    @property
+    def has_language_head(self) -> bool:
+        """Whether it can generate text."""
+        return "lm_head.weight" in self.weights.tensors or self.config.tie_word_embeddings
+
+    def encoder_config(self, layers: int | None = None) -> SailConfig:
+        """The configuration of the first `layers` blocks with no vocabulary but the three vision tokens.
+
+        Raises:
+            UserError: If the checkpoint has fewer layers, or its vision token ids are unknown.
+        """
+        depth = self.config.num_hidden_layers
+        if layers is not None and not 1 <= layers <= depth:
+            raise UserError(f"layers={layers} cannot be loaded; this checkpoint has 1 to {depth}")
+        self.config.vision_token_ids  # noqa: B018 - raises where they are unknown
+        changes = {
+            "architectures": ["SailModel"],
+            "num_hidden_layers": layers or depth,
+            "vocab_size": 3,
+            "vision_start_token_id": 0,
+            "image_token_id": 1,
+            "vision_end_token_id": 2,
+            "bos_token_id": None,
+            "eos_token_id": None,
+            "pad_token_id": None,
+        }
+        return SailConfig(**{**self.config.to_dict(), **changes})
+
+    def encoder_tensors(self, config: SailConfig) -> Iterator[tuple[str, Tensor]]:
+        """The tensors of a `SailModel` with such a configuration, one by one, as stored."""
+        keys = [self.prefix + name for name in expected_shapes(config)]
+        for key, tensor in self.weights.read(keys, self.vision_rows):
+            yield key.removeprefix(self.prefix), tensor
+
+    @property
+    def vision_rows(self) -> dict[str, list[int]]:
+        """Which rows of the text embedding an encoder needs: those of the three vision tokens."""
+        return {f"{self.prefix}embed_tokens.weight": list(self.config.vision_token_ids)}
+
+
+def open_sail(folder: Path, **token_ids: int) -> SailCheckpoint:
+    """Opens a checkpoint folder and checks its weights against its configuration.
+
+    Args:
+        folder: A folder with `config.json` and weights.
+        token_ids: `vision_start_token_id`, `image_token_id`, `vision_end_token_id` in place of what is written there.
+
+    Raises:
+        CheckpointError: If the folder holds something else, or weights and configuration disagree.
+    """
+    raw = read_config(folder)
+    weights = WeightFiles(folder)
+    patch_weight = next((key for key in PATCH_WEIGHTS if key in weights.tensors), None)
+    if patch_weight is None:
+        raise missing_patch_weight(folder)
+    prefix = patch_weight.removesuffix("vis_embed.weight")
+    checkpoint = SailCheckpoint(folder, _build_config(folder, {**raw, **token_ids}), weights, prefix)
+    _check_shapes(checkpoint)
+    return checkpoint
+
+
+def _build_config(folder: Path, fields: dict[str, Any]) -> SailConfig:
+    try:
+        return SailConfig(**fields)
+    except (StrictDataclassError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{folder / 'config.json'} does not describe a SAIL model: {reason}") from None
+
+
+def _check_shapes(checkpoint: SailCheckpoint) -> None:
+    stored = checkpoint.weights.tensors
+    for name, shape in expected_shapes(checkpoint.config).items():
+        key = checkpoint.prefix + name
+        if key not in stored:
+            raise CheckpointError(f"{checkpoint.folder} lacks the tensor {key} that its config.json calls for")
+        if stored[key].shape != shape:
+            raise CheckpointError(
+                f"{checkpoint.folder}: {key} is {list(stored[key].shape)}, but config.json calls for {list(shape)}"
+            )
+
+
+def expected_shapes(config: SailConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of a `SailModel`."""
+    with torch.device("meta"):
+        return {name: tuple(tensor.shape) for name, tensor in SailModel(config).state_dict().items()}
+
+
+def load_encoder(checkpoint: SailCheckpoint, device: torch.device, dtype: torch.dtype, layers: int | None) -> SailModel:
+    """Builds a `SailModel` for images alone: no head, no text embeddings, no more layers than asked for.
+
+    Tensors go from the file to the device one at a time, so the weights are never in memory twice.
+    """
+    config = checkpoint.encoder_config(layers)
+    config.dtype = dtype
+    with torch.device("meta"):
+        model = SailModel(config)
+    for name, tensor in checkpoint.encoder_tensors(config):
+        module, _, attribute = name.rpartition(".")
+        weight = torch.nn.Parameter(tensor.to(device, dtype), requires_grad=False)
+        setattr(model.get_submodule(module), attribute, weight)
+    return model.eval()
+
+
+def random_encoder(
+    checkpoint: SailCheckpoint, device: torch.device, dtype: torch.dtype, layers: int | None
+) -> SailModel:
+    """Builds the same model with random weights, always the same, as a baseline."""
+    config = checkpoint.encoder_config(layers)
+    config.dtype = dtype
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = SailModel(config)
+    return model.to(device, dtype).eval().requires_grad_(False)
+
+
+def read_preprocessing(folder: Path) -> dict[str, Any]:
+    """The fields of preprocessor_config.json, which published checkpoints do not have."""
+    path = folder / "preprocessor_config.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -1,0 +1,189 @@
+"""The two shapes in which features are stored: a file an image, or shards with a row an image."""
+
+import errno
+import math
+import os
+import re
+import shutil
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.lib import format as npy_format
+
+from sail_encoder.pixels import Array
+from sail_encoder.store.journal import Record
+
+SHARD_BYTES = 2**28
+"""Size at which a shard of pooled features is complete."""
+
+WRITERS = 4
+
+
+class Sink(Protocol):
+    """Where a run puts its arrays."""
+
+    def write(self, records: Sequence[Record], arrays: Sequence[Array]) -> list[Record]:
+        """Stores one array a record, and returns the records with their places."""
+
+    def is_intact(self, record: Record) -> bool:
+        """Whether what a record of an earlier run points to is still there."""
+
+    def settle(self) -> None:
+        """Called when the records of the last write are in the journal."""
+
+    def close(self) -> None:
+        """Brings everything into its final place."""
+
+
+class FileSink:
+    """`features/<key>.npy`, one file an image.
+
+    Args:
+        folder: The folder of the run.
+        work: A folder for unfinished files, on the same file system.
+    """
+
+    def __init__(self, folder: Path, work: Path) -> None:
+        self.folder = folder
+        self.work = work
+        self.writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="write")
+        self.known_folders: set[str] = set()
+
+    def write(self, records: Sequence[Record], arrays: Sequence[Array]) -> list[Record]:
+        return list(self.writers.map(self._write, records, arrays, range(len(records))))
+
+    def _write(self, record: Record, array: Array, slot: int) -> Record:
+        file = f"features/{record.key}.npy"
+        target = os.path.join(self.folder, file)
+        unfinished = os.path.join(self.work, f"{slot}.npy")
+        try:
+            self._make_folder(os.path.dirname(target))
+            np.save(unfinished, array)
+            size = os.path.getsize(unfinished)
+            os.replace(unfinished, target)
+        except OSError as error:
+            # A name that the file system refuses concerns one image, a full disk concerns all.
+            if error.errno not in (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EILSEQ):
+                raise
+            return replace(record, error=f"its features cannot be written ({error.strerror})")
+        return replace(record, file=file, file_bytes=size, shape=array.shape)
+
+    def _make_folder(self, folder: str) -> None:
+        if folder not in self.known_folders:
+            os.makedirs(folder, exist_ok=True)
+            self.known_folders.add(folder)
+
+    def is_intact(self, record: Record) -> bool:
+        try:
+            return os.stat(os.path.join(self.folder, str(record.file))).st_size == record.file_bytes
+        except OSError:
+            return False
+
+    def settle(self) -> None:
+        """Files are in place as soon as they are complete."""
+
+    def close(self) -> None:
+        self.writers.shutdown()
+
+
+class ShardSink:
+    """Shards `<name>_00000.npy` and so on, a row an image.
+
+    Rows are appended to a raw file, which gets its header and its place when the shard is complete. A run that was
+    killed goes on behind the last row that the journal knows of.
+
+    Args:
+        folder: The folder of the run.
+        work: A folder for unfinished shards, on the same file system.
+        name: What file names start with.
+        dtype: Type of the values.
+        records: What the journals know already.
+    """
+
+    def __init__(self, folder: Path, work: Path, name: str, dtype: str, records: Iterable[Record]) -> None:
+        self.folder = folder
+        self.work = work
+        self.name = name
+        self.dtype = np.dtype(dtype)
+        self.number = 0
+        self.rows = 0
+        self.row_shape: tuple[int, ...] = ()
+        self._resume([record for record in records if record.row is not None and self._is_mine(record)])
+        self.raw = self._raw_path.open("ab")
+        self.raw.truncate(self.rows * self._row_bytes)
+        self.rows_in = cache(lambda file: _count_rows(folder / file))
+
+    def _is_mine(self, record: Record) -> bool:
+        return re.fullmatch(rf"{re.escape(self.name)}_\d+\.npy", str(record.file)) is not None
+
+    def _resume(self, records: list[Record]) -> None:
+        if not records:
+            return
+        last = max(str(record.file) for record in records)
+        self.number = int(last.removesuffix(".npy").rpartition("_")[2])
+        self.row_shape = records[-1].shape
+        if (self.folder / last).exists() or not self._raw_path.exists():
+            self.number += 1
+            return
+        known = 1 + max(record.row or 0 for record in records if record.file == last)
+        self.rows = min(known, self._raw_path.stat().st_size // self._row_bytes)
+
+    @property
+    def _file(self) -> str:
+        return f"{self.name}_{self.number:05d}.npy"
+
+    @property
+    def _raw_path(self) -> Path:
+        return self.work / f"{self._file}.raw"
+
+    @property
+    def _row_bytes(self) -> int:
+        return math.prod(self.row_shape) * self.dtype.itemsize
+
+    def write(self, records: Sequence[Record], arrays: Sequence[Array]) -> list[Record]:
+        placed = []
+        for record, array in zip(records, arrays, strict=True):
+            self.row_shape = array.shape
+            self.raw.write(np.ascontiguousarray(array, self.dtype).data)
+            placed.append(replace(record, file=self._file, row=self.rows, shape=array.shape))
+            self.rows += 1
+        self.raw.flush()
+        return placed
+
+    def is_intact(self, record: Record) -> bool:
+        if record.file == self._file:
+            return (record.row or 0) < self.rows
+        return (record.row or 0) < self.rows_in(record.file)
+
+    def settle(self) -> None:
+        if self.rows * self._row_bytes >= SHARD_BYTES:
+            self._complete()
+
+    def _complete(self) -> None:
+        self.raw.close()
+        unfinished = self.work / self._file
+        with unfinished.open("wb") as file, self._raw_path.open("rb") as raw:
+            header = {"descr": self.dtype.str, "fortran_order": False, "shape": (self.rows, *self.row_shape)}
+            npy_format.write_array_header_1_0(file, header)
+            shutil.copyfileobj(raw, file, 2**22)
+        os.replace(unfinished, self.folder / self._file)
+        self._raw_path.unlink()
+        self.number, self.rows = self.number + 1, 0
+        self.raw = self._raw_path.open("ab")
+
+    def close(self) -> None:
+        if self.rows:
+            self._complete()
+        self.raw.close()
+
+
+def _count_rows(shard: Path) -> int:
+    try:
+        return len(np.load(shard, mmap_mode="r"))
+    except (OSError, ValueError):
+        return 0

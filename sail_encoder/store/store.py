@@ -1,0 +1,216 @@
+"""The folder that a run leaves, written so that a kill at any moment loses nothing and leaves no half-written file.
+
+It holds `features/<key>.npy` for each image, or shards `features_00000.npy` with a row an image; `journal.jsonl`, the
+truth about what is complete; and, derived from it, `index.parquet`, `failures.csv` and `run.json`. Work in progress
+lies in `.work`, which a finished run removes.
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sail_encoder.errors import StoreError, UserError
+from sail_encoder.images import ImageFile
+from sail_encoder.pixels import Array
+from sail_encoder.store.index import write_failures, write_index, write_json
+from sail_encoder.store.journal import Journal, Record, read_journals
+from sail_encoder.store.locking import lock, locked_folder
+from sail_encoder.store.sinks import FileSink, ShardSink, Sink
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of several equal parts of a list of images; each may run on a machine of its own.
+
+    Attributes:
+        index: Which part, from 0.
+        count: How many there are.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> "Shard":
+        """Reads `i/n` with i from 0 to n - 1."""
+        index, _, count = text.partition("/")
+        if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+            raise UserError(f"shard '{text}' is not understood; use i/n with i from 0 to n-1, such as 0/4")
+        return cls(int(index), int(count))
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+    def of(self, images: Sequence[ImageFile]) -> list[ImageFile]:
+        """The images of this part."""
+        return list(images[self.index :: self.count])
+
+    def name(self, stem: str) -> str:
+        """A file name of this part's own."""
+        return stem if self.count == 1 else f"{stem}_{self.index}_of_{self.count}"
+
+
+class FeatureStore:
+    """The output folder of a run, or of one shard of it.
+
+    Args:
+        folder: Where to write; made if need be.
+        settings: All that decides what the features are. A folder made with other settings is refused.
+        pooled: Whether images are pooled and share files.
+        dtype: Type of the stored values.
+        shard: Which part of the images this process writes.
+        overwrite: Whether to delete an earlier run in the folder first.
+
+    Raises:
+        StoreError: If the settings differ from an earlier run's, or another process writes this shard.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: dict[str, Any],
+        pooled: bool = False,
+        dtype: str = "float16",
+        shard: Shard = Shard(),
+        overwrite: bool = False,
+    ) -> None:
+        self.folder = folder
+        self.shard = shard
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked_folder(folder):
+            if overwrite:
+                remove_run(folder)
+            (folder / ".work").mkdir(exist_ok=True)
+            _claim(folder, settings)
+        self.journal = Journal(folder / f"{shard.name('journal')}.jsonl")
+        self.packs = list(read_journals(folder))
+        self.records = {record.key: record for pack in self.packs for record in pack}
+        self.work = folder / ".work" / shard.name("run")
+        self.work.mkdir(parents=True, exist_ok=True)
+        self.sink: Sink = (
+            ShardSink(folder, self.work, shard.name("features"), dtype, self.records.values())
+            if pooled
+            else FileSink(folder, self.work)
+        )
+
+    def missing(self, images: Sequence[ImageFile]) -> list[list[ImageFile]]:
+        """The images that are still to be done, as stretches of neighbours.
+
+        Images that were encoded together are done together or not at all, so that a resumed run forms the packs that
+        an uninterrupted one would have.
+        """
+        sizes = {image.key: image.size for image in images}
+        done: set[str] = set()
+        for pack in self.packs:
+            encoded = [record for record in pack if record.error is None]
+            keys = {record.key for record in encoded}
+            if all(self._is_current(record, sizes) for record in encoded):
+                done |= keys
+            else:
+                done -= keys
+        stretches: list[list[ImageFile]] = [[]]
+        for image in images:
+            if image.key not in done:
+                stretches[-1].append(image)
+            elif stretches[-1]:
+                stretches.append([])
+        return [stretch for stretch in stretches if stretch]
+
+    def _is_current(self, record: Record, sizes: dict[str, int]) -> bool:
+        return sizes.get(record.key, record.size) == record.size and self.sink.is_intact(record)
+
+    def write(self, records: Sequence[Record], arrays: Sequence[Array | None]) -> list[Record]:
+        """Stores the results of one pack; a record without an array has failed and is noted as it is."""
+        good = [(record, array) for record, array in zip(records, arrays, strict=True) if array is not None]
+        failed = [record for record, array in zip(records, arrays, strict=True) if array is None]
+        placed = self.sink.write([record for record, _ in good], [array for _, array in good])
+        pack = [*placed, *failed]
+        self.journal.append(pack)
+        self.sink.settle()
+        self.records.update({record.key: record for record in pack})
+        return pack
+
+    def finish(self, images: Sequence[ImageFile], run: dict[str, Any]) -> None:
+        """Brings all files into place and writes the index, the list of failures and the report of this run.
+
+        Args:
+            images: All images of all shards, in the order that the index is to have.
+            run: What is to be reported of this run.
+        """
+        self.sink.close()
+        self.suspend()
+        with locked_folder(self.folder):
+            records = {record.key: record for pack in read_journals(self.folder) for record in pack}
+            order = [image.key for image in images if image.key in records]
+            others = sorted(records.keys() - set(order))
+            rows = [records[key] for key in (*order, *others)]
+            write_index(self.folder, rows)
+            write_failures(self.folder, [record for record in rows if record.error])
+            report = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+            report["runs"].append(run)
+            write_json(self.folder, "run.json", report)
+            self._remove_idle_work()
+
+    def suspend(self) -> None:
+        """Leaves the folder as it is; the same command goes on from here."""
+        self.journal.close()
+
+    def _remove_idle_work(self) -> None:
+        """Deletes what this run, and runs that no longer live, have left in `.work`; the folder is locked meanwhile."""
+        work = self.folder / ".work"
+        for entry in work.iterdir():
+            if entry.is_file():
+                entry.unlink()
+                continue
+            with (self.folder / f"journal{entry.name.removeprefix('run')}.jsonl").open("ab") as journal:
+                if lock(journal, wait=False):
+                    shutil.rmtree(entry)
+        if not any(work.iterdir()):
+            work.rmdir()
+
+
+def _claim(folder: Path, settings: dict[str, Any]) -> None:
+    """Writes run.json, or compares the settings with those in it."""
+    if (folder / "run.json").exists():
+        check_settings(folder, settings)
+    else:
+        write_json(folder, "run.json", {"settings": settings, "runs": []})
+
+
+def check_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Compares settings with those of an earlier run in the folder, if there was one.
+
+    Raises:
+        StoreError: If one differs.
+    """
+    path = folder / "run.json"
+    if not path.exists():
+        return
+    earlier = json.loads(path.read_text(encoding="utf-8"))["settings"]
+    changes = [
+        f"{name} was {earlier.get(name)}, now {new}" for name, new in settings.items() if earlier.get(name) != new
+    ]
+    if changes:
+        raise StoreError(
+            f"{folder} holds features of other settings: {'; '.join(changes)}; use another --out or --overwrite true"
+        )
+
+
+def remove_run(folder: Path) -> None:
+    """Deletes an earlier run from a folder, and nothing else.
+
+    Raises:
+        StoreError: If the folder holds features but no run.json, so that they may not be ours.
+    """
+    if not (folder / "run.json").exists():
+        if (folder / "features").exists():
+            raise StoreError(f"{folder} has features but no run.json, so it is not overwritten; use another --out")
+        return
+    for name in ("features", ".work"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for pattern in ("features_*.npy", "journal*.jsonl", "index.parquet", "failures.csv", "run.json"):
+        for path in folder.glob(pattern):
+            path.unlink()

@@ -1,0 +1,1 @@
+"""The embedded checkpoint `sail-tiny`; this folder holds its files."""
