@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sail_encoder.sail.configuration_sail import SailConfig
     from sail_encoder.sail.image_processing_sail import SailImageProcessor
     from sail_encoder.sail.modeling_sail import SailForCausalLM, SailModel
+    from sail_encoder.sail.processing_sail import SailProcessor
 
 __version__ = "0.1.0"
 
@@ -36,6 +37,7 @@ _HOMES = {
     "SailForCausalLM": "sail.modeling_sail",
     "SailImageProcessor": "sail.image_processing_sail",
     "SailModel": "sail.modeling_sail",
+    "SailProcessor": "sail.processing_sail",
     "SourceError": "errors",
     "StoreError": "errors",
     "UserError": "errors",
@@ -53,6 +55,7 @@ __all__ = [
     "SailForCausalLM",
     "SailImageProcessor",
     "SailModel",
+    "SailProcessor",
     "SourceError",
     "StoreError",
     "UserError",

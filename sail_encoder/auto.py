@@ -16,6 +16,7 @@ def register_when_needed() -> None:
     """
     wrapt.register_post_import_hook(_register_config, f"{_AUTO}.configuration_auto")
     wrapt.register_post_import_hook(_register_image_processor, f"{_AUTO}.image_processing_auto")
+    wrapt.register_post_import_hook(_register_processor, f"{_AUTO}.processing_auto")
 
 
 def _register_config(auto: ModuleType) -> None:
@@ -31,6 +32,13 @@ def _register_image_processor(auto: ModuleType) -> None:
     # One class for both backends: the published resizing is Pillow's.
     backends = dict.fromkeys(("pil", "torchvision"), SailImageProcessor)
     auto.AutoImageProcessor.register(SailConfig, image_processor_classes=backends)
+
+
+def _register_processor(auto: ModuleType) -> None:
+    from sail_encoder.sail.configuration_sail import SailConfig
+    from sail_encoder.sail.processing_sail import SailProcessor
+
+    auto.AutoProcessor.register(SailConfig, SailProcessor)
 
 
 @cache

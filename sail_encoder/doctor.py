@@ -43,7 +43,9 @@ class Finding:
 
 
 def doctor() -> int:
-    """Checks versions, device, precisions, memory, disk and optional parts.
+    """Checks this machine and says what to do about what is missing.
+
+    Looks at versions, devices, precisions, memory, disk and optional parts.
 
     Returns:
         Exit status: 0 if nothing fails, 1 otherwise.

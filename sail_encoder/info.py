@@ -15,7 +15,9 @@ PRECISIONS = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 def info(model: str = TINY) -> int:
-    """Describes a checkpoint: sizes, tokens, files, and the memory that features need.
+    """Describes a checkpoint.
+
+    Tells sizes, tokens, files, and the memory that features need.
 
     Args:
         model: sail-tiny, a folder, a Hub name, or timm/NAME.

@@ -45,6 +45,7 @@ class SailConfig(PreTrainedConfig):
         vision_start_token_id: Id of `<vision>`, which opens an image.
         image_token_id: Id of `<vpatch>`, which stands for one patch.
         vision_end_token_id: Id of `</vision>`, which closes an image.
+        unused_vision_token_ids: Ids of further vision tokens of the vocabulary, which the released models do not use.
     """
 
     model_type = "sail"
@@ -73,6 +74,7 @@ class SailConfig(PreTrainedConfig):
     vision_start_token_id: int | None = None
     image_token_id: int | None = None
     vision_end_token_id: int | None = None
+    unused_vision_token_ids: list[int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.head_dim = self.head_dim or self.hidden_size // self.num_attention_heads
@@ -92,6 +94,12 @@ class SailConfig(PreTrainedConfig):
         if raw.get("model_type") == "mistral":
             raw = complete_config(raw, find_checkpoint(str(pretrained_model_name_or_path), kwargs.get("revision")))
         return raw, rest
+
+    @property
+    def never_generated(self) -> list[int]:
+        """Ids of all vision tokens, which stand for images and have no place in an answer."""
+        used = (self.vision_start_token_id, self.image_token_id, self.vision_end_token_id)
+        return [token_id for token_id in (*used, *(self.unused_vision_token_ids or ())) if token_id is not None]
 
     @property
     def rotary_base(self) -> float:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_masks_for_generate
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -28,7 +28,8 @@ from transformers.utils.output_capturing import capture_outputs
 
 from sail_encoder.sail.blocks import SailAttention, SailDecoderLayer, SailRotaryEmbedding
 from sail_encoder.sail.configuration_sail import SailConfig
-from sail_encoder.sail.positions import Grid, text_and_image_positions
+from sail_encoder.sail.generation import SailGenerationMixin
+from sail_encoder.sail.positions import as_grids, text_and_image_positions
 from sail_encoder.sail.prefixes import ImagePrefixes
 from sail_encoder.sail.published import missing_patch_weight
 
@@ -110,7 +111,7 @@ class SailModel(SailPreTrainedModel):
         return states
 
     def _lay_out(self, pixel_values: Tensor, image_grid_hw: Tensor) -> ImagePrefixes:
-        grids = _as_grids(image_grid_hw)
+        grids = as_grids(image_grid_hw)
         _check_patches(pixel_values, sum(rows * columns for rows, columns in grids), "image_grid_hw describes")
         return ImagePrefixes.of(grids, self.config, pixel_values.device)
 
@@ -206,17 +207,18 @@ class SailModel(SailPreTrainedModel):
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        past = past_key_values.get_seq_length() if past_key_values is not None else 0
         blocks = None
         if input_ids is None or pixel_values is None:
             hidden = self._embed_text(input_ids, inputs_embeds, pixel_values)
         else:
             hidden = self._embed_text_and_images(input_ids, pixel_values)
-            blocks = self._image_blocks(input_ids, past)
+            blocks = self._image_blocks(input_ids, past_key_values)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         if position_ids is None:
-            position_ids = self._derive_positions(hidden, input_ids, image_grid_hw, attention_mask, past)
+            position_ids = self._derive_positions(hidden, input_ids, image_grid_hw, attention_mask, past_key_values)
+        elif position_ids.ndim == 2:
+            position_ids = position_ids.expand(3, *position_ids.shape)
         mask = create_masks_for_generate(
             config=self.config,
             inputs_embeds=hidden,
@@ -235,6 +237,8 @@ class SailModel(SailPreTrainedModel):
                 position_embeddings=rotary,
                 **kwargs,
             )
+        if past_key_values is not None and not torch.compiler.is_compiling():
+            past_key_values.next_positions = position_ids[..., -1].amax(dim=0) + 1
         cache = past_key_values if use_cache else None
         return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden), past_key_values=cache)
 
@@ -265,26 +269,30 @@ class SailModel(SailPreTrainedModel):
         input_ids: Tensor | None,
         image_grid_hw: Tensor | None,
         attention_mask: Tensor | None,
-        past: int,
+        past_key_values: Cache | None,
     ) -> Tensor:
-        if input_ids is None or past:
-            text = torch.arange(past, past + hidden.shape[1], device=hidden.device)
-            return text.expand(3, hidden.shape[0], -1)
-        grids = [] if image_grid_hw is None else _as_grids(image_grid_hw)
+        if _seen_tokens(past_key_values):
+            start = getattr(past_key_values, "next_positions", None)
+            if start is None:
+                raise ValueError("position_ids are needed to go on from a cache that another model has filled")
+            return (start[:, None] + torch.arange(hidden.shape[1], device=hidden.device)).expand(3, -1, -1)
+        if input_ids is None:
+            return torch.arange(hidden.shape[1], device=hidden.device).expand(3, hidden.shape[0], -1)
+        grids = [] if image_grid_hw is None else as_grids(image_grid_hw)
         _, patch_id, end_id = self.config.vision_token_ids if grids else (-1, -1, -1)
         return text_and_image_positions(input_ids, grids, patch_id, end_id, attention_mask)
 
-    def _image_blocks(self, input_ids: Tensor, past: int) -> Tensor:
+    def _image_blocks(self, input_ids: Tensor, past_key_values: Cache | None) -> Tensor:
         """The number of the image that a token belongs to, delimiters included, -1 for text; [batch, past + length]."""
         start_id, _, end_id = self.config.vision_token_ids
         starts, ends = torch.eq(input_ids, start_id), torch.eq(input_ids, end_id)
         opened, closed = starts.cumsum(dim=1), ends.cumsum(dim=1)
         blocks = torch.where((opened > closed) | ends, opened - 1, -1)
-        return F.pad(blocks, (past, 0), value=-1)
+        return F.pad(blocks, (_seen_tokens(past_key_values), 0), value=-1)
 
 
-def _as_grids(image_grid_hw: Tensor) -> list[Grid]:
-    return [(rows, columns) for rows, columns in image_grid_hw.tolist()]
+def _seen_tokens(past_key_values: Cache | None) -> int:
+    return 0 if past_key_values is None else int(past_key_values.get_seq_length())
 
 
 def _check_patches(pixel_values: Tensor, expected: int, source: str) -> None:
@@ -292,7 +300,7 @@ def _check_patches(pixel_values: Tensor, expected: int, source: str) -> None:
         raise ValueError(f"pixel_values has {len(pixel_values)} patches, but {source} {expected}")
 
 
-class SailForCausalLM(SailPreTrainedModel, GenerationMixin):
+class SailForCausalLM(SailPreTrainedModel, SailGenerationMixin):
     """SAIL with its language head: answers questions about an image."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}

@@ -14,6 +14,11 @@ Grid = tuple[int, int]
 """Rows and columns of patches."""
 
 
+def as_grids(image_grid_hw: Tensor) -> list[Grid]:
+    """Rows and columns of each image, from int [images, 2]."""
+    return [(rows, columns) for rows, columns in image_grid_hw.tolist()]
+
+
 def patch_coordinates(grids: list[Grid]) -> Tensor:
     """Row and column of every patch of the images, in reading order, as int64 [2, total patches]."""
     axes = [torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij") for rows, columns in grids]

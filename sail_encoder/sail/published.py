@@ -15,6 +15,7 @@ VISION_TOKENS = {
     "image_token_id": "<vpatch>",
     "vision_end_token_id": "</vision>",
 }
+UNUSED_VISION_TOKENS = ("<vrow_sep>", "<vframe_sep>", "<|vis_cls|>")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -57,7 +58,7 @@ def _patch_size(folder: Path) -> int:
     raise missing_patch_weight(folder)
 
 
-def _token_ids(folder: Path) -> dict[str, int]:
+def _token_ids(folder: Path) -> dict[str, Any]:
     path = folder / "tokenizer.json"
     if not path.is_file():
         return {}
@@ -65,7 +66,9 @@ def _token_ids(folder: Path) -> dict[str, int]:
 
     tokenizer = Tokenizer.from_file(str(path))
     ids = {name: tokenizer.token_to_id(token) for name, token in VISION_TOKENS.items()}
-    return {name: token_id for name, token_id in ids.items() if token_id is not None}
+    unused = [token_id for token in UNUSED_VISION_TOKENS if (token_id := tokenizer.token_to_id(token)) is not None]
+    known = {name: token_id for name, token_id in ids.items() if token_id is not None}
+    return {**known, "unused_vision_token_ids": unused}
 
 
 def missing_patch_weight(folder: Path | str) -> CheckpointError:

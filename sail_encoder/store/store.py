@@ -141,7 +141,6 @@ class FeatureStore:
             run: What is to be reported of this run.
         """
         self.sink.close()
-        self.suspend()
         with locked_folder(self.folder):
             records = {record.key: record for pack in read_journals(self.folder) for record in pack}
             order = [image.key for image in images if image.key in records]
@@ -152,6 +151,7 @@ class FeatureStore:
             report = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
             report["runs"].append(run)
             write_json(self.folder, "run.json", report)
+            self.suspend()
             self._remove_idle_work()
 
     def suspend(self) -> None:

@@ -1,0 +1,281 @@
+"""Extraction against the bare products of the same shapes, and against the published way.
+
+    python benchmarks/extract.py                    # 8 layers x 1024, on this machine's processor; about ten minutes
+    python benchmarks/extract.py --device cuda --size 7b --precisions bfloat16
+
+Measured side by side in one run, in turns, the median of the rounds:
+
+- bare: the matrix products and the attention of the same shapes, nothing else;
+- ours: `sail extract`, from image files to .npy, at the last layer and at three quarters of the depth;
+- published: the way of the published example, one image at a time: dense mask, key-value cache, repeated key and value
+  heads, rotary tables made anew in each layer, logits of all positions in float32.
+"""
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from transformers.cache_utils import DynamicCache
+from transformers.models.mistral.modeling_mistral import apply_rotary_pos_emb, repeat_kv
+
+from sail_encoder.attention import Segments, packed_attention
+from sail_encoder.devices import measure_matrix_rate
+from sail_encoder.extraction.pipeline import Pipeline, Request
+from sail_encoder.images import list_images
+from sail_encoder.pixels import patch_image
+from sail_encoder.resizing import Resize, Size
+from sail_encoder.sail.backbone import SailVisionBackbone
+from sail_encoder.sail.configuration_sail import SailConfig
+from sail_encoder.sail.modeling_sail import SailForCausalLM
+from sail_encoder.store.store import FeatureStore
+
+SIZES = {
+    "small": {
+        "hidden_size": 1024,
+        "intermediate_size": 3584,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+    },
+    "7b": {},
+}
+TOKEN_IDS = {"vision_start_token_id": 31990, "image_token_id": 31991, "vision_end_token_id": 31992}
+PIXELS = ((160, 120), (224, 224), (320, 240), (240, 427), (448, 448))
+"""Heights and widths of the photographs, in equal shares."""
+
+
+Heads = tuple[Tensor, Tensor, Tensor]
+
+
+@dataclass
+class Setting:
+    """What is measured."""
+
+    model: SailForCausalLM
+    backbone: SailVisionBackbone
+    folder: Path
+    grids: list[Size]
+    budget: int
+
+    @property
+    def device(self) -> torch.device:
+        return self.backbone.device
+
+
+def build_model(size: str, device: torch.device, dtype: torch.dtype) -> SailForCausalLM:
+    """Random weights; the time does not depend on them."""
+    torch.manual_seed(0)
+    config = SailConfig(**{**SIZES[size], **TOKEN_IDS})
+    config.dtype = dtype
+    with torch.device("meta"):
+        model = SailForCausalLM(config)
+    model = model.to(dtype).to_empty(device=device).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.normal_(0, 0.02) if parameter.ndim == 2 else parameter.fill_(1)
+    return model
+
+
+def draw_photographs(folder: Path, count: int, scale: float) -> None:
+    """Images with the sizes and the decoding cost of photographs."""
+    rng = np.random.default_rng(0)
+    for index in range(count):
+        height, width = (int(side * scale) for side in PIXELS[index % len(PIXELS)])
+        coarse = rng.integers(0, 256, (max(2, height // 8), max(2, width // 8), 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(folder / f"{index:05d}.jpg")
+
+
+def ours(setting: Setting, layer: int) -> float:
+    """Seconds from files to .npy."""
+    request = Request((layer,), True, "none", "float16", Resize(), False)
+    images = list_images([str(setting.folder)]).images
+    with tempfile.TemporaryDirectory() as out:
+        store = FeatureStore(Path(out), {"benchmark": True})
+        pipeline = Pipeline(setting.backbone, store, request, setting.budget, 2, lambda records: None)
+        start = time.perf_counter()
+        pipeline.run(store.missing(images))
+        store.finish(images, {})
+        return time.perf_counter() - start
+
+
+def bare(setting: Setting, depth: int) -> float:
+    """Seconds of the products and the attention alone, for packs of the same sizes."""
+    packs: list[list[int]] = [[]]
+    filled = 0
+    for rows, columns in setting.grids:
+        if packs[-1] and filled + rows * columns > setting.budget:
+            packs.append([])
+            filled = 0
+        packs[-1].append(rows * columns + 2)
+        filled += rows * columns
+    shapes = [_shapes(setting, sorted(lengths)) for lengths in packs]
+    _synchronize(setting.device)
+    start = time.perf_counter()
+    for tokens, wide, heads, segments in shapes:
+        layers: Any = setting.model.model.layers
+        for layer in layers[:depth]:
+            attention, mlp = layer.self_attn, layer.mlp
+            F.linear(tokens, attention.q_proj.weight)
+            F.linear(tokens, attention.k_proj.weight)
+            F.linear(tokens, attention.v_proj.weight)
+            packed_attention(*heads, segments, attention.scaling)
+            F.linear(tokens, attention.o_proj.weight)
+            F.linear(tokens, mlp.gate_proj.weight)
+            F.linear(tokens, mlp.up_proj.weight)
+            F.linear(wide, mlp.down_proj.weight)
+    _synchronize(setting.device)
+    return time.perf_counter() - start
+
+
+def _shapes(setting: Setting, lengths: list[int]) -> tuple[Tensor, Tensor, Heads, Segments]:
+    config, total = setting.model.config, sum(lengths)
+    head_dim = config.attention_width // config.num_attention_heads
+
+    def new(*shape: int) -> Tensor:
+        return torch.randn(total, *shape, device=setting.device).to(setting.backbone.dtype)
+
+    keys = config.key_value_width // head_dim
+    heads = new(config.num_attention_heads, head_dim), new(keys, head_dim), new(keys, head_dim)
+    return new(config.hidden_size), new(config.intermediate_size), heads, Segments.of(lengths, setting.device)
+
+
+def published(setting: Setting) -> float:
+    """Seconds of the published example's way, from files to features in memory."""
+    start = time.perf_counter()
+    for path in sorted(setting.folder.glob("*.jpg")):
+        image = patch_image(path, Resize(), 14)
+        pixels = setting.backbone.normalize(torch.from_numpy(image.patches).to(setting.device))
+        published_forward(setting.model, pixels, image.grid)[-1].float().cpu().numpy()
+    return time.perf_counter() - start
+
+
+@torch.no_grad()
+def published_forward(model: SailForCausalLM, pixels: Tensor, grid: Size) -> list[Tensor]:
+    """All hidden states of one image; see the module's docstring for what is done needlessly."""
+    trunk: Any = model.model
+    config = model.config
+    dtype, device = trunk.vis_embed.weight.dtype, pixels.device
+    prefixes = trunk._lay_out(pixels, torch.tensor([grid]))
+    hidden = trunk._embed(prefixes.input_ids, pixels, prefixes.patch_index)[None]
+    length = hidden.shape[1]
+    allowed = torch.ones(length, length, dtype=torch.bool, device=device)
+    mask = torch.zeros(1, 1, length, length, dtype=dtype, device=device)
+    mask = mask.masked_fill(~allowed, torch.finfo(dtype).min)
+    cache = DynamicCache()
+    states = [hidden]
+    for index, layer in enumerate(trunk.layers):
+        cos, sin = trunk.rotary_emb(hidden, prefixes.position_ids)
+        normed, attention = layer.input_layernorm(hidden), layer.self_attn
+        shape = (1, length, -1, config.head_dim)
+        query, key, value = (
+            projection(normed).view(shape).transpose(1, 2)
+            for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+        )
+        query, key = apply_rotary_pos_emb(query, key, cos[None], sin[None])
+        key, value = cache.update(key, value, index)
+        groups = config.attention_width // config.key_value_width
+        key, value = repeat_kv(key, groups).contiguous(), repeat_kv(value, groups).contiguous()
+        attended = F.scaled_dot_product_attention(query.contiguous(), key, value, attn_mask=mask)
+        hidden = hidden + attention.o_proj(attended.transpose(1, 2).reshape(1, length, -1))
+        hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+        states.append(hidden)
+    states[-1] = trunk.norm(hidden)
+    model.lm_head(states[-1]).float()
+    return states
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def compare(setting: Setting, rounds: int) -> None:
+    """Prints rates and ratios for one precision."""
+    depth = setting.backbone.num_layers
+    quarter = depth * 3 // 4
+    contenders: dict[str, Callable[[], float]] = {
+        "bare": lambda: bare(setting, depth),
+        "ours": lambda: ours(setting, depth - 1),
+        "ours, 3/4 depth": lambda: ours(setting, quarter - 1),
+        "published": lambda: published(setting),
+    }
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for turn in range(rounds + 1):
+        for name, run in contenders.items():
+            seconds = run()
+            if turn:
+                times[name].append(seconds)
+    median = {name: statistics.median(values) for name, values in times.items()}
+    images, tokens = len(setting.grids), sum(rows * columns for rows, columns in setting.grids)
+    dtype = str(setting.backbone.dtype).removeprefix("torch.")
+    for name, seconds in median.items():
+        print(f"{dtype:9} {name:16} {images / seconds:8.2f} images/s {tokens / seconds:10,.0f} patches/s")
+    print(f"{dtype:9} ours / bare                  {median['bare'] / median['ours']:.2f}")
+    print(f"{dtype:9} published / ours             {median['published'] / median['ours']:.2f}")
+    print(f"{dtype:9} published / ours, 3/4 depth  {median['published'] / median['ours, 3/4 depth']:.2f}")
+    if setting.device.type == "cuda":
+        report_device(setting, median["ours"])
+
+
+def report_device(setting: Setting, seconds: float) -> None:
+    """Prints the share of the device's matrix rate that is used, and the memory."""
+    config, dtype = setting.model.config, setting.backbone.dtype
+    width = 2 * config.attention_width + 2 * config.key_value_width + 3 * config.intermediate_size
+    lengths = [rows * columns + 2 for rows, columns in setting.grids]
+    per_layer = sum(2 * config.hidden_size * width * n + 4 * n**2 * config.attention_width for n in lengths)
+    rate = config.num_hidden_layers * per_layer / seconds
+    peak = measure_matrix_rate(setting.device, dtype)
+    print(f"{rate / 1e12:.0f} TFLOP/s, {rate / peak:.0%} of the {peak / 1e12:.0f} of a large product")
+    print(f"peak memory {torch.cuda.max_memory_allocated(setting.device) / 1e9:.1f} GB")
+
+
+def memory(count: int) -> int:
+    """Peak memory in bytes of `sail extract` over so many small photographs, in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        photographs = Path(folder) / "photographs"
+        photographs.mkdir()
+        draw_photographs(photographs, count, 0.4)
+        command = [sys.executable, "-m", "sail_cli", "extract", str(photographs), "--out", f"{folder}/out"]
+        subprocess.run(command, check=True, capture_output=True)
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+
+
+def main() -> None:
+    """Runs the comparison."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, default="small")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precisions", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--images", type=int, default=25)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--scale", type=float, default=1.0, help="factor on the sides of the photographs")
+    parser.add_argument("--token_budget", type=int, help="by default what sail extract takes")
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    with tempfile.TemporaryDirectory() as folder:
+        draw_photographs(Path(folder), arguments.images, arguments.scale)
+        grids = [patch_image(path, Resize(), 14).grid for path in sorted(Path(folder).glob("*.jpg"))]
+        for precision in arguments.precisions:
+            model = build_model(arguments.size, device, getattr(torch, precision))
+            backbone = SailVisionBackbone("random", model.model, {})
+            budget = arguments.token_budget or backbone.default_token_budget()
+            compare(Setting(model, backbone, Path(folder), grids, budget), arguments.rounds)
+    if device.type == "cpu":
+        few, many = memory(200), memory(2000)
+        print(f"peak memory of sail extract  {few / 1e6:.0f} MB for 200 images, {many / 1e6:.0f} MB for 2,000")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""What `generate` has to know of images: their positions, their mask, how they are copied, and what is never said."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationMixin
+from transformers.cache_utils import Cache
+from transformers.generation import LogitsProcessorList, SuppressTokensLogitsProcessor
+from transformers.utils import ModelOutput
+
+from sail_encoder.sail.configuration_sail import SailConfig
+from sail_encoder.sail.positions import as_grids, text_and_image_positions
+
+
+class SailGenerationMixin(GenerationMixin):
+    """`GenerationMixin` for prompts with images.
+
+    All positions are derived from the whole prompt and `image_grid_hw` at the start, so nothing about an image is
+    remembered between calls. A prompt whose beginning is in `past_key_values` already is continued by passing all its
+    ids and grids, and the pixels of new images alone.
+    """
+
+    config: SailConfig
+
+    def _prepare_position_ids_for_generation(self, inputs_tensor: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
+        ids = model_kwargs.get("input_ids", inputs_tensor)
+        grids = model_kwargs.get("image_grid_hw")
+        if ids.ndim != 2 or ids.is_floating_point() or grids is None:
+            text = super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)
+            return text.expand(3, *text.shape)
+        _, patch_id, end_id = self.config.vision_token_ids
+        return text_and_image_positions(ids, as_grids(grids), patch_id, end_id, model_kwargs.get("attention_mask"))
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        next_sequence_length: int | None = None,
+        past_key_values: Cache | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        is_first_iteration: bool | None = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Inputs of one step; see transformers."""
+        inputs = super().prepare_inputs_for_generation(
+            input_ids,
+            next_sequence_length=next_sequence_length,
+            past_key_values=past_key_values,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            is_first_iteration=is_first_iteration,
+            **kwargs,
+        )
+        if inputs.get("pixel_values") is not None:
+            # For static caches transformers has built a mask by now that knows nothing of images; forward makes one.
+            inputs["attention_mask"] = attention_mask
+        else:
+            inputs.pop("image_grid_hw", None)
+        return inputs
+
+    def _expand_inputs_for_generation(
+        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Tensor | None, dict[str, Any]]:
+        pixels, grids, positions = (
+            kwargs.pop(name, None) for name in ("pixel_values", "image_grid_hw", "position_ids")
+        )
+        if expand_size > 1 and grids is not None and input_ids is not None:
+            pixels, grids = _repeat_images(input_ids, pixels, grids, expand_size, self.config.vision_token_ids[0])
+        if expand_size > 1 and positions is not None:
+            positions = positions.repeat_interleave(expand_size, dim=1)
+        input_ids, kwargs = super()._expand_inputs_for_generation(
+            expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **kwargs
+        )
+        given = {"pixel_values": pixels, "image_grid_hw": grids, "position_ids": positions}
+        return input_ids, {**kwargs, **{name: value for name, value in given.items() if value is not None}}
+
+    def generate(
+        self, *args: Any, logits_processor: LogitsProcessorList | None = None, **kwargs: Any
+    ) -> Tensor | ModelOutput:
+        """Generates as in transformers; vision tokens are never sampled."""
+        processors = LogitsProcessorList(logits_processor or [])
+        if self.config.never_generated:
+            processors.append(SuppressTokensLogitsProcessor(self.config.never_generated, device=self.device))
+        return super().generate(*args, logits_processor=processors, **kwargs)
+
+
+def _repeat_images(
+    input_ids: Tensor, pixels: Tensor | None, grids: Tensor, times: int, start_id: int
+) -> tuple[Tensor | None, Tensor]:
+    """Repeats all images of each prompt, as often as the prompt is repeated."""
+    images_per_prompt = torch.eq(input_ids, start_id).sum(dim=1).tolist()
+    parts = grids.split(images_per_prompt)
+    repeated = torch.cat([part for part in parts for _ in range(times)])
+    if pixels is None:
+        return None, repeated
+    patches = [int(part.prod(dim=1).sum()) for part in parts]
+    return torch.cat([part for part in pixels.split(patches) for _ in range(times)]), repeated

@@ -1,0 +1,132 @@
+"""200 damaged or odd files: none stops the run, none gives a silent wrong grid."""
+
+import io
+import zlib
+
+import numpy as np
+import pytest
+from conftest import noise
+from PIL import Image
+from pyarrow import parquet
+
+from sail_encoder.extract import extract
+from sail_encoder.pixels import read_image
+from sail_encoder.resizing import native_grid
+
+
+def encoded(image, kind="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def picture(seed, height=40, width=60):
+    return Image.fromarray(noise(height, width, seed))
+
+
+def bomb():
+    """A small file that unpacks to 30,000 x 30,000 pixels."""
+    header = b"IHDR" + (30000).to_bytes(4, "big") * 2 + bytes([1, 0, 0, 0, 0])
+    rows = b"IDAT" + zlib.compress(b"\0" * 1000)
+
+    def chunk(body):
+        return (len(body) - 4).to_bytes(4, "big") + body + zlib.crc32(body).to_bytes(4, "big")
+
+    return b"\x89PNG\r\n\x1a\n" + chunk(header) + chunk(rows) + chunk(b"IEND")
+
+
+def odd_files(seed):
+    """Twenty files; the second entry says whether the file is an image."""
+    image = picture(seed)
+    jpeg = encoded(image, "JPEG")
+    png = encoded(image)
+    sixteen = Image.fromarray(noise(40, 60, seed)[..., 0].astype(np.uint16) * 257)
+    turned = Image.Exif()
+    turned[0x0112] = 1 + seed % 8
+    cut = 20 + seed * 37 % (len(jpeg) // 2)
+    flipped = bytearray(png)
+    flipped[60 + seed] ^= 0xFF
+    return {
+        "truncated.jpg": (jpeg[: len(jpeg) - cut], False),
+        "truncated.png": (png[: len(png) // 2], False),
+        "header_only.jpg": (jpeg[:10], False),
+        "flipped.png": (bytes(flipped), False),
+        "zero.jpg": (b"", False),
+        "nulls.png": (b"\0" * 500, False),
+        "text.jpg": (b"this is a text", False),
+        "html.png": (b"<html><body>404</body></html>", False),
+        "bomb.png": (bomb(), False),
+        "float.tiff": (encoded(Image.fromarray(noise(9, 9, seed)[..., 0].astype(np.float32)), "TIFF"), False),
+        "jpeg_named.png": (jpeg, True),
+        "png_named.jpg": (png, True),
+        "palette.png": (encoded(image.convert("P")), True),
+        "cmyk.jpg": (encoded(image.convert("CMYK"), "JPEG"), True),
+        "sixteen.png": (encoded(sixteen), True),
+        "alpha.png": (encoded(image.convert("RGBA")), True),
+        "animated.gif": (encoded(image, "GIF", save_all=True, append_images=[picture(seed + 1)]), True),
+        "turned.jpg": (encoded(image, "JPEG", exif=turned), True),
+        "one_pixel.png": (encoded(picture(seed, 1, 1)), True),
+        "thin.png": (encoded(picture(seed, 1, 5000)), True),
+    }
+
+
+@pytest.fixture(scope="module")
+def extracted(small_checkpoint, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("odd")
+    files = {}
+    for seed in range(10):
+        for name, (content, good) in odd_files(seed).items():
+            path = folder / f"{seed}" / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(content)
+            files[f"{seed}/{name}"] = good
+    out = tmp_path_factory.mktemp("out")
+    status = extract([str(folder)], str(out), model=str(small_checkpoint))
+    rows = {row["path"]: row for row in parquet.read_table(out / "index.parquet").to_pylist()}
+    return folder, out, files, rows, status
+
+
+def test_nothing_stops_the_run(extracted):
+    _, _, files, rows, status = extracted
+    assert len(files) == 200
+    assert rows.keys() == files.keys()
+    assert status == 1
+
+
+def test_every_file_is_judged_right(extracted):
+    _, _, files, rows, _ = extracted
+    wrong = [path for path, good in files.items() if (rows[path]["status"] == "done") != good]
+    assert not wrong
+
+
+def test_grids_are_those_of_the_stored_pixels(extracted):
+    folder, out, files, rows, _ = extracted
+    for path, good in files.items():
+        if good:
+            with Image.open(folder / path) as image:
+                size = (image.height, image.width)
+            row = rows[path]
+            assert (row["image_height"], row["image_width"]) == size
+            grid = np.load(out / row["file"])
+            assert grid.shape[:2] == native_grid(size, 14, 4096)
+            assert np.isfinite(grid).all()
+
+
+def test_same_picture_same_pixels(extracted):
+    folder = extracted[0]
+    reference = np.asarray(read_image(folder / "3" / "png_named.jpg")[0])
+    for name in ("alpha.png", "sixteen.png"):
+        pixels = np.asarray(read_image(folder / "3" / name)[0])
+        expected = reference if name == "alpha.png" else np.repeat(reference[..., :1], 3, axis=2)
+        assert (pixels == expected).all()
+
+
+def test_failures_say_why(extracted):
+    _, out, files, _, _ = extracted
+    lines = (out / "failures.csv").read_text().splitlines()[1:]
+    assert len(lines) == sum(not good for good in files.values())
+    reasons = dict(line.split(",", 1) for line in lines)
+    assert "bomb" in reasons["0/bomb.png"]
+    assert "truncated" in reasons["0/truncated.jpg"]
+    assert "not an image" in reasons["0/text.jpg"]
+    assert not any("Traceback" in reason for reason in reasons.values())

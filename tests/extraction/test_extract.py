@@ -1,0 +1,268 @@
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from conftest import noise, save_images
+from PIL import Image
+from pyarrow import parquet
+
+from sail_encoder import load_backbone
+from sail_encoder.errors import StoreError, UserError
+from sail_encoder.extract import extract
+from sail_encoder.extraction import pipeline
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    return save_images(tmp_path_factory.mktemp("photos"), 12)
+
+
+@pytest.fixture
+def run(small_checkpoint, photos, tmp_path):
+    """Extracts the photographs with the small model."""
+
+    def run_extract(out="out", source=photos, **options):
+        folder = tmp_path / out
+        status = extract([str(source)], str(folder), **{"model": str(small_checkpoint), **options})
+        return folder, status
+
+    return run_extract
+
+
+def index(folder):
+    return {row["path"]: row for row in parquet.read_table(folder / "index.parquet").to_pylist()}
+
+
+def stored(folder, row):
+    array = np.load(folder / row["file"])
+    return array if row["row"] is None else array[row["row"]]
+
+
+def test_grids_equal_those_of_the_backbone(run, photos, small_backbone):
+    folder, status = run(dtype="float32", token_budget=64)
+    assert status == 0
+    rows = index(folder)
+    paths = sorted(photos.glob("*.png"))
+    assert list(rows) == [path.name for path in paths]
+    for path, features in zip(paths, small_backbone.encode(paths), strict=True):
+        row = rows[path.name]
+        grid = np.load(folder / "features" / f"{path.name}.npy")
+        assert grid.shape == (row["grid_height"], row["grid_width"], 64) == tuple(features.grid.shape)
+        assert (row["image_height"], row["image_width"]) == features.image_size
+        np.testing.assert_allclose(grid, features.grid.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_several_layers_and_no_norm(run, photos, small_backbone):
+    folder, _ = run(layers="0,-1", norm=False)
+    path = photos / "003.png"
+    features = small_backbone.encode([path], layers=[0, -1], norm=False)[0]
+    grid = np.load(folder / "features" / "003.png.npy")
+    assert grid.dtype == np.float16
+    expected = torch.stack(list(features.layers.values())).numpy()
+    assert grid.shape == expected.shape
+    np.testing.assert_allclose(grid, expected, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("pool", ["mean", "max"])
+@pytest.mark.parametrize("layers", ["-1", "last2"])
+def test_pooled_shards(run, photos, small_backbone, pool, layers):
+    folder, _ = run(pool=pool, layers=layers, dtype="float32", token_budget=100)
+    assert not (folder / "features").exists()
+    for path, row in index(folder).items():
+        features = small_backbone.encode([photos / path], layers=layers)[0]
+        expected = np.stack([features.pool(pool, layer).numpy() for layer in features.layers]).squeeze()
+        np.testing.assert_allclose(stored(folder, row), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_resizing_options(run):
+    folder, _ = run(resize="28x42")
+    assert {(row["grid_height"], row["grid_width"]) for row in index(folder).values()} == {(2, 3)}
+    folder, _ = run("limited", max_tokens=6)
+    assert all(row["grid_height"] * row["grid_width"] <= 6 for row in index(folder).values())
+
+
+def test_running_again_does_only_what_is_missing(run, photos, tmp_path, capsys):
+    source = save_images(tmp_path / "growing", 3)
+    folder, _ = run(source=source)
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("features/*")}
+    Image.fromarray(noise(30, 30)).save(source / "new.png")
+    run(source=source)
+    assert "4 images in" in capsys.readouterr().out.splitlines()[-1]
+    after = {path: path.stat().st_mtime_ns for path in folder.glob("features/*")}
+    assert len(after) == 4
+    assert all(after[path] == before[path] for path in before)
+    runs = json.loads((folder / "run.json").read_text())["runs"]
+    assert [report["images"] for report in runs] == [3, 1]
+    assert runs[0]["images_per_second"] > 0
+    assert runs[0]["peak_memory_bytes"] > 1e7
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"layers": "0"}, "layers was [2], now [0]"),
+        ({"norm": False}, "norm was True, now False"),
+        ({"pool": "mean"}, "pool was none, now mean"),
+        ({"dtype": "float32"}, "dtype was float16, now float32"),
+        ({"resize": "28"}, "resize was native, now 28x28"),
+        ({"max_tokens": 9}, "max_tokens was 4096, now 9"),
+        ({"exif_rotate": True}, "exif_rotate was False, now True"),
+        ({"precision": "bfloat16"}, "precision was float32, now bfloat16"),
+    ],
+)
+def test_other_settings_in_the_same_folder_are_refused(run, change, named):
+    run()
+    with pytest.raises(StoreError) as error:
+        run(**change)
+    assert named in str(error.value)
+
+
+def test_another_model_or_another_source_in_the_same_folder_is_refused(run, tmp_path, small_model):
+    run()
+    other = tmp_path / "other"
+    with torch.no_grad():
+        small_model.model.vis_embed.weight.add_(1)
+        small_model.save_pretrained(other)
+        small_model.model.vis_embed.weight.sub_(1)
+    with pytest.raises(StoreError, match="weights was"):
+        run(model=str(other))
+    with pytest.raises(StoreError, match="root was"):
+        run(source=save_images(tmp_path / "elsewhere", 2))
+
+
+def test_overwrite_starts_again(run):
+    run()
+    folder, status = run(layers="0", overwrite=True)
+    assert status == 0
+    assert json.loads((folder / "run.json").read_text())["settings"]["layers"] == [0]
+
+
+def test_dry_run_does_nothing(run, capsys):
+    folder, status = run(dry_run=True)
+    assert status == 0
+    assert not folder.exists()
+    assert "12 of 12 images to do" in capsys.readouterr().out
+
+
+def test_a_disk_that_is_too_small_is_an_error_before_any_work(run, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+    with pytest.raises(StoreError, match="free some space"):
+        run()
+
+
+def test_shards_together_do_everything(run, photos):
+    whole, _ = run("whole", dtype="float32")
+    for shard in ("1/3", "0/3", "2/3"):
+        parts, status = run("parts", dtype="float32", shard=shard)
+        assert status == 0
+    assert list(index(parts)) == list(index(whole))
+    for path, row in index(parts).items():
+        np.testing.assert_allclose(stored(parts, row), stored(whole, index(whole)[path]), rtol=1e-4, atol=1e-5)
+    assert not (parts / ".work").exists()
+
+
+def test_one_process_a_device(run):
+    whole, _ = run("whole", dtype="float32")
+    folder, status = run("devices", dtype="float32", devices="cpu,cpu")
+    assert status == 0
+    assert len(json.loads((folder / "run.json").read_text())["runs"]) == 2
+    for path, row in index(folder).items():
+        np.testing.assert_allclose(stored(folder, row), stored(whole, index(whole)[path]), rtol=1e-4, atol=1e-5)
+
+
+def test_tar_shards_and_lists(run, photos, tmp_path):
+    with tarfile.open(tmp_path / "shard.tar", "w") as shard:
+        for path in sorted(photos.glob("*.png"))[:3]:
+            member = tarfile.TarInfo(path.name)
+            member.size = path.stat().st_size
+            shard.addfile(member, io.BytesIO(path.read_bytes()))
+    plain, _ = run("plain", dtype="float32")
+    folder, status = run("tar", source=tmp_path / "shard.tar", dtype="float32")
+    assert status == 0
+    assert list(index(folder)) == ["shard/000.png", "shard/001.png", "shard/002.png"]
+    for path, row in index(folder).items():
+        same = index(plain)[path.removeprefix("shard/")]
+        np.testing.assert_allclose(stored(folder, row), stored(plain, same), rtol=1e-4, atol=1e-5)
+    (tmp_path / "list.csv").write_text("path\n" + "\n".join(map(str, sorted(photos.glob("*.png"))[3:5])))
+    folder, _ = run("list", source=tmp_path / "list.csv")
+    assert list(index(folder)) == ["003.png", "004.png"]
+
+
+def test_features_that_do_not_fit_float16_are_failures(run, tmp_path, small_model):
+    loud = tmp_path / "loud"
+    scale = 1e6
+    with torch.no_grad():
+        small_model.model.vis_embed.weight.mul_(scale)
+        small_model.save_pretrained(loud)
+        small_model.model.vis_embed.weight.div_(scale)
+    folder, status = run(model=str(loud), norm=False, layers="0")
+    assert status == 1
+    assert all(row["status"] == "failed" for row in index(folder).values())
+    assert "do not fit float16" in (folder / "failures.csv").read_text()
+    _, status = run("wide", model=str(loud), norm=False, layers="0", dtype="float32")
+    assert status == 0
+
+
+def test_out_of_memory_halves_the_budget_and_goes_on(run, monkeypatch):
+    budgets = []
+    original = pipeline.Pipeline._try_encode
+
+    def limited(self, pack):
+        tokens = len(pack.patches)
+        budgets.append(tokens)
+        return None if tokens > 70 else original(self, pack)
+
+    monkeypatch.setattr(pipeline.Pipeline, "_try_encode", limited)
+    folder, status = run("tight", dtype="float32", max_tokens=64)
+    rows = index(folder)
+    assert status == 0
+    assert max(budgets) > 70
+    assert max(budgets[-3:]) <= 70
+    assert len(rows) == 12
+    report = json.loads((folder / "run.json").read_text())["runs"][0]
+    assert report["token_budget"] < 2048
+    reference, _ = run("reference", dtype="float32", max_tokens=64, token_budget=64)
+    for path, row in rows.items():
+        np.testing.assert_allclose(stored(folder, row), stored(reference, index(reference)[path]), rtol=1e-4, atol=1e-5)
+
+
+def test_an_image_that_is_too_large_alone_is_a_failure(run, monkeypatch):
+    def fail(self, pack, layers, norm):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("sail_encoder.sail.backbone.SailVisionBackbone.encode_packed", fail)
+    folder, status = run()
+    assert status == 1
+    assert (folder / "failures.csv").read_text().count("out of memory with its") == 12
+
+
+def test_other_errors_are_not_mistaken_for_memory(run, monkeypatch):
+    def fail(self, pack, layers, norm):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("sail_encoder.sail.backbone.SailVisionBackbone.encode_packed", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        run()
+
+
+def test_mistakes_are_one_line(run):
+    for options, message in (
+        ({"layers": "9"}, "has -3 to 2"),
+        ({"resize": "15"}, "multiple of the patch size"),
+        ({"shard": "3/3"}, "such as 0/4"),
+        ({"devices": "tpu"}, "not understood"),
+    ):
+        with pytest.raises(UserError, match=message) as error:
+            run(**options)
+        assert "\n" not in str(error.value)
+
+
+def test_features_equal_load_backbone_in_bfloat16(run, photos, small_checkpoint):
+    folder, _ = run(precision="bfloat16", dtype="float32")
+    half = load_backbone(str(small_checkpoint), dtype="bfloat16")
+    features = half.encode([photos / "000.png"])[0]
+    grid = np.load(folder / "features" / "000.png.npy")
+    assert np.abs(grid - features.grid.float().numpy()).max() < 0.05

@@ -1,0 +1,108 @@
+"""Killed at any moment and resumed, a run leaves what an uninterrupted one leaves, byte for byte."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import save_images
+
+from sail_encoder.extract import extract
+
+KILLS = 20
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    folder = save_images(tmp_path_factory.mktemp("photos"), 90, sides=(50, 150))
+    (folder / "045_broken.png").write_bytes(b"broken")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server():
+    """Starts processes that have imported everything already, so that kills fall into the work."""
+    context = multiprocessing.get_context("forkserver")
+    modules = [
+        "sail_encoder.extract",
+        "sail_encoder.sail.backbone",
+        "sail_encoder.extraction.pipeline",
+        "pyarrow.parquet",
+    ]
+    context.set_forkserver_preload(modules)
+    first = context.Process(target=int)
+    first.start()
+    first.join()
+    return context
+
+
+def options(out, pool):
+    return {"out": str(out), "pool": pool, "token_budget": 300, "readers": 2, "devices": "cpu"}
+
+
+def run(source, out, pool):
+    os.environ["OMP_NUM_THREADS"] = "1"
+    raise SystemExit(extract([str(source)], **options(out, pool)))
+
+
+def snapshot(folder):
+    """All files but the report and the journal, whose numbers and lines tell of the interruptions."""
+    skip = {"run.json", "journal.jsonl"}
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in skip)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize("pool", ["none", "mean"])
+def test_killed_at_random_moments(source, server, tmp_path, pool):
+    whole = server.Process(target=run, args=(source, tmp_path / "whole", pool))
+    started = time.monotonic()
+    whole.start()
+    whole.join()
+    duration = time.monotonic() - started
+    assert whole.exitcode == 1
+    rng = random.Random(0)
+    finished = 0
+    for _ in range(KILLS):
+        process = server.Process(target=run, args=(source, tmp_path / "killed", pool))
+        process.start()
+        process.join(rng.uniform(0.3, 0.6) * duration)
+        finished += process.exitcode is not None
+        process.kill()
+        process.join()
+    last = server.Process(target=run, args=(source, tmp_path / "killed", pool))
+    last.start()
+    last.join()
+    assert last.exitcode == 1
+    expected, found = snapshot(tmp_path / "whole"), snapshot(tmp_path / "killed")
+    assert list(found) == list(expected)
+    assert found == expected
+    reports = json.loads((tmp_path / "killed" / "run.json").read_text())["runs"]
+    assert len(reports) == finished + 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_end_cleanly(source, tmp_path, number):
+    """What was begun is saved, the journal is whole, and the same command goes on."""
+    flags = [f"--{name}={value}" for name, value in options(tmp_path / "out", "none").items()]
+    command = [sys.executable, "-m", "sail_cli", "extract", str(source), *flags]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    journal = tmp_path / "out" / "journal.jsonl"
+    while process.poll() is None and not (journal.exists() and journal.stat().st_size):
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, errors = process.communicate()
+    assert process.returncode == 128 + number, errors
+    assert "the same command goes on" in errors
+    assert "Traceback" not in errors
+    lines = journal.read_text().splitlines()
+    done = [record for line in lines for record in json.loads(line) if record["file"]]
+    assert 0 < len(done) < 90
+    for record in done:
+        assert (tmp_path / "out" / record["file"]).stat().st_size == record["file_bytes"]
+    assert extract([str(source)], **options(tmp_path / "out", "none")) == 1
+    assert len(list((tmp_path / "out" / "features").iterdir())) == 90

@@ -1,0 +1,155 @@
+import copy
+
+import pytest
+import torch
+from conftest import relative_error, small_config
+
+from sail_encoder.sail.blocks import SailRotaryEmbedding
+from sail_encoder.sail.modeling_sail import SailForCausalLM, SailModel
+from sail_encoder.sail.positions import image_positions, prefix_positions, text_and_image_positions
+
+START, PATCH, END = 90, 91, 92
+
+
+def random_patches(grids, seed=0):
+    torch.manual_seed(seed)
+    return torch.randn(sum(rows * columns for rows, columns in grids), 588)
+
+
+def prompt(grid, text=(1, 5, 6)):
+    return [START, *[PATCH] * (grid[0] * grid[1]), END, *text]
+
+
+def test_positions_of_a_3x5_image():
+    time, rows, columns = image_positions(3, 5).tolist()
+    assert rows == [0, *[1] * 5, *[2] * 5, *[3] * 5, 6]
+    assert columns == [0, *[1, 2, 3, 4, 5] * 3, 6]
+    assert time == [0, *[1] * 15, 6]
+
+
+def test_positions_continue_after_an_image_and_ignore_padding():
+    row = prompt((2, 3), text=(1, 5))
+    padded = torch.tensor([[7, 7, *row]])
+    mask = torch.tensor([[0, 0, *[1] * len(row)]])
+    plain = text_and_image_positions(torch.tensor([row]), [(2, 3)], PATCH, END, None)
+    shifted = text_and_image_positions(padded, [(2, 3)], PATCH, END, mask)
+    assert torch.equal(shifted[:, :, 2:], plain)
+    assert plain[:, 0, -2:].tolist() == [[5, 6]] * 3
+    assert torch.equal(plain[:, 0, :8], prefix_positions([(2, 3)]))
+
+
+def test_rotary_rows_turn_fast_and_columns_slowly():
+    config = small_config(head_dim=16)
+    cos, _ = SailRotaryEmbedding(config)(torch.zeros(1), torch.tensor([[0], [3], [7]]))
+    frequencies = 10000.0 ** -(torch.arange(0, 16, 2) / 16)
+    angles = torch.cat((3 * frequencies[:4], 7 * frequencies[4:]))
+    torch.testing.assert_close(cos[0], torch.cat((angles, angles)).cos())
+
+
+def test_rotary_survives_casting_the_model(small_model):
+    half = copy.deepcopy(small_model).bfloat16()
+    positions = prefix_positions([(60, 60)])
+    exact = small_model.model.rotary_emb(torch.zeros(1), positions)[0]
+    rounded = half.model.rotary_emb(torch.zeros(1, dtype=torch.bfloat16), positions)[0]
+    assert torch.equal(exact.bfloat16(), rounded)
+
+
+def test_image_sees_itself_in_full_on_both_paths(small_model):
+    """The first patch depends on the last one, on either path, with nothing said about masks."""
+    grid = (2, 3)
+    patches = random_patches([grid])
+    changed = patches.clone()
+    changed[-1] += 1
+    grids = torch.tensor([grid])
+    with torch.no_grad():
+        encoder = [small_model.model(pixel_values=p, image_grid_hw=grids)[0][0] for p in (patches, changed)]
+        ids = torch.tensor([prompt(grid)])
+        language = [
+            small_model.model(input_ids=ids, pixel_values=p, image_grid_hw=grids)[0][0, 1] for p in (patches, changed)
+        ]
+    assert relative_error(*encoder) > 1e-3
+    assert relative_error(*language) > 1e-3
+    assert relative_error(language[0], encoder[0]) < 1e-5
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_prefix_does_not_depend_on_the_text(small_model, attention):
+    model = copy.deepcopy(small_model)
+    model.set_attn_implementation(attention)
+    grid, grids = (3, 2), torch.tensor([(3, 2)])
+    patches = random_patches([grid])
+    with torch.no_grad():
+        alone = model.model(pixel_values=patches, image_grid_hw=grids).last_hidden_state
+        for text in ((1, 5), (1, 7, 8, 9)):
+            out = model.model(input_ids=torch.tensor([prompt(grid, text)]), pixel_values=patches, image_grid_hw=grids)
+            assert relative_error(out.last_hidden_state[0, 1:7], alone) < 1e-5
+
+
+def test_text_is_causal(small_model):
+    grid, grids = (2, 2), torch.tensor([(2, 2)])
+    patches = random_patches([grid])
+    with torch.no_grad():
+        short = small_model.model(
+            input_ids=torch.tensor([prompt(grid, (1, 5))]), pixel_values=patches, image_grid_hw=grids
+        )
+        long = small_model.model(
+            input_ids=torch.tensor([prompt(grid, (1, 5, 9, 9))]), pixel_values=patches, image_grid_hw=grids
+        )
+    assert relative_error(long[0][:, :8], short[0]) < 1e-5
+
+
+def test_text_alone(small_model):
+    ids = torch.tensor([[1, 4, 5, 6]])
+    with torch.no_grad():
+        logits = small_model(input_ids=ids).logits
+        embedded = small_model(inputs_embeds=small_model.get_input_embeddings()(ids)).logits
+    assert logits.shape == (1, 4, 96)
+    torch.testing.assert_close(embedded, logits)
+
+
+def test_image_tokens_without_pixels_are_refused(small_model):
+    with pytest.raises(ValueError, match="no pixel_values"):
+        small_model(input_ids=torch.tensor([prompt((2, 2))]))
+
+
+def test_pixels_that_do_not_fit_are_refused(small_model):
+    patches, grids = random_patches([(2, 2)]), torch.tensor([(2, 2)])
+    with pytest.raises(ValueError, match="4 patches, but input_ids holds 6"):
+        small_model(input_ids=torch.tensor([prompt((2, 3))]), pixel_values=patches, image_grid_hw=grids)
+    with pytest.raises(ValueError, match="4 patches, but image_grid_hw describes 6"):
+        small_model.model(pixel_values=patches, image_grid_hw=torch.tensor([(2, 3)]))
+
+
+def test_only_needed_blocks_run(small_model):
+    ran = []
+    hooks = [
+        layer.register_forward_hook(lambda *_, index=index: ran.append(index))
+        for index, layer in enumerate(small_model.model.layers)
+    ]
+    small_model.model.encode_images(random_patches([(2, 2)]), torch.tensor([(2, 2)]), layers=[0, 1])
+    for hook in hooks:
+        hook.remove()
+    assert ran == [0, 1]
+
+
+def test_other_rotary_types_are_refused():
+    with pytest.raises(ValueError, match="yarn"):
+        small_config(rope_parameters={"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0})
+
+
+def test_random_models_on_the_meta_device_stay_there():
+    with torch.device("meta"):
+        model = SailModel(small_config())
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+
+
+def test_labels_give_a_loss_and_gradients():
+    torch.manual_seed(0)
+    model = SailForCausalLM(small_config())
+    ids = torch.tensor([prompt((2, 2))])
+    labels = torch.where(ids < 90, ids, -100)
+    grids = torch.tensor([(2, 2)])
+    loss = model(input_ids=ids, pixel_values=random_patches([(2, 2)]), image_grid_hw=grids, labels=labels).loss
+    loss.backward()
+    assert loss > 0
+    assert model.model.vis_embed.weight.grad.abs().sum() > 0

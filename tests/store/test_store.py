@@ -1,0 +1,199 @@
+import json
+
+import numpy as np
+import pytest
+from pyarrow import parquet
+
+from sail_encoder.errors import StoreError, UserError
+from sail_encoder.images import ImageFile
+from sail_encoder.store import sinks
+from sail_encoder.store.journal import Journal, Record, read_journals
+from sail_encoder.store.store import FeatureStore, Shard, check_settings
+
+SETTINGS = {"layers": [5], "dtype": "float16"}
+
+
+def images(count, size=10):
+    return [ImageFile(f"d/{index:02d}.jpg", f"/nowhere/{index:02d}.jpg", size) for index in range(count)]
+
+
+def results(part, pooled=False):
+    """Records and arrays whose values name the image."""
+    records = [Record(image.key, image.size, (2, 3), (20, 30), (28, 42)) for image in part]
+    shape = (4,) if pooled else (2, 3, 4)
+    return records, [np.full(shape, int(image.key[2:4]), np.float16) for image in part]
+
+
+def read(folder, record):
+    array = np.load(folder / record.file)
+    return array if record.row is None else array[record.row]
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_what_is_written_comes_back(tmp_path, pooled):
+    listing = images(6)
+    store = FeatureStore(tmp_path, SETTINGS, pooled)
+    store.write(*results(listing[:4], pooled))
+    broken = [Record(listing[4].key, 10, error="broken")]
+    store.write(broken, [None])
+    store.write(*results(listing[5:], pooled))
+    store.finish(listing, {"images": 5})
+    for image in (*listing[:4], listing[5]):
+        assert (read(tmp_path, store.records[image.key]) == int(image.key[2:4])).all()
+    table = parquet.read_table(tmp_path / "index.parquet").to_pylist()
+    assert [row["path"] for row in table] == [image.key for image in listing]
+    assert [row["status"] for row in table] == ["done"] * 4 + ["failed", "done"]
+    assert (table[0]["grid_height"], table[0]["grid_width"], table[0]["image_width"]) == (2, 3, 30)
+    assert (tmp_path / "failures.csv").read_text().splitlines() == ["path,reason", "d/04.jpg,broken"]
+    assert json.loads((tmp_path / "run.json").read_text())["runs"] == [{"images": 5}]
+    assert not (tmp_path / ".work").exists()
+
+
+def test_missing_images_come_in_stretches(tmp_path):
+    listing = images(6)
+    store = FeatureStore(tmp_path, SETTINGS)
+    store.write(*results(listing[:2]))
+    store.write(*results(listing[3:4]))
+    store.suspend()
+    again = FeatureStore(tmp_path, SETTINGS)
+    assert [[image.key[2:4] for image in stretch] for stretch in again.missing(listing)] == [["02"], ["04", "05"]]
+
+
+def test_a_pack_is_done_together_or_not_at_all(tmp_path):
+    listing = images(4)
+    store = FeatureStore(tmp_path, SETTINGS)
+    store.write(*results(listing[:2]))
+    store.write(*results(listing[2:]))
+    store.finish(listing, {})
+    (tmp_path / "features" / "d" / "01.jpg.npy").write_bytes(b"short")
+    again = FeatureStore(tmp_path, SETTINGS)
+    assert [[image.key[2:4] for image in stretch] for stretch in again.missing(listing)] == [["00", "01"]]
+
+
+def test_a_changed_image_and_a_failed_one_are_done_again(tmp_path):
+    listing = images(3)
+    store = FeatureStore(tmp_path, SETTINGS)
+    for image in listing[:2]:
+        store.write(*results([image]))
+    store.write([Record(listing[2].key, 10, error="broken")], [None])
+    store.finish(listing, {})
+    again = FeatureStore(tmp_path, SETTINGS)
+    changed = [ImageFile(listing[0].key, listing[0].path, 11), *listing[1:]]
+    assert [[image.key[2:4] for image in stretch] for stretch in again.missing(changed)] == [["00"], ["02"]]
+
+
+def test_a_lost_shard_is_done_again_under_a_new_name(tmp_path):
+    listing = images(2)
+    store = FeatureStore(tmp_path, SETTINGS, pooled=True)
+    store.write(*results(listing, pooled=True))
+    store.finish(listing, {})
+    (tmp_path / "features_00000.npy").unlink()
+    again = FeatureStore(tmp_path, SETTINGS, pooled=True)
+    assert len(again.missing(listing)) == 1
+    again.write(*results(listing, pooled=True))
+    again.finish(listing, {})
+    assert (read(tmp_path, again.records["d/01.jpg"]) == 1).all()
+    assert not FeatureStore(tmp_path, SETTINGS, pooled=True).missing(listing)
+
+
+def test_shards_are_completed_at_their_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(sinks, "SHARD_BYTES", 3 * 8)
+    listing = images(8)
+    store = FeatureStore(tmp_path, SETTINGS, pooled=True)
+    for start in range(0, 8, 2):
+        store.write(*results(listing[start : start + 2], pooled=True))
+    store.finish(listing, {})
+    assert [len(np.load(path)) for path in sorted(tmp_path.glob("features_*.npy"))] == [4, 4]
+    for image in listing:
+        assert (read(tmp_path, store.records[image.key]) == int(image.key[2:4])).all()
+
+
+def test_a_killed_shard_goes_on_behind_the_last_known_row(tmp_path):
+    listing = images(4)
+    store = FeatureStore(tmp_path, SETTINGS, pooled=True)
+    store.write(*results(listing[:2], pooled=True))
+    store.sink.write(*results(listing[2:3], pooled=True))
+    store.suspend()
+    again = FeatureStore(tmp_path, SETTINGS, pooled=True)
+    assert [image.key for stretch in again.missing(listing) for image in stretch] == ["d/02.jpg", "d/03.jpg"]
+    again.write(*results(listing[2:], pooled=True))
+    again.finish(listing, {})
+    assert np.load(tmp_path / "features_00000.npy")[:, 0].tolist() == [0, 1, 2, 3]
+
+
+def test_a_line_cut_off_by_a_kill_is_dropped(tmp_path):
+    journal = Journal(tmp_path / "journal.jsonl")
+    journal.append([Record("a", 1)])
+    journal.close()
+    with (tmp_path / "journal.jsonl").open("a") as file:
+        file.write('[{"key": "b"')
+    assert [[record.key for record in pack] for pack in read_journals(tmp_path)] == [["a"]]
+    journal = Journal(tmp_path / "journal.jsonl")
+    journal.append([Record("c", 1)])
+    journal.close()
+    assert [[record.key for record in pack] for pack in read_journals(tmp_path)] == [["a"], ["c"]]
+
+
+def test_other_settings_are_refused_by_name(tmp_path):
+    FeatureStore(tmp_path, SETTINGS).suspend()
+    with pytest.raises(StoreError, match=r"layers was \[5\], now \[4\]"):
+        FeatureStore(tmp_path, {**SETTINGS, "layers": [4]})
+    with pytest.raises(StoreError, match="norm was None, now True"):
+        check_settings(tmp_path, {**SETTINGS, "norm": True})
+    check_settings(tmp_path, SETTINGS)
+
+
+def test_two_runs_at_once_are_kept_apart(tmp_path):
+    first = FeatureStore(tmp_path, SETTINGS)
+    with pytest.raises(StoreError, match="another run is writing"):
+        FeatureStore(tmp_path, SETTINGS)
+    first.suspend()
+    FeatureStore(tmp_path, SETTINGS).suspend()
+
+
+def test_overwrite_deletes_a_run_and_nothing_else(tmp_path):
+    listing = images(2)
+    store = FeatureStore(tmp_path, SETTINGS)
+    store.write(*results(listing))
+    store.finish(listing, {})
+    (tmp_path / "mine.txt").touch()
+    again = FeatureStore(tmp_path, {"layers": [1]}, overwrite=True)
+    assert len(again.missing(listing)[0]) == 2
+    assert (tmp_path / "mine.txt").exists()
+    assert not (tmp_path / "features").exists()
+
+
+def test_foreign_features_are_not_overwritten(tmp_path):
+    (tmp_path / "features").mkdir()
+    with pytest.raises(StoreError, match=r"no run\.json"):
+        FeatureStore(tmp_path, SETTINGS, overwrite=True)
+
+
+def test_shards_share_the_images_and_the_last_one_writes_the_whole_index(tmp_path):
+    listing = images(7)
+    parts = [Shard(index, 3) for index in range(3)]
+    assert sorted(image.key for part in parts for image in part.of(listing)) == [image.key for image in listing]
+    stores = [FeatureStore(tmp_path, SETTINGS, pooled=True, shard=part) for part in parts]
+    for part, store in zip(parts, stores, strict=True):
+        store.write(*results(part.of(listing), pooled=True))
+    for store in stores:
+        store.finish(listing, {})
+    table = parquet.read_table(tmp_path / "index.parquet").to_pylist()
+    assert [row["path"] for row in table] == [image.key for image in listing]
+    for row in table:
+        assert (np.load(tmp_path / row["file"])[row["row"]] == int(row["path"][2:4])).all()
+    assert not (tmp_path / ".work").exists()
+
+
+@pytest.mark.parametrize("text", ["1", "4/4", "-1/4", "a/b", "1/0", ""])
+def test_shard_text(text):
+    with pytest.raises(UserError, match="such as 0/4"):
+        Shard.parse(text)
+
+
+def test_an_unwritable_name_fails_alone(tmp_path):
+    store = FeatureStore(tmp_path, SETTINGS)
+    long = ImageFile("x" * 254 + ".jpg", "/nowhere", 1)
+    pack = store.write(*[[Record(long.key, 1), Record("d/01.jpg", 1)], [np.zeros((1, 1, 2))] * 2])
+    assert [record.error is None for record in pack] == [False, True]
+    assert "cannot be written" in pack[0].error

@@ -1,0 +1,130 @@
+import random
+
+import numpy as np
+import pytest
+import torch
+from conftest import noise, relative_error
+
+from sail_encoder import Resize, UserError, load_backbone
+
+
+def images_of_many_sizes(count=32):
+    rng = np.random.default_rng(3)
+    return [noise(int(h), int(w), seed) for seed, (h, w) in enumerate(rng.integers(10, 200, (count, 2)))]
+
+
+def test_a_batch_of_32_sizes_gives_what_one_by_one_gives(golden_backbone):
+    images = images_of_many_sizes()
+    alone = [golden_backbone.encode([image], layers=[0, -1])[0] for image in images]
+    assert len({features.image_size for features in alone}) == 32
+    for budget in (1, 100, 333, 100_000):
+        together = golden_backbone.encode(images, layers=[0, -1], token_budget=budget)
+        for one, other in zip(alone, together, strict=True):
+            assert one.grid_size == other.grid_size
+            for layer in one.layers:
+                assert relative_error(other.layers[layer], one.layers[layer]) < 1e-5
+
+
+def test_any_order_gives_the_same(golden_backbone):
+    images = images_of_many_sizes()
+    order = list(range(32))
+    random.Random(0).shuffle(order)
+    straight = golden_backbone.encode(images)
+    shuffled = golden_backbone.encode([images[index] for index in order])
+    for position, index in enumerate(order):
+        assert relative_error(shuffled[position].grid, straight[index].grid) < 1e-5
+
+
+@pytest.mark.parametrize(("row", "column"), [(0, 0), (2, 6), (4, 1)])
+def test_a_changed_patch_shows_at_its_place_in_a_non_square_grid(small_backbone, row, column):
+    image = np.full((5 * 14, 7 * 14, 3), 128, np.uint8)
+    changed = image.copy()
+    changed[row * 14 : row * 14 + 14, column * 14 : column * 14 + 14] = 255
+    before, after = small_backbone.encode([image, changed], layers=0, norm=False)
+    assert before.grid_size == (5, 7)
+    difference = (after.grid - before.grid).norm(dim=-1)
+    assert divmod(int(difference.argmax()), 7) == (row, column)
+    assert after.patch_box(row, column) == (column * 14, row * 14, column * 14 + 14, row * 14 + 14)
+
+
+def test_resizing_by_text_and_by_rule(small_backbone):
+    image = noise(50, 100)
+    sizes = [
+        small_backbone.encode([image], resize=rule)[0].grid_size for rule in ("auto", "28x42", "28", Resize(None, 6))
+    ]
+    assert sizes == [(4, 8), (2, 3), (2, 2), (1, 3)]
+
+
+def test_norm(small_backbone):
+    raw = small_backbone.encode([noise(28, 28)], layers=1, norm=False)[0].grid
+    normed = small_backbone.encode([noise(28, 28)], layers=1)[0].grid
+    torch.testing.assert_close(small_backbone.model.norm(raw), normed)
+    assert relative_error(raw, normed) > 1e-2
+
+
+def test_intermediate_layers_mean_what_dinov2_and_timm_mean(small_backbone):
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 28, 42)
+    flat = small_backbone.get_intermediate_layers(x, 2)
+    grids = small_backbone.get_intermediate_layers(x, [1, 2], reshape=True)
+    assert [tuple(layer.shape) for layer in flat] == [(2, 6, 64)] * 2
+    assert [tuple(layer.shape) for layer in grids] == [(2, 64, 2, 3)] * 2
+    torch.testing.assert_close(flat[1], grids[1].flatten(2).transpose(1, 2))
+    final, layers = small_backbone.forward_intermediates(x, indices=[0, 2])
+    torch.testing.assert_close(final, flat[1])
+    torch.testing.assert_close(small_backbone.model.norm(layers[1].flatten(2).transpose(1, 2)), final)
+    only = small_backbone.forward_intermediates(x, norm=True, output_fmt="NLC", intermediates_only=True)
+    assert len(only) == 3
+    torch.testing.assert_close(only[2], final)
+    with pytest.raises(UserError, match="no class token"):
+        small_backbone.get_intermediate_layers(x, return_class_token=True)
+    with pytest.raises(UserError, match=r"pass \[n, 3, 14\*a, 14\*b\]"):
+        small_backbone.get_intermediate_layers(torch.randn(2, 3, 30, 28))
+
+
+def test_features_can_train_a_head(small_backbone):
+    features = small_backbone.encode([noise(28, 28)])[0]
+    head = torch.nn.Linear(64, 2)
+    head(features.pool("mean")).sum().backward()
+    assert head.weight.grad is not None
+
+
+@pytest.fixture(scope="module")
+def vit():
+    return load_backbone("timm/vit_tiny_patch16_224", pretrained=False)
+
+
+def test_timm_model_gives_what_timm_gives(vit):
+    image = noise(300, 200)
+    features = vit.encode([image], layers=[3, -1])[0]
+    assert features.grid_size == (14, 14)
+    assert list(features.layers) == [3, 11]
+    pixels = torch.from_numpy(np.asarray(vit.prepare(image, vit.resize).patches))
+    batch = vit.normalize(pixels).reshape(14, 14, 3, 16, 16).permute(2, 0, 3, 1, 4).reshape(1, 3, 224, 224)
+    (spatial, prefix), _ = vit.model.forward_intermediates(
+        batch, [3, 11], return_prefix_tokens=True, norm=True, intermediates_only=True
+    )
+    torch.testing.assert_close(features.layers[3].permute(2, 0, 1)[None], spatial)
+    torch.testing.assert_close(features.class_tokens[3], prefix[0, 0])
+    torch.testing.assert_close(features.pool("cls", layer=3), prefix[0, 0])
+
+
+def test_timm_batches_mixed_sizes(vit):
+    images = [noise(40, 60, 1), noise(90, 33, 2), noise(40, 60, 3)]
+    together = vit.encode(images, resize="native")
+    for image, features in zip(images, together, strict=True):
+        alone = vit.encode([image], resize="native")[0]
+        assert features.grid_size == alone.grid_size
+        assert relative_error(features.grid, alone.grid) < 1e-5
+
+
+def test_timm_stages_of_other_sizes_are_refused():
+    backbone = load_backbone("timm/resnet18", pretrained=False)
+    assert backbone.encode([noise(64, 64)])[0].grid.shape == (7, 7, 512)
+    with pytest.raises(UserError, match="patches of 2 pixels, not 32"):
+        backbone.encode([noise(64, 64)], layers=0)
+
+
+def test_unknown_timm_models_name_a_near_one():
+    with pytest.raises(UserError, match="there is vit_tiny_patch16_224"):
+        load_backbone("timm/vit_tiny_patch16")

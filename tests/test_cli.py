@@ -1,0 +1,120 @@
+import importlib
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sail_cli
+from sail_cli import COMMANDS, main
+
+HELP = Path(__file__).parent / "golden" / "help.txt"
+
+
+def sail(*arguments):
+    return subprocess.run([sys.executable, "-m", "sail_cli", *arguments], capture_output=True, text=True)
+
+
+def function_of(command):
+    module, name = command.function.split(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def test_overview_is_as_recorded(capsys):
+    assert main(["--help"]) == 0
+    assert capsys.readouterr().out == HELP.read_text()
+    assert main([]) == 0
+
+
+@pytest.mark.parametrize("statement", ["import sail_encoder", "import sail_cli; sail_cli.main(['--help'])"])
+def test_nothing_heavy_is_imported_early(statement):
+    check = (
+        f"{statement}; import sys; print([m for m in ('torch', 'transformers', 'timm', 'pyarrow') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True).stdout
+    assert out.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_is_typed_and_explained(name, capsys):
+    function = function_of(COMMANDS[name])
+    assert inspect.getdoc(function).splitlines()[0] == COMMANDS[name].summary
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"])
+    assert ended.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for parameter in inspect.signature(function).parameters.values():
+        assert parameter.annotation is not inspect.Parameter.empty
+        assert f"{parameter.name}: " in function.__doc__
+        assert f"--{parameter.name}" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["exract"], "no command 'exract', did you mean 'extract'?"),
+        (["extract", "x", "--out", "o", "--layrs", "1"], "no option --layrs, did you mean 'layers'?"),
+        (["extract", "x", "--out", "o", "--pool", "avg"], "--pool cannot be avg; allowed is none, mean, max"),
+        (["extract", "x", "--out", "o", "--norm", "si"], "--norm cannot be si; allowed is true or false"),
+        (["extract", "x", "--out", "o", "--token_budget", "big"], "allowed is a whole number or auto"),
+        (["extract", "x"], "--out is missing"),
+        (["extract", "x", "--out"], "--out needs a value"),
+        (["extract", "--out", "o"], "source is missing"),
+        (["extract", "nowhere", "--out", "o"], "no file or folder nowhere"),
+        (["info", "sail-tny"], "no model 'sail-tny'"),
+        (["info", "sail-tiny", "more"], "'more' is one argument too many"),
+        (["estimate", "--size", "big"], "resize 'big' is not understood"),
+        (["estimate", "--device", "abacus"], "device 'abacus' is unknown"),
+        (["pca", "nowhere.jpg"], "no such file"),
+    ],
+)
+def test_mistakes_are_one_line_with_status_2(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1
+    assert errors[0].startswith("sail: ")
+    assert message in errors[0]
+    assert not list(tmp_path.iterdir())
+
+
+def test_unknown_keys_in_a_config_name_the_nearest(tmp_path, capsys):
+    config = tmp_path / "run.yaml"
+    config.write_text("source: [a]\nout: o\nlayer: 0\n")
+    assert main(["extract", "--config", str(config)]) == 2
+    assert "no option --layer, did you mean 'layers'?" in capsys.readouterr().err
+
+
+def test_a_config_and_flags_together(tmp_path, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(
+        "sail_encoder.estimate.estimate", lambda images=1, size="448": seen.update(images=images, size=size) or 0
+    )
+    config = tmp_path / "run.yaml"
+    config.write_text("images: 7\nsize: 28x42\n")
+    assert main(["estimate", "--config", str(config), "--images", "9"]) == 0
+    assert seen == {"images": 9, "size": "28x42"}
+
+
+def test_values_may_begin_with_a_minus(monkeypatch):
+    seen = {}
+
+    def extract(source: list[str], out: str, layers: str = "-1") -> int:
+        seen.update(source=source, layers=layers)
+        return 0
+
+    monkeypatch.setattr("sail_encoder.extract.extract", extract)
+    assert main(["extract", "a", "b", "--layers", "-4,-1", "--out", "o", "c"]) == 0
+    assert seen == {"source": ["a", "b", "c"], "layers": "-4,-1"}
+
+
+def test_bugs_are_not_hidden(monkeypatch):
+    def broken() -> int:
+        raise KeyError("a bug")
+
+    monkeypatch.setitem(sail_cli.COMMANDS, "broken", sail_cli.Command("test_cli:broken", "Broken."))
+    monkeypatch.setattr(sys.modules[__name__], "broken", broken, raising=False)
+    monkeypatch.setitem(sys.modules, "test_cli", sys.modules[__name__])
+    with pytest.raises(KeyError):
+        main(["broken"])

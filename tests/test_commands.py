@@ -1,0 +1,120 @@
+"""The smaller commands, on the embedded checkpoint."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import noise
+from PIL import Image
+
+from sail_encoder.doctor import doctor
+from sail_encoder.estimate import estimate
+from sail_encoder.info import info
+from sail_encoder.spec import describe
+from sail_encoder.visualize import pca, pca_rgb
+
+
+def lines(capsys):
+    return dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+
+
+def test_info_says_what_sail_tiny_is(capsys):
+    assert info("sail-tiny") == 0
+    out = capsys.readouterr().out
+    for part in ("bfloat16", "14x14 pixels", "<vpatch>", "encoder and language head", "drawn scenes"):
+        assert part in out
+
+
+def test_info_of_other_models(capsys, small_checkpoint):
+    assert info(str(small_checkpoint)) == 0
+    assert "4096 tokens (text only)" in capsys.readouterr().out
+    assert info("timm/vit_tiny_patch16_224") == 0
+    assert "16x16 pixels" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["sail-tiny", "timm/vit_tiny_patch16_224"])
+def test_descriptions_agree_with_what_is_loaded(name):
+    from sail_encoder import load_backbone
+
+    spec, backbone = describe(name), load_backbone(name, pretrained=False)
+    for field in ("patch_size", "embed_dim", "num_layers", "resize"):
+        assert getattr(spec, field) == getattr(backbone, field)
+    assert spec.parameters() == sum(p.numel() for p in backbone.model.parameters())
+
+
+def test_flops_are_those_that_run(small_backbone, small_checkpoint):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    spec = describe(str(small_checkpoint))
+    with FlopCounterMode(display=False) as counter:
+        small_backbone.encode([noise(140, 280)], layers=1)
+    norms = spec.flops(200, 2) - counter.get_total_flops()
+    assert 0 <= norms < 0.02 * counter.get_total_flops()
+
+
+def test_estimate(capsys):
+    assert estimate("sail-tiny", images=1000, size="140x210", layers="last2", resize="native") == 0
+    out = lines(capsys)
+    assert out["grid"].startswith("10x15 = 150 patches")
+    assert out["disk"].startswith(f"{1000 * 150 * 256 * 2 * 2 / 1e6:,.1f} MB")
+    assert "measured on cpu" in out["time"]
+    assert estimate("sail-tiny", device="H100", pool="mean") == 0
+    assert "60% of the data sheet's 989" in capsys.readouterr().out
+
+
+def test_estimated_size_is_the_size_on_disk(tmp_path, capsys, small_checkpoint):
+    from sail_encoder.extract import extract
+
+    for index in range(5):
+        Image.fromarray(noise(40 + index, 60)).save(tmp_path / f"{index}.png")
+    extract([str(tmp_path)], str(tmp_path / "out"), model=str(small_checkpoint))
+    files = list((tmp_path / "out" / "features").iterdir())
+    values = sum(np.load(file).nbytes for file in files)
+    assert f"{values / 1000:.1f} kB to write" in capsys.readouterr().err
+
+
+def test_doctor_finds_this_machine_fit(capsys):
+    assert doctor() == 0
+    out = capsys.readouterr().out
+    assert "sail-tiny" in out
+    assert "TFLOP/s" in out
+    assert not [line for line in out.splitlines() if line.startswith("fail")]
+
+
+def test_doctor_says_what_to_do(capsys, monkeypatch):
+    from sail_encoder import doctor as module
+
+    monkeypatch.setattr(module, "installed_version", lambda name: {"torch": "2.0.0", "timm": None}.get(name, "99"))
+    monkeypatch.setattr(module, "CHECKS", (module._check_packages,))
+    assert doctor() == 1
+    out = capsys.readouterr().out
+    assert "pip install 'torch>=2.11'" in out
+    assert "missing - pip install timm" in out
+
+
+def test_pca_picture(tmp_path, capsys):
+    Image.fromarray(noise(60, 90)).save(tmp_path / "image.png")
+    assert pca(str(tmp_path / "image.png"), str(tmp_path / "pca.png"), layer="-2") == 0
+    with Image.open(tmp_path / "pca.png") as picture:
+        assert picture.size == (2 * 90 + 8, 60)
+    assert "5x7 patches" in capsys.readouterr().out
+
+
+def test_pca_separates_what_differs():
+    torch.manual_seed(0)
+    grid = torch.randn(4, 6, 16) * 0.01
+    grid[:, 3:] += torch.randn(16)
+    colors = pca_rgb(grid).astype(int)
+    assert colors.shape == (4, 6, 3)
+    assert abs(colors[:, :3, 0].mean() - colors[:, 3:, 0].mean()) > 200
+    assert pca_rgb(torch.zeros(1, 1, 8)).shape == (1, 1, 3)
+    assert pca_rgb(torch.randn(1, 2, 8)).shape == (1, 2, 3)
+
+
+def test_embedded_checkpoint_is_small_and_complete():
+    from sail_encoder.hub import TINY_FOLDER
+
+    assert sum(file.stat().st_size for file in TINY_FOLDER.iterdir() if file.is_file()) < 16e6
+    summary = json.loads((TINY_FOLDER / "training.json").read_text())
+    assert {"about", "steps", "images", "loss", "accuracy"} <= summary.keys()

@@ -1,0 +1,124 @@
+import io
+import os
+import tarfile
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from sail_encoder.errors import SourceError
+from sail_encoder.images import list_images
+
+
+@pytest.fixture
+def tree(tmp_path):
+    for name in ("a/x.jpg", "a/y.PNG", "b/x.jpg", "b/.hidden.jpg", "b/deep/z.webp", "b/notes.txt", "b/data.npy"):
+        path = tmp_path / "tree" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+    return tmp_path / "tree"
+
+
+def keys(*sources):
+    return [image.key for image in list_images([str(source) for source in sources]).images]
+
+
+def test_a_folder_is_searched_through_in_order(tree):
+    assert keys(tree) == ["a/x.jpg", "a/y.PNG", "b/deep/z.webp", "b/x.jpg"]
+    listing = list_images([str(tree)])
+    assert listing.root == str(tree)
+    assert listing.images[0].size == len("a/x.jpg")
+    assert listing.images[0].open() == str(tree / "a" / "x.jpg")
+
+
+def test_several_folders_keep_their_names(tree):
+    assert keys(tree / "b", tree / "a") == ["b/deep/z.webp", "b/x.jpg", "a/x.jpg", "a/y.PNG"]
+
+
+def test_files_and_globs(tree):
+    assert keys(tree / "b" / "x.jpg") == ["x.jpg"]
+    assert keys(tree / "*" / "x.jpg") == ["a/x.jpg", "b/x.jpg"]
+    assert keys(tree / "**" / "*.webp") == ["b/deep/z.webp"]
+    assert keys(tree / "a" / "x.jpg", tree / "a" / "*.jpg") == ["x.jpg"]
+
+
+def test_links_are_followed_but_not_in_circles(tree):
+    os.symlink(tree, tree / "b" / "deep" / "loop")
+    os.symlink(tree / "a", tree / "again")
+    assert keys(tree) == ["a/x.jpg", "a/y.PNG", "again/x.jpg", "again/y.PNG", "b/deep/z.webp", "b/x.jpg"]
+
+
+def test_a_text_list(tree):
+    (tree / "list.txt").write_text("b/x.jpg\n\na/x.jpg\nmissing.jpg\n", encoding="utf-8-sig")
+    listing = list_images([str(tree / "list.txt")])
+    assert [(image.key, image.size) for image in listing.images] == [
+        ("b/x.jpg", 7),
+        ("a/x.jpg", 7),
+        ("missing.jpg", -1),
+    ]
+
+
+def test_tables(tree):
+    (tree / "list.csv").write_text("label,image_path\n1,a/x.jpg\n2,b/x.jpg\n")
+    (tree / "list.tsv").write_text("path\tlabel\nb/x.jpg\t1\n")
+    table = pyarrow.table({"filename": ["a/y.PNG", "a/x.jpg"], "label": [1, 2]})
+    parquet.write_table(table, tree / "list.parquet")
+    assert keys(tree / "list.csv") == ["a/x.jpg", "b/x.jpg"]
+    assert keys(tree / "list.tsv") == ["b/x.jpg"]
+    assert keys(tree / "list.parquet") == ["a/y.PNG", "a/x.jpg"]
+
+
+def test_a_list_with_paths_elsewhere(tree, tmp_path):
+    other = tmp_path / "other" / "q.jpg"
+    other.parent.mkdir()
+    other.touch()
+    (tree / "list.txt").write_text(f"a/x.jpg\n{other}\n../other/q.jpg\n")
+    assert keys(tree / "list.txt") == ["tree/a/x.jpg", "other/q.jpg"]
+
+
+def make_tar(path, members, mode="w"):
+    with tarfile.open(path, mode) as shard:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            shard.addfile(member, io.BytesIO(content))
+
+
+def test_tar_shards_are_read_in_place(tmp_path):
+    make_tar(tmp_path / "shard-0.tar", {"000.jpg": b"first", "000.json": b"{}", "001.png": b"second"})
+    make_tar(tmp_path / "shard-1.tar", {"000.jpg": b"third"})
+    images = list_images([str(tmp_path / "shard-*.tar")]).images
+    assert [image.key for image in images] == ["shard-0/000.jpg", "shard-0/001.png", "shard-1/000.jpg"]
+    assert [image.open() for image in images] == [b"first", b"second", b"third"]
+
+
+def test_names_cannot_leave_the_output_folder(tmp_path):
+    make_tar(tmp_path / "evil.tar", {"../../up.jpg": b"1", "/etc/abs.jpg": b"2", "a/../../b.jpg": b"3"})
+    assert keys(tmp_path / "evil.tar") == ["evil/up.jpg", "evil/etc/abs.jpg", "evil/a/b.jpg"]
+
+
+def test_undecodable_names_become_printable(tmp_path):
+    (tmp_path / os.fsdecode(b"caf\xe9.jpg")).touch()
+    assert keys(tmp_path) == ["caf\\xe9.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda tree: tree / "nowhere", "no file or folder"),
+        (lambda tree: tree / "*.gif", "nothing matches"),
+        (lambda tree: tree / "empty", "no images in"),
+        (lambda tree: tree / "columns.csv", "has the columns id, label; name the one with the paths 'path'"),
+        (lambda tree: tree / "empty.txt", "names no images"),
+        (lambda tree: tree / "packed.tar", "not an uncompressed tar file"),
+        (lambda tree: tree / "twins.tar", "both named"),
+    ],
+)
+def test_errors(tree, make, message):
+    (tree / "empty").mkdir()
+    (tree / "columns.csv").write_text("id,label\n1,2\n")
+    (tree / "empty.txt").write_text("\n")
+    make_tar(tree / "packed.tar", {"a.jpg": b"1"}, "w:gz")
+    make_tar(tree / "twins.tar", {"a.jpg": b"1", "./../a.jpg": b"2"})
+    with pytest.raises(SourceError, match=message):
+        list_images([str(make(tree))])

@@ -1,0 +1,51 @@
+import numpy as np
+import torch
+
+from sail_encoder.attention import Segments, packed_attention
+from sail_encoder.packing import Pack, pack_consecutive
+from sail_encoder.pixels import PatchedImage
+
+
+def patched(rows, columns, value):
+    patches = np.full((rows * columns, 12), value, np.uint8)
+    return PatchedImage(patches, (rows, columns), (rows * 2, columns * 2), (rows * 2, columns * 2))
+
+
+def test_groups_fill_the_budget_and_no_more():
+    groups = list(pack_consecutive([5, 5, 3, 20, 1, 1], lambda size: size, 10))
+    assert groups == [[5, 5], [3], [20], [1, 1]]
+
+
+def test_a_run_that_resumes_behind_a_group_forms_the_same_groups():
+    sizes = np.random.default_rng(0).integers(1, 30, 200).tolist()
+    groups = list(pack_consecutive(sizes, lambda size: size, 64))
+    for done in range(len(groups)):
+        rest = [size for group in groups[done:] for size in group]
+        assert list(pack_consecutive(rest, lambda size: size, 64)) == groups[done:]
+
+
+def test_packing_and_splitting_keep_images_apart_and_in_order():
+    images = [patched(3, 4, 1), patched(1, 2, 2), patched(4, 3, 3), patched(1, 1, 4)]
+    pack = Pack.of(images)
+    lengths = [rows * columns for rows, columns in pack.grids]
+    assert lengths == sorted(lengths)
+    grids = pack.split(pack.patches.float())
+    assert [tuple(grid.shape) for grid in grids] == [(3, 4, 12), (1, 2, 12), (4, 3, 12), (1, 1, 12)]
+    assert [grid.unique().tolist() for grid in grids] == [[1.0], [2.0], [3.0], [4.0]]
+
+
+def test_attention_stays_within_segments():
+    torch.manual_seed(0)
+    lengths = [3, 3, 7, 1, 7]
+    query, key, value = torch.randn(21, 4, 8), torch.randn(21, 2, 8), torch.randn(21, 2, 8)
+    segments = Segments.of(lengths, torch.device("cpu"))
+    assert segments.runs == [(2, 3), (1, 7), (1, 1), (1, 7)]
+    out = packed_attention(query, key, value, segments, 0.3)
+    start = 0
+    for length in lengths:
+        q, k, v = (x[start : start + length] for x in (query, key, value))
+        k, v = k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
+        weights = (torch.einsum("qhd,khd->hqk", q, k) * 0.3).softmax(-1)
+        expected = torch.einsum("hqk,khd->qhd", weights, v)
+        torch.testing.assert_close(out[start : start + length], expected)
+        start += length

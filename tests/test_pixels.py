@@ -1,0 +1,116 @@
+import io
+
+import numpy as np
+import pytest
+import torch
+from conftest import noise
+from PIL import Image
+
+from sail_encoder.errors import ImageError
+from sail_encoder.pixels import image_size, patch_image, patchify, read_image, unpatchify
+from sail_encoder.resizing import Resize
+
+
+def position_image(rows, columns, p):
+    """Red says the row of a patch, green its column, blue is 7."""
+    image = np.full((rows * p, columns * p, 3), 7, np.uint8)
+    image[..., 0] = np.repeat(np.arange(rows), p)[:, None]
+    image[..., 1] = np.repeat(np.arange(columns), p)[None]
+    return image
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(3, 8), (8, 3), (1, 5), (37, 91)])
+def test_patches_are_in_reading_order_and_channel_first(rows, columns):
+    patched = patch_image(position_image(rows, columns, 14), Resize(), 14)
+    assert patched.grid == (rows, columns)
+    channels = patched.patches.reshape(rows, columns, 3, 14 * 14)
+    assert (channels[:, :, 0] == np.arange(rows)[:, None, None]).all()
+    assert (channels[:, :, 1] == np.arange(columns)[None, :, None]).all()
+    assert (channels[:, :, 2] == 7).all()
+
+
+def test_unpatchify_is_the_inverse():
+    image = noise(28, 42)
+    assert (unpatchify(patchify(image, 14), (2, 3), 14) == image).all()
+
+
+def test_every_kind_of_input_gives_the_same_patches(tmp_path):
+    pixels = noise(50, 70)
+    path = tmp_path / "image.png"
+    Image.fromarray(pixels).save(path)
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1)
+    kinds = [str(path), path, path.read_bytes(), Image.fromarray(pixels), pixels, tensor, tensor / 255, pixels / 255.0]
+    first, *others = (patch_image(kind, Resize(), 14) for kind in kinds)
+    assert first.image_size == (50, 70)
+    for other in others:
+        assert (other.patches == first.patches).all()
+
+
+def test_gray_becomes_rgb():
+    gray = noise(28, 28)[..., 0]
+    for kind in (gray, gray[..., None], torch.from_numpy(gray)[None], Image.fromarray(gray)):
+        rgb = np.asarray(read_image(kind)[0])
+        assert (rgb == gray[..., None]).all()
+
+
+def test_sixteen_bits_are_scaled_not_clipped():
+    levels = np.linspace(0, 65535, 28 * 28).astype(np.uint16).reshape(28, 28)
+    scaled = np.asarray(read_image(Image.fromarray(levels))[0])[..., 0]
+    assert np.abs(scaled.astype(int) - levels // 257).max() == 0
+    assert len(np.unique(scaled)) == 256
+
+
+def test_transparency_is_dropped_and_animations_give_their_first_frame(tmp_path):
+    pixels = noise(20, 20)
+    clear = Image.fromarray(np.dstack((pixels, np.zeros((20, 20), np.uint8))))
+    assert (np.asarray(read_image(clear)[0]) == pixels).all()
+    frames = [Image.new("RGB", (20, 20), color) for color in ("red", "blue")]
+    frames[0].save(tmp_path / "a.png", save_all=True, append_images=frames[1:])
+    assert np.asarray(read_image(tmp_path / "a.png")[0])[0, 0].tolist() == [255, 0, 0]
+
+
+def test_exif_rotation_is_reported_and_applied_on_demand(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(noise(30, 50)).save(tmp_path / "turned.jpg", exif=exif)
+    stored = patch_image(tmp_path / "turned.jpg", Resize(), 14)
+    upright = patch_image(tmp_path / "turned.jpg", Resize(), 14, exif_rotate=True)
+    assert (stored.image_size, stored.exif_orientation) == ((30, 50), 6)
+    assert (upright.image_size, upright.exif_orientation) == ((50, 30), 1)
+    assert upright.grid == stored.grid[::-1]
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (torch.zeros(2, 3, 8, 8), "one by one"),
+        (torch.zeros(8, 8, 3), "one by one"),
+        (np.zeros((3, 8, 8), np.uint8), "one by one"),
+        (np.zeros((0, 8, 3), np.uint8), "nothing to read"),
+        (np.zeros((8, 8, 3), np.int64), "ambiguous"),
+        (np.full((8, 8, 3), 1.5), "0 to 1"),
+        (np.full((8, 8, 3), np.nan), "0 to 1"),
+        (torch.randn(3, 8, 8), "before any normalisation"),
+        (Image.fromarray(np.zeros((8, 8), np.float32)), "float pixels"),
+        ("no/such/file.png", "no such file"),
+        (b"not an image", "not an image"),
+        (42, "int is not an image"),
+    ],
+)
+def test_what_is_no_image_is_told(image, message):
+    with pytest.raises(ImageError, match=message):
+        read_image(image)
+
+
+def test_bombs_are_not_decoded():
+    header = io.BytesIO()
+    Image.new("1", (60000, 60000)).save(header, "PNG")
+    with pytest.raises(ImageError, match="pixels"):
+        read_image(header.getvalue())
+
+
+def test_size_from_the_header(tmp_path):
+    Image.fromarray(noise(30, 50)).save(tmp_path / "a.jpg")
+    assert image_size(lambda: str(tmp_path / "a.jpg")) == (30, 50)
+    assert image_size((tmp_path / "a.jpg").read_bytes) == (30, 50)
+    assert image_size(lambda: str(tmp_path / "b.jpg")) is None
