@@ -1,0 +1,114 @@
+"""What all heads share: which features they were fitted on, and how they are saved and loaded."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sail_encoder.errors import UserError
+
+WEIGHTS, DESCRIPTION = "head.safetensors", "head.json"
+
+
+class HeadError(UserError):
+    """A head that cannot be used as asked; the message says why in one line."""
+
+
+@dataclass(frozen=True)
+class FeatureSource:
+    """Where features come from; a head serves features of the same source alone.
+
+    Attributes:
+        backbone: Name of the backbone, for people.
+        weights: Fingerprint of the weights that the features depend on.
+        layers: Block indices, in order.
+        norm: Whether the final norm was applied.
+        resize: The rule of resizing, in text form.
+        max_tokens: Patches of an image at most.
+    """
+
+    backbone: str
+    weights: str
+    layers: tuple[int, ...]
+    norm: bool = True
+    resize: str = "native"
+    max_tokens: int = 4096
+
+    def check(self, other: "FeatureSource") -> None:
+        """Compares with the source of other features; names may differ, what decides the values may not.
+
+        Raises:
+            HeadError: If they do not match.
+        """
+        for name in ("weights", "layers", "norm"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine != theirs:
+                raise HeadError(
+                    f"this head was fitted on {name} {mine} of {self.backbone}, not on {name} {theirs} of "
+                    f"{other.backbone}; fit it again, or extract features of the same kind"
+                )
+
+
+@dataclass(frozen=True)
+class SavedHead:
+    """What is in a saved head's folder.
+
+    Attributes:
+        kind: Name of the head in the registry.
+        settings: Arguments from which the head is built.
+        source: Which features it was fitted on, None if that was not said.
+        tensors: Its weights.
+    """
+
+    kind: str
+    settings: dict[str, Any]
+    source: FeatureSource | None
+    tensors: dict[str, Tensor]
+
+
+def save_head(folder: str | Path, head: SavedHead) -> None:
+    """Writes `head.safetensors` and `head.json`; a head that was there before is replaced when both are complete."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    description = {
+        "kind": head.kind,
+        "settings": head.settings,
+        "source": asdict(head.source) if head.source else None,
+    }
+    unfinished = {name: folder / f".{name}" for name in (WEIGHTS, DESCRIPTION)}
+    save_file({name: tensor.contiguous() for name, tensor in head.tensors.items()}, unfinished[WEIGHTS])
+    unfinished[DESCRIPTION].write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+    for name, path in unfinished.items():
+        path.replace(folder / name)
+
+
+def load_head(folder: str | Path) -> SavedHead:
+    """Reads what `save_head` wrote.
+
+    Raises:
+        HeadError: If the folder holds no head, or a damaged one.
+    """
+    folder = Path(folder)
+    try:
+        description: Mapping[str, Any] = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        tensors = load_file(folder / WEIGHTS)
+    except (OSError, json.JSONDecodeError, SafetensorError) as error:
+        raise HeadError(f"{folder} holds no head that can be read ({error}); save one there first") from None
+    source = description["source"]
+    return SavedHead(
+        description["kind"],
+        dict(description["settings"]),
+        FeatureSource(**{**source, "layers": tuple(source["layers"])}) if source else None,
+        tensors,
+    )
+
+
+def as_tensor(values: Any, dtype: torch.dtype | None = None) -> Tensor:
+    """An array or a tensor as a tensor, sharing memory where that is possible."""
+    return torch.as_tensor(values, dtype=dtype)

@@ -1,0 +1,37 @@
+"""Heads by name: ours, and those that installed packages add under the entry point group `sail_encoder.heads`."""
+
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+from heads.contract import HeadError
+
+GROUP = "sail_encoder.heads"
+
+BUILT_IN = {
+    "linear": "heads.linear:LinearProbe",
+    "logistic": "heads.logistic:LogisticProbe",
+    "ridge": "heads.ridge:RidgeProbe",
+    "knn": "heads.knn:KNNProbe",
+    "attentive": "heads.attentive:AttentiveProbe",
+}
+
+
+def head_names() -> list[str]:
+    """Names of all heads, ours first."""
+    return [*BUILT_IN, *sorted(entry.name for entry in entry_points(group=GROUP) if entry.name not in BUILT_IN)]
+
+
+def get_head(name: str) -> type[Any]:
+    """The class of a head.
+
+    Raises:
+        HeadError: If there is none of that name.
+    """
+    if name in BUILT_IN:
+        module, _, attribute = BUILT_IN[name].partition(":")
+        return getattr(import_module(module), attribute)
+    for entry in entry_points(group=GROUP):
+        if entry.name == name:
+            return entry.load()
+    raise HeadError(f"no head '{name}'; there is {', '.join(head_names())}")

@@ -1,0 +1,125 @@
+"""Reading what `sail extract` has left: the index, single grids, and all images as one matrix."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from sail_encoder.errors import StoreError
+from sail_encoder.pixels import Array
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One image of a folder of features.
+
+    Attributes:
+        path: The image's name, relative to the source.
+        file: Where its features are.
+        row: Its row in a shard; None for a file of its own.
+        grid: (nh, nw).
+        image_size: (height, width) of the original in pixels.
+    """
+
+    path: str
+    file: str
+    row: int | None
+    grid: tuple[int, int]
+    image_size: tuple[int, int]
+
+
+class FeatureFolder:
+    """A folder that a run of `sail extract` has finished.
+
+    Args:
+        folder: The `--out` of that run.
+
+    Attributes:
+        settings: What the features are: layers, norm, pool, resize, weights (a fingerprint), ...
+        entries: The images that have features, in the order of the run.
+
+    Raises:
+        StoreError: If there is no finished run in the folder.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        from pyarrow import parquet
+
+        self.folder = Path(folder)
+        if not (self.folder / "index.parquet").exists():
+            raise StoreError(f"{folder} has no index.parquet; run (or resume) sail extract SOURCE --out {folder} first")
+        self.settings: dict[str, Any] = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))["settings"]
+        rows = parquet.read_table(self.folder / "index.parquet").to_pylist()
+        self.entries = [
+            Entry(
+                row["path"],
+                row["file"],
+                row["row"],
+                (row["grid_height"], row["grid_width"]),
+                (row["image_height"], row["image_width"]),
+            )
+            for row in rows
+            if row["status"] == "done"
+        ]
+
+    @property
+    def layers(self) -> list[int]:
+        """The blocks that were stored."""
+        return list(self.settings["layers"])
+
+    @property
+    def is_pooled(self) -> bool:
+        """Whether there is one vector an image, and no grid."""
+        return self.settings["pool"] != "none"
+
+    @cached_property
+    def _shards(self) -> dict[str, Array]:
+        files = {entry.file for entry in self.entries if entry.row is not None}
+        return {file: np.load(self.folder / file, mmap_mode="r") for file in files}
+
+    def read(self, entry: Entry, layer: int | None = None) -> Array:
+        """Features of one image at one layer: [nh, nw, C], or [C] where they are pooled.
+
+        Args:
+            entry: The image.
+            layer: One of `layers`; the last by default.
+        """
+        whole = self._shards[entry.file][entry.row] if entry.row is not None else np.load(self.folder / entry.file)
+        return whole[self._position(layer)] if len(self.layers) > 1 else whole
+
+    def matrix(self, layer: int | None = None, pool: Literal["mean", "max"] = "mean") -> Array:
+        """All images as one array [images, C], rows in the order of `entries`.
+
+        Where the run has pooled into one shard, this is a memory-mapped view; grids are pooled now, in float32.
+
+        Args:
+            layer: One of `layers`; the last by default.
+            pool: How to pool grids; pooled features are taken as they are.
+        """
+        if self.is_pooled and len(self._shards) == 1 and self._rows_in_order():
+            shard = next(iter(self._shards.values()))
+            return shard[:, self._position(layer)] if len(self.layers) > 1 else shard
+        return np.stack(list(self._vectors(layer, pool)))
+
+    def _rows_in_order(self) -> bool:
+        rows = [entry.row for entry in self.entries]
+        return rows == list(range(len(next(iter(self._shards.values())))))
+
+    def _vectors(self, layer: int | None, pool: str) -> Iterator[Array]:
+        for entry in self.entries:
+            features = self.read(entry, layer)
+            if not self.is_pooled:
+                patches = features.reshape(-1, features.shape[-1]).astype(np.float32)
+                features = patches.mean(0) if pool == "mean" else patches.max(0)
+            yield features
+
+    def _position(self, layer: int | None) -> int:
+        if layer is None:
+            return len(self.layers) - 1
+        if layer not in self.layers:
+            raise StoreError(f"{self.folder} has no layer {layer}; there is {', '.join(map(str, self.layers))}")
+        return self.layers.index(layer)
