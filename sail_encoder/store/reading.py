@@ -88,8 +88,9 @@ class FeatureFolder:
             entry: The image.
             layer: One of `layers`; the last by default.
         """
+        position = self._position(layer)
         whole = self._shards[entry.file][entry.row] if entry.row is not None else np.load(self.folder / entry.file)
-        return whole[self._position(layer)] if len(self.layers) > 1 else whole
+        return whole[position] if len(self.layers) > 1 else whole
 
     def matrix(self, layer: int | None = None, pool: Literal["mean", "max"] = "mean") -> Array:
         """All images as one array [images, C], rows in the order of `entries`.
@@ -100,9 +101,10 @@ class FeatureFolder:
             layer: One of `layers`; the last by default.
             pool: How to pool grids; pooled features are taken as they are.
         """
+        position = self._position(layer)
         if self.is_pooled and len(self._shards) == 1 and self._rows_in_order():
             shard = next(iter(self._shards.values()))
-            return shard[:, self._position(layer)] if len(self.layers) > 1 else shard
+            return shard[:, position] if len(self.layers) > 1 else shard
         return np.stack(list(self._vectors(layer, pool)))
 
     def _rows_in_order(self) -> bool:
