@@ -115,13 +115,37 @@ class SailModel(SailPreTrainedModel):
         _check_patches(pixel_values, sum(rows * columns for rows, columns in grids), "image_grid_hw describes")
         return ImagePrefixes.of(grids, self.config, pixel_values.device)
 
-    def _residual_stream(self, pixel_values: Tensor, prefixes: ImagePrefixes) -> Iterator[Tensor]:
+    def encode_prefix(self, pixel_values: Tensor, image_grid_hw: Tensor) -> DynamicCache:
+        """Runs one image by the encoder path and keeps its keys and values, for text to continue from.
+
+        Args:
+            pixel_values: [patches, 3 * patch_size**2] of the image.
+            image_grid_hw: [1, 2], its rows and columns of patches.
+
+        Returns:
+            A cache of `rows * columns + 2` tokens.
+        """
+        prefixes = self._lay_out(pixel_values, image_grid_hw)
+        cache = DynamicCache(config=self.config)
+        for _ in self._residual_stream(pixel_values, prefixes, cache):
+            pass
+        cache.next_positions = prefixes.position_ids[:, -1:].amax(dim=0) + 1
+        return cache
+
+    def _residual_stream(
+        self, pixel_values: Tensor, prefixes: ImagePrefixes, past_key_values: Cache | None = None
+    ) -> Iterator[Tensor]:
         """The embedding, then the output of each block in turn, [tokens, hidden_size]; runs as far as it is read."""
         hidden = self._embed(prefixes.input_ids, pixel_values, prefixes.patch_index)
         yield hidden
         rotary = self.rotary_emb(hidden, prefixes.position_ids)
         for layer in self.layers:
-            hidden = layer(hidden[None], position_embeddings=rotary, segments=prefixes.segments)[0]
+            hidden = layer(
+                hidden[None],
+                past_key_values=past_key_values,
+                position_embeddings=rotary,
+                segments=prefixes.segments,
+            )[0]
             yield hidden
 
     def _embed(self, input_ids: Tensor, pixel_values: Tensor, patch_index: Tensor) -> Tensor:

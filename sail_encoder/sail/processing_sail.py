@@ -91,14 +91,14 @@ class SailProcessor(ProcessorMixin):
             data |= self.image_processor(flat, **{**options["images_kwargs"], "return_tensors": "np"})
             grids = as_grids(data["image_grid_hw"])
         if text is not None:
-            texts = _expand_images([text] if isinstance(text, str) else list(text), grids)
+            texts = expand_images([text] if isinstance(text, str) else list(text), grids)
             data |= self._encode(texts, dict(options["text_kwargs"]))
         return BatchFeature(data, tensor_type=options["text_kwargs"].get("return_tensors"))
 
     def _encode(self, texts: list[str], options: dict[str, Any]) -> dict[str, Any]:
         options.pop("return_tensors", None)
         padding = options.pop("padding", False)
-        rows = [self._token_ids(text) for text in texts]
+        rows = [self.token_ids(text) for text in texts]
         limit = options.get("max_length")
         if options.get("truncation") and limit is not None and max(map(len, rows)) > limit:
             raise ValueError(
@@ -106,11 +106,11 @@ class SailProcessor(ProcessorMixin):
             )
         return dict(self.tokenizer.pad({"input_ids": rows}, padding=padding, max_length=limit))
 
-    def _token_ids(self, text: str) -> list[int]:
+    def token_ids(self, text: str) -> list[int]:
         """Tokenizes turn by turn, as in training: what follows a marker is tokenized as a text of its own."""
         markers = ("</vision>", self.tokenizer.bos_token, "[/INST]", self.tokenizer.eos_token)
         pieces = re.split("|".join(f"(?<={re.escape(marker)})" for marker in markers), text)
-        encoded = self.tokenizer([piece for piece in pieces if piece], add_special_tokens=False)
+        encoded = self.tokenizer([piece for piece in pieces if piece], add_special_tokens=False, verbose=False)
         return [token for piece in encoded["input_ids"] for token in piece]
 
     def _get_num_multimodal_tokens(self, image_sizes: list[list[int]] | None = None, **kwargs: Any) -> MultiModalData:
@@ -123,7 +123,7 @@ class SailProcessor(ProcessorMixin):
         return [*self.tokenizer.model_input_names, *self.image_processor.model_input_names]
 
 
-def _expand_images(texts: list[str], grids: list[Grid]) -> list[str]:
+def expand_images(texts: list[str], grids: list[Grid]) -> list[str]:
     """Puts as many `<vpatch>` into each placeholder as its image has patches."""
     expected = sum(text.count(PLACEHOLDER) for text in texts)
     if expected != len(grids):
