@@ -38,9 +38,9 @@ CHAT_TEMPLATE = """\
 
 
 class SailProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]
-    """Options of `SailProcessor`."""
+    """Options of `SailProcessor`. Prompts are padded on the left, for answers of a batch begin together."""
 
-    _defaults = {"text_kwargs": {"padding": False}}
+    _defaults = {"text_kwargs": {"padding": False, "padding_side": "left"}}
 
 
 class SailProcessor(ProcessorMixin):
@@ -48,7 +48,8 @@ class SailProcessor(ProcessorMixin):
 
     Args:
         image_processor: Cuts images into patches.
-        tokenizer: With the tokens `<vision>`, `<vpatch>` and `</vision>`.
+        tokenizer: With the tokens `<vision>`, `<vpatch>` and `</vision>`. Where it has no padding token, `</s>` becomes
+            it.
         chat_template: Jinja template of a conversation.
     """
 
@@ -59,6 +60,8 @@ class SailProcessor(ProcessorMixin):
         chat_template: str | None = CHAT_TEMPLATE,
         **kwargs: Any,
     ) -> None:
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
         self.image_token = "<vpatch>"
         self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
         super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
@@ -97,14 +100,14 @@ class SailProcessor(ProcessorMixin):
 
     def _encode(self, texts: list[str], options: dict[str, Any]) -> dict[str, Any]:
         options.pop("return_tensors", None)
-        padding = options.pop("padding", False)
+        padding, side = options.pop("padding"), options.pop("padding_side")
         rows = [self.token_ids(text) for text in texts]
         limit = options.get("max_length")
         if options.get("truncation") and limit is not None and max(map(len, rows)) > limit:
             raise ValueError(
                 f"a prompt of {max(map(len, rows))} tokens cannot be cut to {limit} without harming images"
             )
-        return dict(self.tokenizer.pad({"input_ids": rows}, padding=padding, max_length=limit))
+        return dict(self.tokenizer.pad({"input_ids": rows}, padding=padding, max_length=limit, padding_side=side))
 
     def token_ids(self, text: str) -> list[int]:
         """Tokenizes turn by turn, as in training: what follows a marker is tokenized as a text of its own."""
