@@ -311,6 +311,10 @@ def _seen_tokens(past_key_values: Cache | None) -> int:
     return 0 if past_key_values is None else int(past_key_values.get_seq_length())
 
 
+def _is_among(ids: Tensor, chosen: list[int]) -> Tensor:
+    return torch.isin(ids, torch.tensor(chosen, dtype=ids.dtype, device=ids.device))
+
+
 def _check_patches(pixel_values: Tensor, expected: int, source: str) -> None:
     if len(pixel_values) != expected:
         raise ValueError(f"pixel_values has {len(pixel_values)} patches, but {source} {expected}")
@@ -352,7 +356,7 @@ class SailForCausalLM(SailPreTrainedModel, SailGenerationMixin):
             position_ids: [3, batch, length] (time, row, column); derived where left out.
             past_key_values: Cache of earlier tokens.
             inputs_embeds: [batch, length, hidden_size] in place of `input_ids`.
-            labels: int64 [batch, length], -100 where nothing is to be learned.
+            labels: int64 [batch, length], -100 where nothing is to be learned. The tokens of images never count.
             use_cache: Whether to return a cache.
             logits_to_keep: Compute logits for the last so many positions, or for these positions; 0 means all.
             kwargs: Handed to `SailModel.forward` and the loss.
@@ -375,6 +379,7 @@ class SailForCausalLM(SailPreTrainedModel, SailGenerationMixin):
         logits = self.lm_head(outputs.last_hidden_state[:, kept])
         loss = None
         if labels is not None:
+            labels = labels.masked_fill(_is_among(labels, self.config.never_generated), -100)
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         return CausalLMOutputWithPast(
             loss=loss,
