@@ -19,7 +19,8 @@ from sail_encoder.sail.checkpoint import load_language_model, open_sail, read_pr
 from sail_encoder.sail.image_processing_sail import SailImageProcessor
 from sail_encoder.sail.modeling_sail import SailForCausalLM
 from sail_encoder.sail.positions import Grid
-from sail_encoder.sail.processing_sail import SailProcessor, expand_images
+from sail_encoder.sail.processing_sail import SailProcessor
+from sail_encoder.sail.published import VISION_TOKENS
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,15 @@ class _Image:
     def cached_tokens(self) -> int:
         """Tokens of it that are in the cache."""
         return self.grid[0] * self.grid[1] + 2 if self.pixels is None else 0
+
+
+def check_prompt(prompt: str) -> None:
+    """Raises a `UserError` if a question is empty, or holds a token that stands for an image."""
+    if not prompt.strip():
+        raise UserError("the prompt is empty; ask something")
+    for token in VISION_TOKENS.values():
+        if token in prompt:
+            raise UserError(f"the prompt holds {token}, which stands for an image; show images by their path instead")
 
 
 class Chat:
@@ -138,10 +148,9 @@ class Chat:
             stop: Ends the answer where it is, once set.
 
         Raises:
-            UserError: If the prompt is empty, or the conversation has no room for it.
+            UserError: If the prompt is empty or stands for an image, or the conversation has no room for it.
         """
-        if not prompt.strip():
-            raise UserError("the prompt is empty; ask something")
+        check_prompt(prompt)
         if image is not None:
             self.look(image)
         content = [*({"type": "image"} for _ in self._next_images), {"type": "text", "text": prompt}]
@@ -162,9 +171,8 @@ class Chat:
     def _new_ids(self, rendered: str) -> list[int]:
         """Token ids of what the conversation's text has gained, without images that are in the cache."""
         new = rendered.removeprefix(self._rendered)
-        expanded = expand_images([new], [image.grid for image in self._next_images])[0]
-        ids = self.processor.token_ids(expanded)
-        return ids[sum(image.cached_tokens for image in self._next_images) :]
+        [prompt] = self.processor.tokenize([new], [image.grid for image in self._next_images])
+        return prompt.ids[sum(image.cached_tokens for image in self._next_images) :]
 
     def _generate(
         self,

@@ -32,7 +32,9 @@ def test_the_loss_falls(after_the_example):
 def test_what_was_learned_is_said_and_saved(after_the_example):
     merged = after_the_example["merged"]
     assert isinstance(merged, SailForCausalLM)
-    answer = Chat(merged.eval(), after_the_example["processor"]).ask("What do you see?", draw_scene(99, 1, 112, 112).image)
+    answer = Chat(merged.eval(), after_the_example["processor"]).ask(
+        "What do you see?", draw_scene(99, 1, 112, 112).image
+    )
     assert answer.startswith("the ")
     assert (after_the_example["folder_of_run"] / "runs" / "lora" / "adapter" / "adapter_model.safetensors").is_file()
 
