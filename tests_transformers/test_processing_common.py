@@ -4,13 +4,12 @@ import unittest
 
 import numpy as np
 from sklearn.datasets import load_sample_images
-from tests import test_processing_common
 from tests.test_image_processing_common import ImageProcessingTester, ImageProcessingTestMixin
 from tests.test_processing_common import ProcessorTesterMixin
 
 from sail_encoder import SailImageProcessor, SailProcessor
 from sail_encoder.hub import TINY_FOLDER
-
+from tests import test_processing_common
 
 # The tests show images by address; files of this machine need no network.
 PHOTOGRAPHS = list(load_sample_images().filenames)
