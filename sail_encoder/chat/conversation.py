@@ -105,7 +105,7 @@ class Chat:
         other = Chat(self.model, self.processor)
         other.messages = list(self.messages)
         other._rendered, other._ids, other._grids = self._rendered, list(self._ids), list(self._grids)
-        other._cache = _fork_cache(self._cache)
+        other._cache = fork_cache(self._cache)
         other._next_images = list(self._next_images)
         return other
 
@@ -159,7 +159,7 @@ class Chat:
         ids = self._ids + self._new_ids(rendered)
         self.check_room(len(ids) + 1)
         # The cache is forked, so that a turn that fails leaves the conversation as it was.
-        cache = _fork_cache(self._cache)
+        cache = fork_cache(self._cache)
         said = self._generate(ids, cache, sampling, streamer, stop)
         answer = self.processor.decode(said, skip_special_tokens=True).strip()
         self._accept(messages, answer, [*ids, *said], cache)
@@ -219,7 +219,7 @@ class Chat:
             )
 
 
-def _fork_cache(cache: DynamicCache) -> DynamicCache:
+def fork_cache(cache: DynamicCache) -> DynamicCache:
     """A cache with the same tensors; they are replaced when it grows, never written to."""
     fork = copy.copy(cache)
     fork.layers = [copy.copy(layer) for layer in cache.layers]
