@@ -107,11 +107,13 @@ def contenders(setting: Setting, caches: dict[str, bool]) -> dict[str, Callable[
         published.encode_image(setting.model, setting.pixels, setting.grid, prefix)
         published.answer(setting.model, prefix, setting.grid, setting.prompt, new_tokens)
 
+    def our_way(new_tokens: int, kind: str, compiled: bool) -> None:
+        generate(setting, new_tokens, setting.cache(kind), compiled)
+
     ways: dict[str, Callable[[int], object]] = {"published": published_way}
     for kind, compiled in caches.items():
-        ways[f"ours, {kind} cache{', compiled' if compiled else ''}"] = lambda count, kind=kind, compiled=compiled: (
-            generate(setting, count, setting.cache(kind), compiled)
-        )
+        name = f"ours, {kind} cache{', compiled' if compiled else ''}"
+        ways[name] = partial(our_way, kind=kind, compiled=compiled)
     return ways
 
 
