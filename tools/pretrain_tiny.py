@@ -42,7 +42,7 @@ def predict(model: SailForCausalLM, batch: recipe.Batch) -> tuple[Tensor, Tensor
 
 def build_optimizers(model: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the blocks, AdamW for embeddings, head and norms."""
-    named = list(model.named_parameters())
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     matrices = [p for name, p in named if p.ndim == 2 and ".layers." in name]
     others = [p for name, p in named if not (p.ndim == 2 and ".layers." in name)]
     return [
@@ -90,10 +90,12 @@ def train(out: Path, steps: int, rate: float, workers: int) -> None:
     tokenizer = recipe.build_tokenizer()
     model = SailForCausalLM(recipe.build_config(tokenizer))
     model.set_attn_implementation("eager")  # a fifth faster than sdpa for rows this short on a CPU
+    recipe.whiten(model.model.vis_embed, recipe.SceneBatches(tokenizer, 0).make(recipe.STAGES[-1].until).pixel_values)
+    model.model.vis_embed.requires_grad_(False)  # the variances differ so much that any step would undo it
     optimizers = build_optimizers(model, rate)
     first = _resume(out / "state.pt", model, optimizers)
     data = recipe.SceneBatches(tokenizer, first)
-    batches = iter(DataLoader(data, batch_size=None, num_workers=workers, prefetch_factor=4))
+    batches = iter(DataLoader(data, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None))
     started, losses, seen = time.time(), [], 0
     for step in range(first, steps):
         batch = next(batches)

@@ -10,7 +10,7 @@ import torch
 from numpy.random import Generator
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import IterableDataset, get_worker_info
 from transformers import AddedToken, PreTrainedTokenizerFast
 
@@ -60,10 +60,9 @@ class Stage:
 MOSTLY_SHAPES = (*KINDS, *["shape"] * 4, "corners", "corners", "outline")
 
 STAGES = (
-    Stage(900, (1,), (6, 8), 49, ("medium", "large"), ("shape", "corners", "outline", "color", "where")),
-    Stage(1750, (1,), (5, 13), 120),
-    Stage(3700, (1,), (5, 13), 120, kinds=MOSTLY_SHAPES, long=0.1),
-    Stage(5000, (1, 1, 1, 2, 3, 4), (5, 20), MAX_TOKENS, long=0.2),
+    Stage(500, (1,), (6, 8), 49, ("medium", "large"), ("shape", "corners", "outline", "color", "where"), long=0.0),
+    Stage(1500, (1,), (5, 13), 120, kinds=MOSTLY_SHAPES, long=0.1),
+    Stage(3000, (1, 1, 1, 2, 3, 4), (5, 20), MAX_TOKENS, long=0.2),
 )
 """Easy scenes first: outlines are learned on single large things, binding and counting on several of any size."""
 
@@ -127,6 +126,20 @@ def build_config(tokenizer: PreTrainedTokenizerFast) -> SailConfig:
         pad_token_id=tokenizer.eos_token_id,
         tie_word_embeddings=False,
     )
+
+
+@torch.no_grad()
+def whiten(patch_embedding: nn.Linear, patches: Tensor) -> None:
+    """Sets a patch embedding to the principal components of patches [count, 3 * p * p], each scaled to equal variance.
+
+    Random weights hand on what varies most, the mean color of a patch, and hide its edges: nine tenths of the variance
+    of drawn patches lie in six of 588 components. Components that are mostly grain are held back by a small constant.
+    """
+    centered = patches - patches.mean(dim=0)
+    variances, components = torch.linalg.eigh(centered.T @ centered / len(patches))
+    kept = patch_embedding.out_features
+    scales = 0.4 / (variances[-kept:] + 0.1).sqrt()
+    patch_embedding.weight.copy_((components[:, -kept:] * scales).T)
 
 
 @dataclass
