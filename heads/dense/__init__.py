@@ -1,0 +1,1 @@
+"""Heads that give every pixel a class: linear, UperNet, and nearest neighbours for an instant look."""
