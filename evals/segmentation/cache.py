@@ -1,0 +1,70 @@
+"""Grids of all training images, extracted once by the pipeline of `sail extract`, within a disk budget."""
+
+import sys
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+
+from evals.segmentation.pairs import Sample
+from heads.contract import FeatureSource
+from sail_encoder.errors import UserError
+from sail_encoder.estimate import feature_bytes, format_bytes, mean_tokens
+from sail_encoder.extract import extract
+from sail_encoder.images import list_images
+from sail_encoder.resizing import Resize
+from sail_encoder.spec import describe
+from sail_encoder.store.reading import FeatureFolder
+
+
+def cache_grids(
+    samples: Sequence[Sample], source: FeatureSource, folder: Path, budget_gb: float, precision: str, device: str
+) -> FeatureFolder:
+    """Extracts what is missing of the grids of these images.
+
+    What it will need is said, and held against the budget, before anything is computed. Killed, it goes on where it
+    was. Grids are stored in float16, a file an image, so that a crop reads no more than its rows.
+
+    Args:
+        samples: The images.
+        source: Which features.
+        folder: Where to keep them; the same folder serves other runs on the same features.
+        budget_gb: What they may take on disk, in units of 10^9 bytes.
+        precision: Precision of weights and computation.
+        device: `auto`, or devices as in `sail extract`.
+
+    Raises:
+        UserError: If the budget does not hold them.
+    """
+    images = [str(sample.image) for sample in samples]
+    _check_budget(images, source, folder, budget_gb)
+    # What extraction prints at its end is not the result of this command.
+    with redirect_stdout(sys.stderr):
+        extract(
+            images,
+            str(folder),
+            model=source.backbone,
+            layers=",".join(map(str, source.layers)),
+            norm=source.norm,
+            resize=source.resize,
+            max_tokens=source.max_tokens,
+            precision=precision,  # type: ignore[arg-type]
+            devices=device,
+        )
+    return FeatureFolder(folder)
+
+
+def _check_budget(images: list[str], source: FeatureSource, folder: Path, budget_gb: float) -> None:
+    spec = describe(source.backbone)
+    rule = Resize.parse(source.resize, source.max_tokens)
+    tokens = mean_tokens(list_images(images).images, rule, spec.patch_size)
+    needed = len(images) * feature_bytes(tokens, spec.embed_dim, len(source.layers), "float16")
+    text = (
+        f"cached features of {len(images):,} images, about {tokens:,.0f} patches of {spec.embed_dim:,} channels in "
+        f"{len(source.layers)} layers each, take {format_bytes(needed)} in {folder}"
+    )
+    if needed > budget_gb * 1e9:
+        raise UserError(
+            f"{text}, more than the {budget_gb:g} GB of --cache_gb; raise it, use fewer --layers, a smaller --resize, "
+            "or --mode online"
+        )
+    print(f"{text}; the budget is {budget_gb:g} GB", file=sys.stderr)
