@@ -38,6 +38,7 @@ class Command:
 
 COMMANDS = {
     "extract": Command("sail_encoder.extract:extract", "Extracts features of images to .npy files.", ("source",)),
+    "chat": Command("sail_encoder.chat.command:chat", "Answers questions about images.", ("image", "prompt")),
     "info": Command("sail_encoder.info:info", "Describes a checkpoint.", ("model",)),
     "convert": Command(
         "sail_encoder.sail.convert:convert", "Writes a SAIL checkpoint in the native format.", ("model", "out")

@@ -1,6 +1,6 @@
 """Questions about drawn scenes, with the answers that the drawing makes certain."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from numpy.random import Generator
@@ -9,6 +9,16 @@ from evals.scenes import COLORS, SHAPES, Scene, Thing, with_article
 
 CAPTION_PROMPT = "Describe the image."
 NUMBERS = ("zero", "one", "two", "three", "four")
+CORNERS = {
+    "circle": "zero",
+    "square": "four",
+    "triangle": "three",
+    "star": "ten",
+    "cross": "twelve",
+    "ring": "zero",
+    "heart": "one",
+    "arrow": "seven",
+}
 
 
 @dataclass(frozen=True)
@@ -20,12 +30,12 @@ class Question:
     kind: str
 
 
-def ask_about(scene: Scene, rng: Generator, count: int) -> list[Question]:
-    """Asks `count` questions of random kinds; a kind that the scene cannot answer for certain is passed over, as is a
-    repetition.
+def ask_about(scene: Scene, rng: Generator, count: int, kinds: Sequence[str] | None = None) -> list[Question]:
+    """Asks up to `count` questions of random kinds, of all `KINDS` where none are given; a kind that the scene cannot
+    answer for certain is passed over, as is a repetition.
     """
     questions: dict[str, Question] = {}
-    for kind in rng.choice(list(KINDS), size=4 * count):
+    for kind in rng.choice(list(kinds or KINDS), size=4 * count):
         pair = KINDS[kind](scene, rng)
         if pair and len(questions) < count:
             questions.setdefault(pair[0], Question(*pair, kind=str(kind)))
@@ -110,6 +120,25 @@ def _at_place(scene: Scene, rng: Generator) -> Pair:
     return f"What is {where}?", with_article(thing.name)
 
 
+def _corners(scene: Scene, rng: Generator) -> Pair:
+    thing = _choose(scene, rng)
+    if len(scene.things) == 1:
+        return "How many corners does it have?", CORNERS[thing.shape]
+    if not _unique(scene, "color", thing.color):
+        return None
+    return f"How many corners does the {thing.color} thing have?", CORNERS[thing.shape]
+
+
+def _outline(scene: Scene, rng: Generator) -> Pair:
+    thing = _choose(scene, rng)
+    if not _unique(scene, "color", thing.color):
+        return None
+    name = "it" if len(scene.things) == 1 else f"the {thing.color} thing"
+    if rng.random() < 0.5:
+        return f"Is {name} round?", "yes" if thing.shape in ("circle", "ring") else "no"
+    return f"Is there a hole in {name}?", "yes" if thing.shape == "ring" else "no"
+
+
 def _background(scene: Scene, rng: Generator) -> Pair:
     return _phrase(rng, "What is the background like?", "What kind of background is it?"), scene.background
 
@@ -124,6 +153,8 @@ KINDS: dict[str, Callable[[Scene, Generator], Pair]] = {
     "exists": _exists,
     "relation": _relation,
     "at_place": _at_place,
+    "corners": _corners,
+    "outline": _outline,
     "background": _background,
 }
 """How to ask each kind of question: (scene, rng) -> (prompt, answer), or None where the answer would be ambiguous."""

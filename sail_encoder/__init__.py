@@ -17,6 +17,7 @@ from sail_encoder.auto import register_when_needed
 
 if TYPE_CHECKING:
     from sail_encoder.backbone import VisionBackbone, load_backbone
+    from sail_encoder.chat.conversation import Chat, Sampling, ask_each, load_chat
     from sail_encoder.errors import CheckpointError, ImageError, SourceError, StoreError, UserError
     from sail_encoder.extract import extract
     from sail_encoder.features import Features
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Chat": "chat.conversation",
     "CheckpointError": "errors",
     "Features": "features",
     "ImageError": "errors",
@@ -38,15 +40,19 @@ _HOMES = {
     "SailImageProcessor": "sail.image_processing_sail",
     "SailModel": "sail.modeling_sail",
     "SailProcessor": "sail.processing_sail",
+    "Sampling": "chat.conversation",
     "SourceError": "errors",
     "StoreError": "errors",
     "UserError": "errors",
     "VisionBackbone": "backbone",
+    "ask_each": "chat.conversation",
     "extract": "extract",
     "load_backbone": "backbone",
+    "load_chat": "chat.conversation",
 }
 
 __all__ = [
+    "Chat",
     "CheckpointError",
     "Features",
     "ImageError",
@@ -56,12 +62,15 @@ __all__ = [
     "SailImageProcessor",
     "SailModel",
     "SailProcessor",
+    "Sampling",
     "SourceError",
     "StoreError",
     "UserError",
     "VisionBackbone",
+    "ask_each",
     "extract",
     "load_backbone",
+    "load_chat",
 ]
 
 

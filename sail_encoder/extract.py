@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sail_encoder.errors import StoreError, UserError
 from sail_encoder.estimate import feature_bytes, format_bytes, mean_tokens
-from sail_encoder.extraction.interrupt import Interrupt
 from sail_encoder.extraction.progress import Progress, describe_machine
 from sail_encoder.images import ImageFile, ImageList, list_images
+from sail_encoder.interrupt import Interrupt
 from sail_encoder.store.journal import read_journals
 from sail_encoder.store.store import FeatureStore, Shard, check_settings
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sail_encoder.extraction.interrupt import Interrupt
+from sail_encoder.interrupt import Interrupt
 from sail_encoder.store.store import Shard, remove_run
 
 if TYPE_CHECKING:

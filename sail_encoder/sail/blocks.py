@@ -53,6 +53,8 @@ class SailAttention(MistralAttention):
         query, key, value = (rearrange(x, "1 t (h d) -> t h d", d=self.head_dim) for x in projections)
         cos, sin = position_embeddings
         query, key = apply_rotary_pos_emb(query, key, cos, sin)
+        if past_key_values is not None:
+            past_key_values.update(*(rearrange(x, "t h d -> 1 h t d") for x in (key, value)), self.layer_idx)
         attended = packed_attention(query, key, value, segments, self.scaling)
         return self.o_proj(rearrange(attended, "t h d -> 1 t (h d)")), None
 

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
+from transformers import GenerationConfig
 
 from sail_encoder.errors import CheckpointError, UserError
 from sail_encoder.sail.configuration_sail import SailConfig
-from sail_encoder.sail.modeling_sail import SailModel
+from sail_encoder.sail.modeling_sail import SailForCausalLM, SailModel
 from sail_encoder.sail.published import PATCH_WEIGHTS, missing_patch_weight, read_config
 from sail_encoder.weights import WeightFiles
 
@@ -73,6 +74,13 @@ class SailCheckpoint:
         keys = [self.prefix + name for name in expected_shapes(config)]
         for key, tensor in self.weights.read(keys, self.vision_rows):
             yield key.removeprefix(self.prefix), tensor
+
+    def language_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """The tensors of a `SailForCausalLM`, one by one, as stored."""
+        keys = [self.prefix + name for name in expected_shapes(self.config)]
+        head = [] if self.config.tie_word_embeddings else ["lm_head.weight"]
+        for key, tensor in self.weights.read([*keys, *head]):
+            yield key if key in head else f"model.{key.removeprefix(self.prefix)}", tensor
 
     @property
     def vision_rows(self) -> dict[str, list[int]]:
@@ -136,11 +144,36 @@ def load_encoder(checkpoint: SailCheckpoint, device: torch.device, dtype: torch.
     config.dtype = dtype
     with torch.device("meta"):
         model = SailModel(config)
-    for name, tensor in checkpoint.encoder_tensors(config):
+    _place(model, checkpoint.encoder_tensors(config), device, dtype)
+    return model.eval()
+
+
+def load_language_model(checkpoint: SailCheckpoint, device: torch.device, dtype: torch.dtype) -> SailForCausalLM:
+    """Builds the whole model, tensor by tensor like `load_encoder`, with the generation settings beside the weights.
+
+    Raises:
+        CheckpointError: If the checkpoint has no language head.
+    """
+    if not checkpoint.has_language_head:
+        raise CheckpointError(f"{checkpoint.folder} is an encoder without language head; use the full checkpoint")
+    config = checkpoint.config
+    config.dtype = dtype
+    with torch.device("meta"):
+        model = SailForCausalLM(config)
+    _place(model, checkpoint.language_tensors(), device, dtype)
+    model.tie_weights()
+    if (checkpoint.folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(checkpoint.folder)
+    return model.eval()
+
+
+def _place(
+    model: torch.nn.Module, tensors: Iterator[tuple[str, Tensor]], device: torch.device, dtype: torch.dtype
+) -> None:
+    for name, tensor in tensors:
         module, _, attribute = name.rpartition(".")
         weight = torch.nn.Parameter(tensor.to(device, dtype), requires_grad=False)
         setattr(model.get_submodule(module), attribute, weight)
-    return model.eval()
 
 
 def random_encoder(

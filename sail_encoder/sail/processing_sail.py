@@ -11,8 +11,8 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from sail_encoder.sail.image_processing_sail import SailImageProcessor
 from sail_encoder.sail.positions import Grid, as_grids
 
-PLACEHOLDER = "<vision><vpatch></vision>"
-"""What stands for an image in a text before its size is known."""
+PLACEHOLDER = re.compile("(?:<vision>)?<vpatch>(?:</vision>)?")
+"""What stands for an image in a text before its size is known: `<vpatch>`, with or without its delimiters."""
 
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
@@ -91,14 +91,14 @@ class SailProcessor(ProcessorMixin):
             data |= self.image_processor(flat, **{**options["images_kwargs"], "return_tensors": "np"})
             grids = as_grids(data["image_grid_hw"])
         if text is not None:
-            texts = _expand_images([text] if isinstance(text, str) else list(text), grids)
+            texts = expand_images([text] if isinstance(text, str) else list(text), grids)
             data |= self._encode(texts, dict(options["text_kwargs"]))
         return BatchFeature(data, tensor_type=options["text_kwargs"].get("return_tensors"))
 
     def _encode(self, texts: list[str], options: dict[str, Any]) -> dict[str, Any]:
         options.pop("return_tensors", None)
         padding = options.pop("padding", False)
-        rows = [self._token_ids(text) for text in texts]
+        rows = [self.token_ids(text) for text in texts]
         limit = options.get("max_length")
         if options.get("truncation") and limit is not None and max(map(len, rows)) > limit:
             raise ValueError(
@@ -106,11 +106,11 @@ class SailProcessor(ProcessorMixin):
             )
         return dict(self.tokenizer.pad({"input_ids": rows}, padding=padding, max_length=limit))
 
-    def _token_ids(self, text: str) -> list[int]:
+    def token_ids(self, text: str) -> list[int]:
         """Tokenizes turn by turn, as in training: what follows a marker is tokenized as a text of its own."""
         markers = ("</vision>", self.tokenizer.bos_token, "[/INST]", self.tokenizer.eos_token)
         pieces = re.split("|".join(f"(?<={re.escape(marker)})" for marker in markers), text)
-        encoded = self.tokenizer([piece for piece in pieces if piece], add_special_tokens=False)
+        encoded = self.tokenizer([piece for piece in pieces if piece], add_special_tokens=False, verbose=False)
         return [token for piece in encoded["input_ids"] for token in piece]
 
     def _get_num_multimodal_tokens(self, image_sizes: list[list[int]] | None = None, **kwargs: Any) -> MultiModalData:
@@ -123,12 +123,12 @@ class SailProcessor(ProcessorMixin):
         return [*self.tokenizer.model_input_names, *self.image_processor.model_input_names]
 
 
-def _expand_images(texts: list[str], grids: list[Grid]) -> list[str]:
+def expand_images(texts: list[str], grids: list[Grid]) -> list[str]:
     """Puts as many `<vpatch>` into each placeholder as its image has patches."""
-    expected = sum(text.count(PLACEHOLDER) for text in texts)
+    expected = sum(len(PLACEHOLDER.findall(text)) for text in texts)
     if expected != len(grids):
         raise ValueError(
-            f"the text holds {expected} images ({PLACEHOLDER}), but {len(grids)} were given; write prompts with "
+            f"the text holds {expected} images (<vpatch>), but {len(grids)} were given; write prompts with "
             "apply_chat_template"
         )
     remaining = iter(grids)
@@ -137,4 +137,4 @@ def _expand_images(texts: list[str], grids: list[Grid]) -> list[str]:
         rows, columns = next(remaining)
         return f"<vision>{'<vpatch>' * (rows * columns)}</vision>"
 
-    return [re.sub(re.escape(PLACEHOLDER), expand, text) for text in texts]
+    return [PLACEHOLDER.sub(expand, text) for text in texts]

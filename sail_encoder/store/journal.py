@@ -1,14 +1,10 @@
 """The journal of a run: what is known of each image, appended a pack at a time once its files are complete."""
 
 import json
-import os
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from sail_encoder.errors import StoreError
-from sail_encoder.store.locking import lock
 
 Pair = tuple[int, int]
 
@@ -48,43 +44,6 @@ class Record:
         """From a line of the journal."""
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
         return cls(**values)
-
-
-class Journal:
-    """Appends packs of records to a file that only one process may write.
-
-    Args:
-        path: The file; a line that a kill cut off at its end is dropped.
-
-    Raises:
-        StoreError: If another process is writing it.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.file = path.open("ab+")
-        if not lock(self.file, wait=False):
-            raise StoreError(f"another run is writing {path}; wait for it, or use another --out or --shard")
-        self._drop_partial_line()
-
-    def _drop_partial_line(self) -> None:
-        end = self.file.seek(0, os.SEEK_END)
-        while end and self._byte_before(end) != b"\n":
-            end -= 1
-        self.file.truncate(end)
-
-    def _byte_before(self, position: int) -> bytes:
-        self.file.seek(position - 1)
-        return self.file.read(1)
-
-    def append(self, records: Sequence[Record]) -> None:
-        """Writes one line, in one system call."""
-        line = json.dumps([asdict(record) for record in records], ensure_ascii=False, separators=(",", ":"))
-        self.file.write(line.encode() + b"\n")
-        self.file.flush()
-
-    def close(self) -> None:
-        """Ends the run's claim on the file."""
-        self.file.close()
 
 
 def read_journals(folder: Path) -> Iterator[list[Record]]:

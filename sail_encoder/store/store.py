@@ -8,7 +8,7 @@ lies in `.work`, which a finished run removes.
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from sail_encoder.errors import StoreError, UserError
 from sail_encoder.images import ImageFile
 from sail_encoder.pixels import Array
 from sail_encoder.store.index import write_failures, write_index, write_json
-from sail_encoder.store.journal import Journal, Record, read_journals
+from sail_encoder.store.journal import Record, read_journals
+from sail_encoder.store.line_log import LineLog
 from sail_encoder.store.locking import lock, locked_folder
 from sail_encoder.store.sinks import FileSink, ShardSink, Sink
 
@@ -85,7 +86,7 @@ class FeatureStore:
                 remove_run(folder)
             (folder / ".work").mkdir(exist_ok=True)
             _claim(folder, settings)
-        self.journal = Journal(folder / f"{shard.name('journal')}.jsonl")
+        self.journal = LineLog(folder / f"{shard.name('journal')}.jsonl")
         self.packs = list(read_journals(folder))
         self.records = {record.key: record for pack in self.packs for record in pack}
         self.work = folder / ".work" / shard.name("run")
@@ -128,7 +129,7 @@ class FeatureStore:
         failed = [record for record, array in zip(records, arrays, strict=True) if array is None]
         placed = self.sink.write([record for record, _ in good], [array for _, array in good])
         pack = [*placed, *failed]
-        self.journal.append(pack)
+        self.journal.append([asdict(record) for record in pack])
         self.sink.settle()
         self.records.update({record.key: record for record in pack})
         return pack

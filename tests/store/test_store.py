@@ -7,7 +7,8 @@ from pyarrow import parquet
 from sail_encoder.errors import StoreError, UserError
 from sail_encoder.images import ImageFile
 from sail_encoder.store import sinks
-from sail_encoder.store.journal import Journal, Record, read_journals
+from sail_encoder.store.journal import Record, read_journals
+from sail_encoder.store.line_log import LineLog
 from sail_encoder.store.store import FeatureStore, Shard, check_settings
 
 SETTINGS = {"layers": [5], "dtype": "float16"}
@@ -122,15 +123,15 @@ def test_a_killed_shard_goes_on_behind_the_last_known_row(tmp_path):
 
 
 def test_a_line_cut_off_by_a_kill_is_dropped(tmp_path):
-    journal = Journal(tmp_path / "journal.jsonl")
-    journal.append([Record("a", 1)])
-    journal.close()
-    with (tmp_path / "journal.jsonl").open("a") as file:
+    path = tmp_path / "journal.jsonl"
+    with LineLog(path) as log:
+        log.append([{"key": "a", "size": 1}])
+    with path.open("a") as file:
         file.write('[{"key": "b"')
     assert [[record.key for record in pack] for pack in read_journals(tmp_path)] == [["a"]]
-    journal = Journal(tmp_path / "journal.jsonl")
-    journal.append([Record("c", 1)])
-    journal.close()
+    with LineLog(path) as log:
+        log.append([{"key": "c", "size": 1}])
+        assert len(log.read()) == 2
     assert [[record.key for record in pack] for pack in read_journals(tmp_path)] == [["a"], ["c"]]
 
 

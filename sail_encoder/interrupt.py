@@ -12,15 +12,18 @@ class Interrupt:
 
     Args:
         stop: What to call to ask the work to stop.
+        notice: What to print then.
 
     Attributes:
         status: 128 plus the number of the signal that came, 0 if none has.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    NOTICE = "stopping when what was begun is saved; once more to stop at once"
 
-    def __init__(self, stop: Callable[[], None]) -> None:
+    def __init__(self, stop: Callable[[], None], notice: str = NOTICE) -> None:
         self.stop = stop
+        self.notice = notice
         self.status = 0
 
     def __enter__(self) -> "Interrupt":
@@ -34,7 +37,7 @@ class Interrupt:
         self.status = 128 + number
         self.stop()
         self._restore()
-        print("\nstopping when what was begun is saved; once more to stop at once", file=sys.stderr)
+        print(f"\n{self.notice}", file=sys.stderr)
 
     def _restore(self) -> None:
         for number, handler in self.earlier.items():

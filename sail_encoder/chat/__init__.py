@@ -1,0 +1,1 @@
+"""Conversations about images: `Chat` in Python, `sail chat` on the command line."""

@@ -1,0 +1,65 @@
+"""`sail chat`: questions about images, one, a conversation, or a file of them."""
+
+from pathlib import Path
+from typing import Literal
+
+from sail_encoder.errors import UserError
+
+
+def chat(
+    image: str | None = None,
+    prompt: str | None = None,
+    input: str | None = None,
+    output: str | None = None,
+    model: str = "sail-tiny",
+    max_new_tokens: int = 512,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    max_tokens: int | None = None,
+    sliding_window: int | Literal["config", "none"] = "config",
+    batch_size: int = 8,
+    device: str = "auto",
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+) -> int:
+    """Answers questions about images.
+
+    With an image and a prompt the answer is printed. Without a prompt a conversation begins. With --input and --output
+    a file of questions is answered, and a killed run goes on where it was.
+
+    Args:
+        image: The image file.
+        prompt: The question.
+        input: JSON lines with "prompt" and, if there is one, "image", a path relative to this file.
+        output: Where the answers to --input go, as JSON lines.
+        model: sail-tiny, a folder, or a Hub name such as ByteDance-Seed/SAIL-7B.
+        max_new_tokens: Longest answer in tokens.
+        temperature: 0 takes the likeliest token each time; higher values sample more freely.
+        top_p: Sample among the likeliest tokens that together have this probability.
+        max_tokens: Patches of an image at most; by default the model's own limit.
+        sliding_window: How far back text sees: as the model's configuration says (config), all the way (none), or so
+            many tokens. A window of 4,096, as in Mistral-7B, hides the first rows of an image of as many patches.
+        batch_size: With --input, questions that are answered together.
+        device: auto, cpu, cuda, cuda:1 or mps.
+        precision: Precision of weights and computation; auto is bfloat16 on a GPU and float32 on a CPU.
+
+    Returns:
+        Exit status: 0 done, 1 done with errors recorded, 130 or 143 stopped by a signal.
+    """
+    if (input is None) != (output is None):
+        raise UserError("--input and --output go together")
+    if batch_size < 1:
+        raise UserError(f"--batch_size cannot be {batch_size}; allowed is 1 or more")
+    from sail_encoder.chat.batch import answer_file
+    from sail_encoder.chat.conversation import Sampling, load_chat
+    from sail_encoder.chat.terminal import answer_streamed, converse
+
+    sampling = Sampling(max_new_tokens, temperature, top_p)
+    conversation = load_chat(model, device, precision, max_tokens, sliding_window)
+    if input is not None and output is not None:
+        return answer_file(conversation, Path(input), Path(output), sampling, batch_size)
+    if image is not None:
+        conversation.look(image)
+    if prompt is None:
+        return converse(conversation, sampling)
+    answer_streamed(conversation, prompt, sampling)
+    return 0

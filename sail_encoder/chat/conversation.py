@@ -1,0 +1,268 @@
+"""A conversation with SAIL: every token of it is encoded once, whatever is asked next."""
+
+import copy
+import threading
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, StoppingCriteria
+from transformers.cache_utils import DynamicCache
+from transformers.generation.streamers import BaseStreamer
+
+from sail_encoder.devices import choose_device, choose_dtype
+from sail_encoder.errors import UserError
+from sail_encoder.hub import TINY, find_checkpoint
+from sail_encoder.pixels import ImageLike, read_image
+from sail_encoder.sail.checkpoint import load_language_model, open_sail, read_preprocessing
+from sail_encoder.sail.image_processing_sail import SailImageProcessor
+from sail_encoder.sail.modeling_sail import SailForCausalLM
+from sail_encoder.sail.positions import Grid
+from sail_encoder.sail.processing_sail import SailProcessor, expand_images
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How an answer is chosen.
+
+    Attributes:
+        max_new_tokens: Longest answer.
+        temperature: 0 takes the likeliest token each time; higher values sample more freely.
+        top_p: Sample among the likeliest tokens that together have this probability.
+    """
+
+    max_new_tokens: int = 512
+    temperature: float = 0.0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1 or self.temperature < 0 or not 0 < self.top_p <= 1:
+            raise UserError(
+                f"max_new_tokens {self.max_new_tokens}, temperature {self.temperature}, top_p {self.top_p}: allowed is "
+                "1 or more, 0 or more, and above 0 up to 1"
+            )
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The arguments of `generate`."""
+        if self.temperature == 0:
+            return {"do_sample": False, "max_new_tokens": self.max_new_tokens}
+        sampling = {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p}
+        return {**sampling, "max_new_tokens": self.max_new_tokens}
+
+
+@dataclass(frozen=True, eq=False)
+class _Image:
+    """An image of the next turn; its pixels are None if it is in the cache already."""
+
+    grid: Grid
+    pixels: Tensor | None
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens of it that are in the cache."""
+        return self.grid[0] * self.grid[1] + 2 if self.pixels is None else 0
+
+
+class Chat:
+    """A conversation about images.
+
+    Args:
+        model: The model, on its device.
+        processor: Its processor.
+
+    Attributes:
+        messages: The conversation so far, in transformers' format.
+    """
+
+    def __init__(self, model: SailForCausalLM, processor: SailProcessor) -> None:
+        self.model = model
+        self.processor = processor
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets everything that was shown and said."""
+        self.messages: list[dict[str, Any]] = []
+        self._rendered = ""
+        self._ids: list[int] = []
+        self._grids: list[Grid] = []
+        self._cache = DynamicCache(config=self.model.config)
+        self._next_images: list[_Image] = []
+
+    def fork(self) -> "Chat":
+        """A conversation that goes on from here on its own; what is encoded so far is shared, not copied."""
+        other = Chat(self.model, self.processor)
+        other.messages = list(self.messages)
+        other._rendered, other._ids, other._grids = self._rendered, list(self._ids), list(self._grids)
+        other._cache = _fork_cache(self._cache)
+        other._next_images = list(self._next_images)
+        return other
+
+    def look(self, image: ImageLike) -> None:
+        """Shows an image, which the next question is about. The first one is encoded at once, before any text.
+
+        Raises:
+            ImageError: If it cannot be read.
+            UserError: If the conversation has no room for it.
+        """
+        picture, _ = read_image(image)
+        patches = self.processor.image_processor(picture, return_tensors="pt")
+        pixels = patches["pixel_values"].to(self.model.device)
+        rows, columns = patches["image_grid_hw"][0].tolist()
+        self.check_room(len(self._ids) + rows * columns + 2)
+        if self._ids or self._next_images:
+            self._next_images.append(_Image((rows, columns), pixels))
+            return
+        start, patch, end = self.model.config.vision_token_ids
+        with torch.no_grad():
+            self._cache = self.model.model.encode_prefix(pixels, patches["image_grid_hw"])
+        self._ids = [start, *[patch] * (rows * columns), end]
+        self._next_images.append(_Image((rows, columns), None))
+
+    def ask(
+        self,
+        prompt: str,
+        image: ImageLike | None = None,
+        sampling: Sampling = Sampling(),
+        streamer: BaseStreamer | None = None,
+        stop: threading.Event | None = None,
+    ) -> str:
+        """Asks a question and returns the answer.
+
+        Args:
+            prompt: The question.
+            image: An image to show first.
+            sampling: How the answer is chosen.
+            streamer: Receives the answer's tokens as they come.
+            stop: Ends the answer where it is, once set.
+
+        Raises:
+            UserError: If the prompt is empty, or the conversation has no room for it.
+        """
+        if not prompt.strip():
+            raise UserError("the prompt is empty; ask something")
+        if image is not None:
+            self.look(image)
+        content = [*({"type": "image"} for _ in self._next_images), {"type": "text", "text": prompt}]
+        messages = [*self.messages, {"role": "user", "content": content}]
+        rendered = self._render(messages)
+        ids = self._ids + self._new_ids(rendered)
+        self.check_room(len(ids) + 1)
+        # The cache is forked, so that a turn that fails leaves the conversation as it was.
+        cache = _fork_cache(self._cache)
+        said = self._generate(ids, cache, sampling, streamer, stop)
+        answer = self.processor.decode(said, skip_special_tokens=True).strip()
+        self._accept(messages, answer, [*ids, *said], cache)
+        return answer
+
+    def _render(self, messages: list[dict[str, Any]]) -> str:
+        return self.processor.apply_chat_template(messages, tokenize=False)
+
+    def _new_ids(self, rendered: str) -> list[int]:
+        """Token ids of what the conversation's text has gained, without images that are in the cache."""
+        new = rendered.removeprefix(self._rendered)
+        expanded = expand_images([new], [image.grid for image in self._next_images])[0]
+        ids = self.processor.token_ids(expanded)
+        return ids[sum(image.cached_tokens for image in self._next_images) :]
+
+    def _generate(
+        self,
+        ids: list[int],
+        cache: DynamicCache,
+        sampling: Sampling,
+        streamer: BaseStreamer | None,
+        stop: threading.Event | None,
+    ) -> list[int]:
+        grids = [*self._grids, *(image.grid for image in self._next_images)]
+        pixels = [image.pixels for image in self._next_images if image.pixels is not None]
+        input_ids = torch.tensor([ids], device=self.model.device)
+        room = self.model.config.max_position_embeddings - len(ids)
+        options = {**sampling.options, "max_new_tokens": min(sampling.max_new_tokens, room)}
+        output = self.model.generate(
+            input_ids=input_ids,
+            attention_mask=torch.ones_like(input_ids),
+            pixel_values=torch.cat(pixels) if pixels else None,
+            image_grid_hw=torch.tensor(grids) if grids else None,
+            past_key_values=cache,
+            streamer=streamer,
+            stopping_criteria=[_StopWhenSet(stop)] if stop is not None else None,
+            pad_token_id=self.processor.tokenizer.pad_token_id,
+            **options,
+        )
+        return output[0, len(ids) :].tolist()
+
+    def _accept(self, messages: list[dict[str, Any]], answer: str, ids: list[int], cache: DynamicCache) -> None:
+        end = self.processor.tokenizer.eos_token_id
+        self.messages = [*messages, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
+        self._rendered = self._render(self.messages)
+        self._ids = ids if ids[-1] == end else [*ids, end]
+        self._grids += [image.grid for image in self._next_images]
+        self._next_images = []
+        self._cache = cache
+
+    def check_room(self, tokens: int) -> None:
+        """Raises a `UserError` if a conversation of so many tokens is longer than the model is meant for."""
+        limit = self.model.config.max_position_embeddings
+        if tokens > limit:
+            raise UserError(
+                f"the conversation would have {tokens:,} tokens, more than the {limit:,} of this model; shorten the "
+                "prompt, start anew, or lower --max_tokens for smaller images"
+            )
+
+
+def _fork_cache(cache: DynamicCache) -> DynamicCache:
+    """A cache with the same tensors; they are replaced when it grows, never written to."""
+    fork = copy.copy(cache)
+    fork.layers = [copy.copy(layer) for layer in cache.layers]
+    return fork
+
+
+class _StopWhenSet(StoppingCriteria):
+    """Ends generation once an event is set."""
+
+    def __init__(self, event: threading.Event) -> None:
+        self.event = event
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        return torch.full((len(input_ids),), self.event.is_set(), device=input_ids.device)
+
+
+def ask_each(chat: Chat, image: ImageLike, prompts: list[str], sampling: Sampling = Sampling()) -> list[str]:
+    """Asks independent questions about one image, which is encoded once."""
+    base = chat.fork()
+    base.reset()
+    base.look(image)
+    return [base.fork().ask(prompt, sampling=sampling) for prompt in prompts]
+
+
+def load_chat(
+    model: str = TINY,
+    device: str = "auto",
+    dtype: str = "auto",
+    max_tokens: int | None = None,
+    sliding_window: int | Literal["config", "none"] = "config",
+) -> Chat:
+    """Loads a model to talk to.
+
+    Args:
+        model: `sail-tiny`, a folder, or a Hub name.
+        device: As in `load_backbone`.
+        dtype: As in `load_backbone`.
+        max_tokens: Patches of an image at most; by default the model's own limit.
+        sliding_window: How far back text sees: as the configuration says, all the way (`none`), or so many tokens. With
+            SAIL-7B's 4,096 an answer about an image of nearly as many patches no longer sees the image's first rows.
+
+    Raises:
+        CheckpointError: If the checkpoint cannot be used, or has no language head.
+    """
+    folder = find_checkpoint(model)
+    checkpoint = open_sail(folder)
+    if sliding_window != "config":
+        checkpoint.config.sliding_window = None if sliding_window == "none" else sliding_window
+    where = choose_device(device)
+    network = load_language_model(checkpoint, where, choose_dtype(dtype, where))
+    preprocessing = {"patch_size": checkpoint.config.vision_patch_size, **read_preprocessing(folder)}
+    if max_tokens is not None:
+        preprocessing["max_tokens"] = max_tokens
+    return Chat(network, SailProcessor(SailImageProcessor(**preprocessing), AutoTokenizer.from_pretrained(folder)))

@@ -1,0 +1,75 @@
+"""An interactive conversation in a terminal."""
+
+import sys
+import threading
+from collections.abc import Callable
+
+from transformers import TextStreamer
+
+from sail_encoder.chat.conversation import Chat, Sampling
+from sail_encoder.errors import UserError
+from sail_encoder.interrupt import Interrupt
+
+HELP = "ask anything; /image PATH shows an image, /reset starts anew, /quit or Ctrl-D ends, Ctrl-C stops an answer"
+
+
+class _AnswerStreamer(TextStreamer):
+    """Prints an answer without the space that its first token begins with."""
+
+    begun = False
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        text = text if self.begun else text.lstrip()
+        self.begun = self.begun or bool(text)
+        super().on_finalized_text(text, stream_end)
+
+
+def converse(chat: Chat, sampling: Sampling, read: Callable[[str], str] = input) -> int:
+    """Talks until the input ends; mistakes are told and the conversation goes on.
+
+    Args:
+        chat: The conversation, which may have been shown an image already.
+        sampling: How answers are chosen.
+        read: Reads a line, showing what it is given.
+
+    Returns:
+        Exit status 0.
+    """
+    print(HELP, file=sys.stderr)
+    while True:
+        try:
+            line = read("> ").strip()
+        except EOFError:
+            print(file=sys.stderr)
+            return 0
+        except KeyboardInterrupt:
+            print("\n/quit or Ctrl-D ends", file=sys.stderr)
+            continue
+        if line == "/quit":
+            return 0
+        try:
+            _respond(chat, sampling, line)
+        except UserError as error:
+            print(f"sail: {error}", file=sys.stderr)
+
+
+def _respond(chat: Chat, sampling: Sampling, line: str) -> None:
+    command, _, argument = line.partition(" ")
+    if command == "/image":
+        chat.look(argument.strip().strip("'\""))
+        print("looking at it", file=sys.stderr)
+    elif command == "/reset":
+        chat.reset()
+        print("starting anew", file=sys.stderr)
+    elif command.startswith("/"):
+        raise UserError(f"no command {command}; {HELP}")
+    elif line:
+        answer_streamed(chat, line, sampling)
+
+
+def answer_streamed(chat: Chat, prompt: str, sampling: Sampling) -> None:
+    """Prints an answer as it comes; Ctrl-C ends it where it is, and it stays part of the conversation."""
+    stop = threading.Event()
+    streamer = _AnswerStreamer(chat.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    with Interrupt(stop.set, notice="[stopped]"):
+        chat.ask(prompt, sampling=sampling, streamer=streamer, stop=stop)

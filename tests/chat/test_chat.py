@@ -1,0 +1,322 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import noise
+from PIL import Image
+
+from evals.scenes import draw_scene
+from sail_encoder import Chat, CheckpointError, ImageError, Sampling, UserError, ask_each, load_chat
+from sail_encoder.chat.batch import answer_file
+from sail_encoder.chat.terminal import answer_streamed, converse
+from sail_encoder.sail.convert import convert
+
+SHORT = Sampling(max_new_tokens=12)
+QUESTIONS = [
+    "Describe the image.",
+    "What color is it?",
+    "How big is it?",
+    "Where is it?",
+    "What shape is it?",
+    "Is there a red star?",
+    "What is the background like?",
+    "How many things are there?",
+    "Which shape do you see?",
+    "What is in the center?",
+]
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return load_chat("sail-tiny")
+
+
+@pytest.fixture
+def chat(loaded):
+    return Chat(loaded.model, loaded.processor)
+
+
+@pytest.fixture
+def count_images(loaded, monkeypatch):
+    """How many patches each forward pass embeds."""
+    counts = []
+    add_pixels = type(loaded.model.model)._add_pixels
+
+    def counted(self, tokens, pixel_values, patch_index):
+        counts.append(len(patch_index))
+        return add_pixels(self, tokens, pixel_values, patch_index)
+
+    monkeypatch.setattr(type(loaded.model.model), "_add_pixels", counted)
+    return counts
+
+
+def scene(seed=3):
+    return draw_scene(seed, things=1, height=112, width=154).image
+
+
+def test_ten_questions_cost_one_image_encoding_and_equal_fresh_calls(chat, count_images):
+    together = ask_each(chat, scene(), QUESTIONS, SHORT)
+    assert count_images == [8 * 11]
+    fresh = []
+    for question in QUESTIONS:
+        chat.reset()
+        fresh.append(chat.ask(question, scene(), SHORT))
+    assert together == fresh
+    assert len(count_images) == 11
+    assert len(set(together)) > 3
+
+
+def test_turns_encode_nothing_twice_and_equal_one_pass(chat, count_images, loaded):
+    """What the conversation's cache predicts is what one pass over all its tokens predicts."""
+    seen = []
+    hook = loaded.model.model.register_forward_hook(
+        lambda module, args, kwargs, output: seen.append(output.last_hidden_state.shape[1]), with_kwargs=True
+    )
+    for question in ("What color is it?", "How big is it?", "Where is it?"):
+        chat.ask(question, None if chat.messages else scene(), SHORT)
+    hook.remove()
+    ids = chat._ids
+    assert count_images == [8 * 11]
+    assert sum(seen) + 8 * 11 + 2 == len(ids) - 1
+    patches = loaded.processor.image_processor(Image.fromarray(scene()), return_tensors="pt")
+    with torch.no_grad():
+        whole = loaded.model(
+            input_ids=torch.tensor([ids]), pixel_values=patches["pixel_values"], image_grid_hw=patches["image_grid_hw"]
+        ).logits[0]
+    answers = loaded.processor.decode(whole.argmax(-1)[:-1][torch.tensor(_answer_positions(ids, loaded))])
+    assert answers.split() == " ".join(m["content"][0]["text"] for m in chat.messages[1::2]).split()
+
+
+def _answer_positions(ids, loaded):
+    """Positions that predict the tokens of the answers."""
+    end, mark = loaded.processor.tokenizer.eos_token_id, loaded.processor.token_ids("x [/INST]")[-1]
+    positions, inside = [], False
+    for position, token in enumerate(ids):
+        if inside and token != end:
+            positions.append(position - 1)
+        inside = token == mark or (inside and token != end)
+    return positions
+
+
+def test_forks_do_not_touch_each_other(chat):
+    chat.look(scene())
+    first, second = chat.fork(), chat.fork()
+    answer = first.ask("What color is it?", sampling=SHORT)
+    first.ask("How big is it?", sampling=SHORT)
+    assert second.ask("What color is it?", sampling=SHORT) == answer
+    assert len(first.messages) == 4
+    assert len(second.messages) == 2
+    assert not chat.messages
+    layers = zip(first._cache.layers, chat._cache.layers, strict=True)
+    assert all(mine.keys.shape[-2] > base.keys.shape[-2] for mine, base in layers)
+
+
+def test_a_second_image_in_a_later_turn(chat, count_images):
+    chat.ask("What color is it?", scene(3), SHORT)
+    chat.ask("What color is it?", scene(5), SHORT)
+    assert count_images == [88, 88]
+    assert len(chat._grids) == 2
+    assert chat._ids.count(chat.model.config.image_token_id) == 176
+
+
+def test_text_alone(chat):
+    assert isinstance(chat.ask("What color is it?", sampling=SHORT), str)
+    assert chat._grids == []
+
+
+def test_a_turn_that_fails_leaves_the_conversation_as_it_was(chat):
+    chat.ask("What color is it?", scene(), SHORT)
+    before = (list(chat._ids), chat._cache.get_seq_length(), len(chat.messages))
+    with pytest.raises(UserError, match="more than the 2,048 of this model"):
+        chat.ask("word " * 3000, sampling=SHORT)
+    with pytest.raises(UserError, match="prompt is empty"):
+        chat.ask("  ")
+    with pytest.raises(ImageError, match="no such file"):
+        chat.ask("What?", "nowhere.png")
+    assert (list(chat._ids), chat._cache.get_seq_length(), len(chat.messages)) == before
+    assert chat.ask("How big is it?", sampling=SHORT)
+
+
+def test_sampling_is_reproducible_and_checked(chat):
+    warm = Sampling(12, temperature=1.5)
+    chat.look(noise(60, 60))
+    torch.manual_seed(0)
+    first = [chat.fork().ask("Describe the image.", sampling=warm) for _ in range(4)]
+    torch.manual_seed(0)
+    assert [chat.fork().ask("Describe the image.", sampling=warm) for _ in range(4)] == first
+    assert len(set(first)) > 1
+    for wrong in ({"max_new_tokens": 0}, {"temperature": -1}, {"top_p": 0}):
+        with pytest.raises(UserError, match="allowed is"):
+            Sampling(**wrong)
+
+
+def test_vision_tokens_are_never_said(chat, monkeypatch):
+    """Even where they are the likeliest tokens by far."""
+    head = chat.model.lm_head
+    vision = chat.model.config.never_generated
+    assert len(vision) == 6
+
+    def prefer_vision(module, args, logits):
+        logits[..., vision] += 1000
+        return logits
+
+    hook = head.register_forward_hook(prefer_vision)
+    chat.ask("What color is it?", scene(), SHORT)
+    hook.remove()
+    assert not set(vision) & set(chat._ids[chat._ids.index(chat.processor.tokenizer.bos_token_id) :])
+
+
+def test_answers_stream_and_stop(chat, capsys):
+    chat.look(scene())
+    answer_streamed(chat, "Describe the image.", SHORT)
+    assert capsys.readouterr().out.strip() == chat.messages[-1]["content"][0]["text"]
+
+
+def test_interrupted_answers_stay_part_of_the_conversation(chat, capsys):
+    chat.look(scene())
+    tokens = []
+    head = chat.model.lm_head
+
+    def interrupt(module, args, logits):
+        tokens.append(1)
+        if len(tokens) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    hook = head.register_forward_hook(interrupt)
+    answer_streamed(chat, "Describe the image.", SHORT)
+    hook.remove()
+    captured = capsys.readouterr()
+    assert "[stopped]" in captured.err
+    assert len(chat.messages[-1]["content"][0]["text"].split()) <= 4
+    assert chat.ask("What color is it?", sampling=SHORT)
+
+
+def test_interactive_conversation(chat, capsys, tmp_path):
+    Image.fromarray(scene()).save(tmp_path / "a.png")
+    lines = [
+        f"/image {tmp_path / 'a.png'}",
+        "What color is it?",
+        "",
+        "/nonsense",
+        "/image nowhere.png",
+        "How big is it?",
+    ]
+    inputs = iter([*lines, "/reset", "/quit"])
+    assert converse(chat, SHORT, lambda prompt: next(inputs)) == 0
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) == 2
+    assert "no command /nonsense" in captured.err
+    assert "no such file" in captured.err
+    assert chat.messages == []
+
+
+@pytest.mark.parametrize("ending", [EOFError, KeyboardInterrupt])
+def test_ends_of_input(chat, ending):
+    def read(prompt, state=[]):  # noqa: B006 - remembers between calls
+        state.append(1)
+        raise ending if len(state) == 1 else EOFError
+
+    assert converse(chat, SHORT, read) == 0
+
+
+@pytest.fixture
+def questions(tmp_path):
+    for seed in (3, 5):
+        Image.fromarray(draw_scene(seed).image).save(tmp_path / f"{seed}.png")
+    rows = [
+        {"image": "3.png", "prompt": "What color is it?"},
+        {"prompt": "What color is it?"},
+        {"image": "nowhere.png", "prompt": "What color is it?"},
+        {"image": "5.png", "prompt": "What color is it?"},
+        {"image": "3.png", "prompt": "word " * 3000},
+        {"image": "3.png", "prompt": "How big is it?"},
+    ]
+    path = tmp_path / "questions.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def answers_in(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_file_of_questions(chat, questions, tmp_path):
+    alone, together = tmp_path / "alone.jsonl", tmp_path / "together.jsonl"
+    assert answer_file(chat, questions, alone, SHORT, 1) == 1
+    assert answer_file(chat, questions, together, SHORT, 4) == 1
+    assert answers_in(alone) == answers_in(together)
+    rows = answers_in(alone)
+    assert ["error" in row for row in rows] == [False, False, True, False, True, False]
+    chat.reset()
+    assert rows[0]["answer"] == chat.ask("What color is it?", tmp_path / "3.png", SHORT)
+
+
+def test_a_killed_file_run_goes_on(chat, questions, tmp_path, monkeypatch):
+    whole, target = tmp_path / "whole.jsonl", tmp_path / "target.jsonl"
+    answer_file(chat, questions, whole, SHORT, 2)
+    lines = whole.read_text().splitlines(keepends=True)
+    target.write_text("".join(lines[:3]) + lines[3][:10])
+    asked = []
+    monkeypatch.setattr(
+        "sail_encoder.chat.batch._generate",
+        lambda chat, conversations, sampling, original=sys.modules["sail_encoder.chat.batch"]._generate: (
+            asked.append(len(conversations)) or original(chat, conversations, sampling)
+        ),
+    )
+    answer_file(chat, questions, target, SHORT, 2)
+    assert target.read_text() == whole.read_text()
+    assert sum(asked) < 6
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "line 1 is not JSON"),
+        ('{"image": "a.png"}', 'has no "prompt"'),
+        ('{"prompt": "x", "image": 3}', "not a path"),
+        ("", "holds no questions"),
+    ],
+)
+def test_bad_question_files(chat, tmp_path, content, message):
+    (tmp_path / "q.jsonl").write_text(content)
+    with pytest.raises(UserError, match=message):
+        answer_file(chat, tmp_path / "q.jsonl", tmp_path / "a.jsonl", SHORT, 2)
+
+
+def test_answers_to_other_questions_are_refused(chat, questions, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"prompt": "another", "image": null, "answer": "x"}\n')
+    with pytest.raises(UserError, match="answers another question"):
+        answer_file(chat, questions, tmp_path / "a.jsonl", SHORT, 2)
+
+
+def test_an_encoder_cannot_chat(tmp_path):
+    convert("sail-tiny", str(tmp_path / "encoder"), encoder_only=True)
+    with pytest.raises(CheckpointError, match="without language head"):
+        load_chat(str(tmp_path / "encoder"))
+
+
+def test_options_reach_the_model(loaded):
+    assert load_chat("sail-tiny", sliding_window=7).model.config.sliding_window == 7
+    assert load_chat("sail-tiny", sliding_window="none").model.config.sliding_window is None
+    assert load_chat("sail-tiny", max_tokens=9).processor.image_processor.max_tokens == 9
+    assert load_chat("sail-tiny", dtype="bfloat16").model.dtype == torch.bfloat16
+
+
+def test_the_command(tmp_path):
+    Image.fromarray(scene()).save(tmp_path / "a.png")
+
+    def sail(*arguments, text=None):
+        command = [sys.executable, "-m", "sail_cli", "chat", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, input=text)
+
+    answer = sail(str(tmp_path / "a.png"), "What color is it?")
+    assert answer.returncode == 0
+    assert answer.stdout.strip() in answer.stdout.splitlines()
+    talked = sail(str(tmp_path / "a.png"), text="What color is it?\n")
+    assert answer.stdout.strip() in talked.stdout
+    wrong = sail("--input", "a.jsonl")
+    assert (wrong.returncode, wrong.stderr) == (2, "sail: --input and --output go together\n")
