@@ -39,6 +39,17 @@ class Command:
 COMMANDS = {
     "extract": Command("sail_encoder.extract:extract", "Extracts features of images to .npy files.", ("source",)),
     "chat": Command("sail_encoder.chat.command:chat", "Answers questions about images.", ("image", "prompt")),
+    "segment train": Command(
+        "evals.segmentation.train:train",
+        "Trains a segmentation head on a frozen backbone, and scores it.",
+        ("data",),
+    ),
+    "segment eval": Command(
+        "evals.segmentation.evaluate:evaluate", "Scores a segmentation head on a data set.", ("data",)
+    ),
+    "segment predict": Command(
+        "evals.segmentation.predict:predict", "Writes label maps of images, and overlays.", ("source",)
+    ),
     "info": Command("sail_encoder.info:info", "Describes a checkpoint.", ("model",)),
     "convert": Command(
         "sail_encoder.sail.convert:convert", "Writes a SAIL checkpoint in the native format.", ("model", "out")
@@ -60,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_overview())
         return 0
-    name, *rest = arguments
+    name, rest = _split(arguments)
     if name not in COMMANDS:
         return _complain(f"no command '{name}'{_suggest(name, COMMANDS)}; sail --help lists all")
     try:
@@ -69,6 +80,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(str(error))
     except KeyboardInterrupt:
         return 130
+
+
+def _split(arguments: list[str]) -> tuple[str, list[str]]:
+    """The command's name, of one word or two, and what follows it."""
+    groups = {name.split()[0] for name in COMMANDS if " " in name}
+    words = 2 if arguments[0] in groups else 1
+    return " ".join(arguments[:words]), arguments[words:]
 
 
 def _run(name: str, arguments: list[str]) -> int:

@@ -62,12 +62,17 @@ class Resize:
             return f"short{self.short}"
         return "native" if self.fixed is None else f"{self.fixed[0]}x{self.fixed[1]}"
 
+    def pixels(self, size: Size) -> Size:
+        """Height and width that are aimed at, before whole patches and the limit of tokens are seen to."""
+        if self.fixed is not None:
+            return self.fixed
+        factor = 1 if self.short is None else self.short / min(size)
+        return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
+
     def grid(self, size: Size, patch_size: int) -> Size:
         """Rows and columns of patches for an image of this size, at least one each."""
         if self.fixed is None:
-            factor = 1 if self.short is None else self.short / min(size)
-            height, width = (max(1, round(side * factor)) for side in size)
-            return native_grid((height, width), patch_size, self.max_tokens)
+            return native_grid(self.pixels(size), patch_size, self.max_tokens)
         if any(side % patch_size for side in self.fixed):
             nearest = "x".join(str(max(1, round(side / patch_size)) * patch_size) for side in self.fixed)
             raise UserError(f"resize {self} is not a multiple of the patch size {patch_size}; the nearest is {nearest}")

@@ -41,7 +41,7 @@ def test_every_option_is_typed_and_explained(name, capsys):
     function = function_of(COMMANDS[name])
     assert inspect.getdoc(function).splitlines()[0] == COMMANDS[name].summary
     with pytest.raises(SystemExit) as ended:
-        main([name, "--help"])
+        main([*name.split(), "--help"])
     assert ended.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     for parameter in inspect.signature(function).parameters.values():
@@ -54,6 +54,8 @@ def test_every_option_is_typed_and_explained(name, capsys):
     ("arguments", "message"),
     [
         (["exract"], "no command 'exract', did you mean 'extract'?"),
+        (["segment", "trian"], "no command 'segment trian', did you mean 'segment train'?"),
+        (["segment"], "no command 'segment', did you mean 'segment "),
         (["extract", "x", "--out", "o", "--layrs", "1"], "no option --layrs, did you mean 'layers'?"),
         (["extract", "x", "--out", "o", "--pool", "avg"], "--pool cannot be avg; allowed is none, mean, max"),
         (["extract", "x", "--out", "o", "--norm", "si"], "--norm cannot be si; allowed is true or false"),

@@ -1,14 +1,14 @@
 """Augmentation as published segmentation protocols have it: scale jitter, crop, flip, photometric distortion."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.random import Generator
 from PIL import Image
 
-from heads.dense.loss import IGNORE
+from heads.dense import IGNORE
 from sail_encoder.pixels import IMAGENET_MEAN, Array
-from sail_encoder.resizing import Size
+from sail_encoder.resizing import Resize, Size
 
 Box = tuple[int, int, int, int]
 """(top, left, bottom, right) in pixels."""
@@ -27,15 +27,15 @@ class Augmentation:
 
     Attributes:
         crop: (height, width) of the crops in pixels.
-        short_side: Length of the shorter side before jitter; None keeps the image's own.
-        scale: Lowest and highest factor on the size.
+        resize: The size before jitter; its limit of tokens does not apply, because crops are small.
+        jitter: Lowest and highest factor on the size.
         flip: Whether every second crop is mirrored.
         distort: Whether brightness, contrast, saturation and hue are varied.
     """
 
     crop: Size
-    short_side: int | None = None
-    scale: tuple[float, float] = (0.5, 2.0)
+    resize: Resize = field(default_factory=Resize)
+    jitter: tuple[float, float] = (0.5, 2.0)
     flip: bool = True
     distort: bool = True
 
@@ -62,9 +62,9 @@ class Augmentation:
         return pad(pixels, self.crop, PADDING), pad(target, self.crop, IGNORE)
 
     def _jittered_size(self, size: Size, rng: Generator) -> Size:
-        base = 1.0 if self.short_side is None else self.short_side / min(size)
-        factor = base * rng.uniform(*self.scale)
-        return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
+        height, width = self.resize.pixels(size)
+        factor = rng.uniform(*self.jitter)
+        return max(1, round(height * factor)), max(1, round(width * factor))
 
 
 def choose_crop(labels: Array, size: Size, crop: Size, rng: Generator, step: int = 1) -> tuple[Box, Array]:

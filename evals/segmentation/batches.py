@@ -6,7 +6,7 @@ an uninterrupted one would have seen, whatever was read ahead when it stopped.
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -16,13 +16,12 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
-from numpy.random import Generator
 from torch import Tensor
 
 from evals.segmentation.augment import Augmentation, choose_crop, pad
 from evals.segmentation.data import SegmentationData
 from evals.segmentation.labels import DataError
-from heads.dense.loss import IGNORE
+from heads.dense import IGNORE
 from heads.dense.segmenter import Segmenter
 from sail_encoder.extraction.threads import map_ahead, prefetch
 from sail_encoder.pixels import Array, PatchedImage, patchify
@@ -50,7 +49,7 @@ class Batch:
 class Batches(Protocol):
     """A source of batches."""
 
-    def between(self, first: int, last: int) -> Iterator[Batch]:
+    def between(self, first: int, last: int) -> Generator[Batch, None, None]:
         """The batches with these numbers, the last one left out."""
 
 
@@ -67,7 +66,7 @@ class Sampler:
         self.seed = seed
         self.permutation = lru_cache(2)(lambda epoch: np.random.default_rng((seed, epoch)).permutation(count))
 
-    def draw(self, position: int) -> tuple[int, Generator]:
+    def draw(self, position: int) -> tuple[int, np.random.Generator]:
         """The sample at a position, and the random numbers that belong to it."""
         epoch, place = divmod(position, self.count)
         return int(self.permutation(epoch)[place]), np.random.default_rng((self.seed, 1, position))
@@ -120,7 +119,7 @@ class OnlineBatches(_ReadAhead[tuple[PatchedImage, Array]]):
         crop, p = self.augmentation.crop, self.segmenter.backbone.patch_size
         return PatchedImage(patchify(pixels, p), (crop[0] // p, crop[1] // p), crop, crop), labels
 
-    def between(self, first: int, last: int) -> Iterator[Batch]:
+    def between(self, first: int, last: int) -> Generator[Batch, None, None]:
         for samples in self.read(first, last):
             images, labels = zip(*samples, strict=True)
             target = _to_device(np.stack(labels), self.segmenter.backbone.device)
@@ -173,7 +172,7 @@ class CachedBatches(_ReadAhead[tuple[Array, Array]]):
             grids, labels = [grid[:, ::-1] for grid in grids], labels[:, ::-1]
         return np.stack([pad(grid, self.crop, 0) for grid in grids]), pad(labels, crop, IGNORE)
 
-    def between(self, first: int, last: int) -> Iterator[Batch]:
+    def between(self, first: int, last: int) -> Generator[Batch, None, None]:
         for samples in self.read(first, last):
             grids, labels = (np.stack(arrays) for arrays in zip(*samples, strict=True))
             features = _to_device(grids, self.device).permute(1, 0, 4, 2, 3).float()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from heads.dense.loss import IGNORE
+from heads.dense import IGNORE
 from sail_encoder.errors import UserError
 from sail_encoder.pixels import Array
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from heads.dense.loss import IGNORE
+from heads.dense import IGNORE
 
 
 class ConfusionMatrix:

@@ -1,7 +1,7 @@
 """What every dense head is: feature maps in, class logits out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -9,6 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from heads.dense.loss import upsampled_cross_entropy
+
+Labelled = tuple[Sequence[Tensor], Tensor]
+"""Maps [n, C, nh, nw] of each layer, and labels uint8 [n, height, width]."""
 
 
 class DenseHead(nn.Module, ABC):
@@ -44,6 +47,10 @@ class DenseHead(nn.Module, ABC):
             A scalar.
         """
         return upsampled_cross_entropy(self(maps), labels)
+
+    def fit(self, batches: Iterable[Labelled], count: int) -> None:
+        """Learns from `count` batches in one pass; only where `learns_by_gradient` is false."""
+        raise NotImplementedError
 
 
 def concatenate(maps: Sequence[Tensor]) -> Tensor:

@@ -44,6 +44,14 @@ class Inference:
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
 
+    def __str__(self) -> str:
+        words = [f"at size {self.resize}"]
+        if self.window is not None and self.stride is not None:
+            words.append("windows of {}x{} every {}x{} pixels".format(*self.window, *self.stride))
+        if self.scales != (1.0,):
+            words.append(f"scales {', '.join(f'{scale:g}' for scale in self.scales)}")
+        return ", ".join([*words, *(["mirrored too"] if self.flip else [])])
+
 
 @dataclass(frozen=True, eq=False)
 class Tile:

@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-IGNORE = 255
-"""The label of pixels that count neither in training nor in evaluation."""
+from heads.dense import IGNORE
 
 _CHUNK_ELEMENTS = 2**26
 """Upsampled logits that exist at a time; a batch of 16 crops with 150 classes would be 2.5 GB."""

@@ -7,11 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from heads.contract import HeadError
-from heads.dense.contract import DenseHead, concatenate
-from heads.dense.loss import IGNORE
-
-Labelled = tuple[Sequence[Tensor], Tensor]
-"""Maps [n, C, nh, nw] of each layer, and labels uint8 [n, height, width]."""
+from heads.dense import IGNORE
+from heads.dense.contract import DenseHead, Labelled, concatenate
 
 _CHUNK_ELEMENTS = 2**26
 

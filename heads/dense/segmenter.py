@@ -1,6 +1,7 @@
 """A frozen backbone with a dense head: images in, class logits out."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby
 
 import torch
@@ -9,7 +10,8 @@ from torch import Tensor
 
 from heads.contract import FeatureSource
 from heads.dense.contract import DenseHead
-from sail_encoder.backbone import VisionBackbone
+from heads.dense.registry import TrainedHead
+from sail_encoder.backbone import VisionBackbone, load_backbone
 from sail_encoder.packing import Pack
 from sail_encoder.pixels import PatchedImage
 
@@ -55,3 +57,24 @@ class Segmenter:
             maps = [torch.stack([layer[index] for index in alike]).permute(0, 3, 1, 2).float() for layer in grids]
             results.update(zip(alike, self.head(maps), strict=True))
         return [results[index] for index in range(len(images))]
+
+
+def load_segmenter(
+    trained: TrainedHead, model: str | None = None, device: str = "auto", dtype: str = "auto"
+) -> Segmenter:
+    """Loads the backbone that a head was trained on.
+
+    Args:
+        trained: The head.
+        model: Where the backbone is now, if it has moved.
+        device: As in `load_backbone`.
+        dtype: As in `load_backbone`.
+
+    Raises:
+        HeadError: If the backbone has other weights.
+    """
+    source = trained.source
+    depth = max(source.layers) + 1
+    backbone = load_backbone(model or source.backbone, device, dtype, depth)
+    source.check(replace(source, backbone=backbone.name, weights=backbone.fingerprint(depth - 1)))
+    return Segmenter(backbone, trained.head, source)

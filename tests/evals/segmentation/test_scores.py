@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from evals.segmentation.scores import ConfusionMatrix, format_scores
-from heads.dense.loss import IGNORE
+from heads.dense import IGNORE
 
 CLASSES = 7
 ABSENT, UNSEEN, NEVER_PREDICTED = 2, 4, 5

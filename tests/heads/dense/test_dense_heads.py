@@ -4,12 +4,13 @@ import torch
 from torch.nn import functional as F
 
 from heads.contract import FeatureSource, HeadError, SavedHead, save_head
+from heads.dense import IGNORE
 from heads.dense import loss as loss_module
 from heads.dense.linear import LinearHead
-from heads.dense.loss import IGNORE, upsampled_cross_entropy
+from heads.dense.loss import upsampled_cross_entropy
 from heads.dense.neighbors import NeighborHead, class_shares
 from heads.dense.pyramid import SimpleFeaturePyramid
-from heads.dense.registry import build_dense_head, load_dense_head, save_dense_head
+from heads.dense.registry import TrainedHead, build_dense_head, load_dense_head, save_dense_head
 from heads.dense.upernet import UperNetHead
 
 ROWS, COLUMNS, CLASSES = 3, 5, 4
@@ -162,10 +163,11 @@ def test_a_saved_head_gives_the_same_logits(kind, options, tmp_path):
     else:
         head.train().loss(maps, some_labels())
     expected = head.eval()(maps)
-    save_dense_head(tmp_path, kind, head, SOURCE, list("abcd"))
-    loaded, source, classes = load_dense_head(tmp_path)
-    assert (source, classes) == (SOURCE, list("abcd"))
-    torch.testing.assert_close(loaded(maps), expected)
+    save_dense_head(tmp_path, TrainedHead(kind, head, SOURCE, list("abcd"), "cached", (28, 42), (14, 14)))
+    loaded = load_dense_head(tmp_path)
+    assert (loaded.kind, loaded.source, loaded.classes) == (kind, SOURCE, list("abcd"))
+    assert (loaded.mode, loaded.window, loaded.stride) == ("cached", (28, 42), (14, 14))
+    torch.testing.assert_close(loaded.head(maps), expected)
 
 
 def test_unknown_heads_and_options_name_what_there_is(tmp_path):
