@@ -23,12 +23,12 @@ def save_pair(image, labels, image_path, mask_path):
         Image.fromarray(array).save(path)
 
 
-def write_data(root, train=8, val=4, sides=(50, 100)):
-    """A data set in the plain layout; some pixels do not count."""
+def write_data(root, train=8, val=4, sides=(50, 100), multiple=1):
+    """A data set in the plain layout, with sides that are multiples of a number; some pixels do not count."""
     rng = np.random.default_rng(0)
     for split, count in (("train", train), ("val", val)):
         for index in range(count):
-            image, labels = draw(*rng.integers(*sides, 2), rng)
+            image, labels = draw(*(rng.integers(*sides, 2) // multiple * multiple), rng)
             labels[:2] = 255
             save_pair(image, labels, root / f"images/{split}/{index}.png", root / f"masks/{split}/{index}.png")
     return root
