@@ -99,7 +99,7 @@ class Training:
             UserError: If the loss is not finite.
         """
         progress = tqdm(total=self.optimization.steps, initial=self.step, desc="training", unit="step", disable=None)
-        with progress, open_history(self.folder, self.step) as log, closing(self._losses()) as losses:
+        with progress, open_history(self.folder, self.step) as log, closing(self.losses()) as losses:
             recent: list[Tensor] = []
             for loss in losses:
                 recent.append(loss)
@@ -118,7 +118,7 @@ class Training:
     def _is_due(self, every: int) -> bool:
         return self.finished or (every > 0 and self.step % every == 0)
 
-    def _losses(self) -> Generator[Tensor, None, None]:
+    def losses(self) -> Generator[Tensor, None, None]:
         """Takes one step after the other, and yields the loss of each, still on the device."""
         self.head.train()
         with closing(self.batches.between(self.step, self.optimization.steps)) as batches:
