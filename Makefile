@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test install clean
+.PHONY: demo test common install clean
 
 demo: install
 	$(BIN)/sail demo --out demo
@@ -14,6 +14,17 @@ test: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest
+
+# The model classes under transformers' own common tests, which come with its source distribution.
+common: install $(VENV)/transformers-source
+	$(BIN)/pytest -c tests_transformers/pytest.ini tests_transformers
+
+$(VENV)/transformers-source:
+	$(BIN)/pip download --quiet --no-deps --no-binary transformers --dest $(VENV)/download \
+		transformers==$$($(BIN)/python -c "from importlib.metadata import version; print(version('transformers'))")
+	rm -rf $@.part && mkdir $@.part
+	tar -xf $(VENV)/download/transformers-*.tar.gz --strip-components 1 -C $@.part
+	touch $@.part/tests/__init__.py && mv $@.part $@
 
 install: $(VENV)/installed
 

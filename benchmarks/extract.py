@@ -1,14 +1,13 @@
 """Extraction against the bare products of the same shapes, and against the published way.
 
-    python benchmarks/extract.py                    # 8 layers x 1024, on this machine's processor; about ten minutes
-    python benchmarks/extract.py --device cuda --size 7b --precisions bfloat16
+    python -m benchmarks.extract                    # 8 layers x 1024, on this machine's processor; about ten minutes
+    python -m benchmarks.extract --device cuda --size 7b --precisions bfloat16
 
 Measured side by side in one run, in turns, the median of the rounds:
 
 - bare: the matrix products and the attention of the same shapes, nothing else;
 - ours: `sail extract`, from image files to .npy, at the last layer and at three quarters of the depth;
-- published: the way of the published example, one image at a time: dense mask, key-value cache, repeated key and value
-  heads, rotary tables made anew in each layer, logits of all positions in float32.
+- published: the way of the published example, see `benchmarks/published.py`.
 """
 
 import argparse
@@ -29,8 +28,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from transformers.cache_utils import DynamicCache
-from transformers.models.mistral.modeling_mistral import apply_rotary_pos_emb, repeat_kv
 
+from benchmarks.models import SIZES, build_model, synchronize
+from benchmarks.published import encode_image
 from sail_encoder.attention import Segments, packed_attention
 from sail_encoder.devices import measure_matrix_rate
 from sail_encoder.extraction.pipeline import Pipeline, Request
@@ -38,21 +38,9 @@ from sail_encoder.images import list_images
 from sail_encoder.pixels import patch_image
 from sail_encoder.resizing import Resize, Size
 from sail_encoder.sail.backbone import SailVisionBackbone
-from sail_encoder.sail.configuration_sail import SailConfig
 from sail_encoder.sail.modeling_sail import SailForCausalLM
 from sail_encoder.store.store import FeatureStore
 
-SIZES = {
-    "small": {
-        "hidden_size": 1024,
-        "intermediate_size": 3584,
-        "num_hidden_layers": 8,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 2,
-    },
-    "7b": {},
-}
-TOKEN_IDS = {"vision_start_token_id": 31990, "image_token_id": 31991, "vision_end_token_id": 31992}
 PIXELS = ((160, 120), (224, 224), (320, 240), (240, 427), (448, 448))
 """Heights and widths of the photographs, in equal shares."""
 
@@ -73,19 +61,6 @@ class Setting:
     @property
     def device(self) -> torch.device:
         return self.backbone.device
-
-
-def build_model(size: str, device: torch.device, dtype: torch.dtype) -> SailForCausalLM:
-    """Random weights; the time does not depend on them."""
-    torch.manual_seed(0)
-    config = SailConfig(**{**SIZES[size], **TOKEN_IDS})
-    config.dtype = dtype
-    with torch.device("meta"):
-        model = SailForCausalLM(config)
-    model = model.to(dtype).to_empty(device=device).eval().requires_grad_(False)
-    for parameter in model.parameters():
-        parameter.normal_(0, 0.02) if parameter.ndim == 2 else parameter.fill_(1)
-    return model
 
 
 def draw_photographs(folder: Path, count: int, scale: float) -> None:
@@ -121,7 +96,7 @@ def bare(setting: Setting, depth: int) -> float:
         packs[-1].append(rows * columns + 2)
         filled += rows * columns
     shapes = [_shapes(setting, sorted(lengths)) for lengths in packs]
-    _synchronize(setting.device)
+    synchronize(setting.device)
     start = time.perf_counter()
     for tokens, wide, heads, segments in shapes:
         layers: Any = setting.model.model.layers
@@ -135,7 +110,7 @@ def bare(setting: Setting, depth: int) -> float:
             F.linear(tokens, mlp.gate_proj.weight)
             F.linear(tokens, mlp.up_proj.weight)
             F.linear(wide, mlp.down_proj.weight)
-    _synchronize(setting.device)
+    synchronize(setting.device)
     return time.perf_counter() - start
 
 
@@ -157,48 +132,8 @@ def published(setting: Setting) -> float:
     for path in sorted(setting.folder.glob("*.jpg")):
         image = patch_image(path, Resize(), 14)
         pixels = setting.backbone.normalize(torch.from_numpy(image.patches).to(setting.device))
-        published_forward(setting.model, pixels, image.grid)[-1].float().cpu().numpy()
+        encode_image(setting.model, pixels, image.grid, DynamicCache())[-1].float().cpu().numpy()
     return time.perf_counter() - start
-
-
-@torch.no_grad()
-def published_forward(model: SailForCausalLM, pixels: Tensor, grid: Size) -> list[Tensor]:
-    """All hidden states of one image; see the module's docstring for what is done needlessly."""
-    trunk: Any = model.model
-    config = model.config
-    dtype, device = trunk.vis_embed.weight.dtype, pixels.device
-    prefixes = trunk._lay_out(pixels, torch.tensor([grid]))
-    hidden = trunk._add_pixels(trunk.embed_tokens(prefixes.input_ids), pixels, prefixes.patch_index)[None]
-    length = hidden.shape[1]
-    allowed = torch.ones(length, length, dtype=torch.bool, device=device)
-    mask = torch.zeros(1, 1, length, length, dtype=dtype, device=device)
-    mask = mask.masked_fill(~allowed, torch.finfo(dtype).min)
-    cache = DynamicCache()
-    states = [hidden]
-    for index, layer in enumerate(trunk.layers):
-        cos, sin = trunk.rotary_emb(hidden, prefixes.position_ids)
-        normed, attention = layer.input_layernorm(hidden), layer.self_attn
-        shape = (1, length, -1, config.head_dim)
-        query, key, value = (
-            projection(normed).view(shape).transpose(1, 2)
-            for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
-        )
-        query, key = apply_rotary_pos_emb(query, key, cos[None], sin[None])
-        key, value = cache.update(key, value, index)
-        groups = config.attention_width // config.key_value_width
-        key, value = repeat_kv(key, groups).contiguous(), repeat_kv(value, groups).contiguous()
-        attended = F.scaled_dot_product_attention(query.contiguous(), key, value, attn_mask=mask)
-        hidden = hidden + attention.o_proj(attended.transpose(1, 2).reshape(1, length, -1))
-        hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
-        states.append(hidden)
-    states[-1] = trunk.norm(hidden)
-    model.lm_head(states[-1]).float()
-    return states
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def compare(setting: Setting, rounds: int) -> None:

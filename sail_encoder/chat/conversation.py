@@ -19,7 +19,8 @@ from sail_encoder.sail.checkpoint import load_language_model, open_sail, read_pr
 from sail_encoder.sail.image_processing_sail import SailImageProcessor
 from sail_encoder.sail.modeling_sail import SailForCausalLM
 from sail_encoder.sail.positions import Grid
-from sail_encoder.sail.processing_sail import SailProcessor, expand_images
+from sail_encoder.sail.processing_sail import SailProcessor
+from sail_encoder.sail.published import VISION_TOKENS
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,15 @@ class _Image:
         return self.grid[0] * self.grid[1] + 2 if self.pixels is None else 0
 
 
+def check_prompt(prompt: str) -> None:
+    """Raises a `UserError` if a question is empty, or holds a token that stands for an image."""
+    if not prompt.strip():
+        raise UserError("the prompt is empty; ask something")
+    for token in VISION_TOKENS.values():
+        if token in prompt:
+            raise UserError(f"the prompt holds {token}, which stands for an image; show images by their path instead")
+
+
 class Chat:
     """A conversation about images.
 
@@ -95,7 +105,7 @@ class Chat:
         other = Chat(self.model, self.processor)
         other.messages = list(self.messages)
         other._rendered, other._ids, other._grids = self._rendered, list(self._ids), list(self._grids)
-        other._cache = _fork_cache(self._cache)
+        other._cache = fork_cache(self._cache)
         other._next_images = list(self._next_images)
         return other
 
@@ -138,10 +148,9 @@ class Chat:
             stop: Ends the answer where it is, once set.
 
         Raises:
-            UserError: If the prompt is empty, or the conversation has no room for it.
+            UserError: If the prompt is empty or stands for an image, or the conversation has no room for it.
         """
-        if not prompt.strip():
-            raise UserError("the prompt is empty; ask something")
+        check_prompt(prompt)
         if image is not None:
             self.look(image)
         content = [*({"type": "image"} for _ in self._next_images), {"type": "text", "text": prompt}]
@@ -150,7 +159,7 @@ class Chat:
         ids = self._ids + self._new_ids(rendered)
         self.check_room(len(ids) + 1)
         # The cache is forked, so that a turn that fails leaves the conversation as it was.
-        cache = _fork_cache(self._cache)
+        cache = fork_cache(self._cache)
         said = self._generate(ids, cache, sampling, streamer, stop)
         answer = self.processor.decode(said, skip_special_tokens=True).strip()
         self._accept(messages, answer, [*ids, *said], cache)
@@ -162,9 +171,8 @@ class Chat:
     def _new_ids(self, rendered: str) -> list[int]:
         """Token ids of what the conversation's text has gained, without images that are in the cache."""
         new = rendered.removeprefix(self._rendered)
-        expanded = expand_images([new], [image.grid for image in self._next_images])[0]
-        ids = self.processor.token_ids(expanded)
-        return ids[sum(image.cached_tokens for image in self._next_images) :]
+        [prompt] = self.processor.tokenize([new], [image.grid for image in self._next_images])
+        return prompt.ids[sum(image.cached_tokens for image in self._next_images) :]
 
     def _generate(
         self,
@@ -211,7 +219,7 @@ class Chat:
             )
 
 
-def _fork_cache(cache: DynamicCache) -> DynamicCache:
+def fork_cache(cache: DynamicCache) -> DynamicCache:
     """A cache with the same tensors; they are replaced when it grows, never written to."""
     fork = copy.copy(cache)
     fork.layers = [copy.copy(layer) for layer in cache.layers]

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import GenerationMixin
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import LogitsProcessorList, SuppressTokensLogitsProcessor
 from transformers.utils import ModelOutput
 
@@ -43,6 +43,8 @@ class SailGenerationMixin(GenerationMixin):
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Inputs of one step; see transformers."""
+        if isinstance(past_key_values, DynamicCache) and past_key_values.get_seq_length() == 0:
+            is_first_iteration = True  # transformers does not say so to an assistant, which would not see the image
         inputs = super().prepare_inputs_for_generation(
             input_ids,
             next_sequence_length=next_sequence_length,

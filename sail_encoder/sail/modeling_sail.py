@@ -17,12 +17,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_masks_for_generate
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.models.mistral.modeling_mistral import MistralRMSNorm
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -31,6 +32,7 @@ from sail_encoder.sail.configuration_sail import SailConfig
 from sail_encoder.sail.generation import SailGenerationMixin
 from sail_encoder.sail.positions import as_grids, text_and_image_positions
 from sail_encoder.sail.prefixes import ImagePrefixes
+from sail_encoder.sail.prompts import image_blocks, recognize
 from sail_encoder.sail.published import missing_patch_weight
 
 
@@ -163,7 +165,7 @@ class SailModel(SailPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPast:
         """Runs images alone (the encoder path) or text with images (the language path).
 
@@ -234,9 +236,11 @@ class SailModel(SailPreTrainedModel):
         if pixel_values is None:
             hidden, blocks = self._embed_text(input_ids, inputs_embeds), None
         else:
-            input_ids = self._recognize(inputs_embeds) if input_ids is None else input_ids
+            vision_ids = self.config.vision_token_ids
+            if input_ids is None:
+                input_ids = recognize(inputs_embeds, self.embed_tokens.weight, vision_ids)  # type: ignore[arg-type]
             hidden = self._embed_text_and_images(input_ids, inputs_embeds, pixel_values)
-            blocks = self._image_blocks(input_ids, past_key_values)
+            blocks = image_blocks(input_ids, vision_ids, _seen_tokens(past_key_values))
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         if position_ids is None:
@@ -283,16 +287,6 @@ class SailModel(SailPreTrainedModel):
         _check_patches(pixel_values, len(patch_index), "the prompt holds")
         return self._add_pixels(tokens.flatten(0, 1), pixel_values, patch_index).view_as(tokens)
 
-    def _recognize(self, inputs_embeds: Tensor | None) -> Tensor:
-        """Token ids of embedded text as far as they are of vision tokens, -1 elsewhere."""
-        if inputs_embeds is None:
-            raise ValueError("pixel_values need input_ids or inputs_embeds that say where the image is")
-        ids = torch.full(inputs_embeds.shape[:2], -1, device=inputs_embeds.device)
-        for token_id in self.config.vision_token_ids:
-            is_token = (inputs_embeds == self.embed_tokens.weight[token_id]).all(dim=-1)
-            ids = ids.masked_fill(is_token, token_id)
-        return ids
-
     def _derive_positions(
         self,
         hidden: Tensor,
@@ -312,17 +306,13 @@ class SailModel(SailPreTrainedModel):
         _, patch_id, end_id = self.config.vision_token_ids if grids else (-2, -2, -2)
         return text_and_image_positions(input_ids, grids, patch_id, end_id, attention_mask)
 
-    def _image_blocks(self, input_ids: Tensor, past_key_values: Cache | None) -> Tensor:
-        """The number of the image that a token belongs to, delimiters included, -1 for text; [batch, past + length]."""
-        start_id, _, end_id = self.config.vision_token_ids
-        starts, ends = torch.eq(input_ids, start_id), torch.eq(input_ids, end_id)
-        opened, closed = starts.cumsum(dim=1), ends.cumsum(dim=1)
-        blocks = torch.where((opened > closed) | ends, opened - 1, -1)
-        return F.pad(blocks, (_seen_tokens(past_key_values), 0), value=-1)
-
 
 def _seen_tokens(past_key_values: Cache | None) -> int:
     return 0 if past_key_values is None else int(past_key_values.get_seq_length())
+
+
+def _is_among(ids: Tensor, chosen: list[int]) -> Tensor:
+    return torch.isin(ids, torch.tensor(chosen, dtype=ids.dtype, device=ids.device))
 
 
 def _check_patches(pixel_values: Tensor, expected: int, source: str) -> None:
@@ -354,7 +344,7 @@ class SailForCausalLM(SailPreTrainedModel, SailGenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithPast:
         """Predicts the next token at each position.
 
@@ -366,7 +356,7 @@ class SailForCausalLM(SailPreTrainedModel, SailGenerationMixin):
             position_ids: [3, batch, length] (time, row, column); derived where left out.
             past_key_values: Cache of earlier tokens.
             inputs_embeds: [batch, length, hidden_size] in place of `input_ids`.
-            labels: int64 [batch, length], -100 where nothing is to be learned.
+            labels: int64 [batch, length], -100 where nothing is to be learned. The tokens of images never count.
             use_cache: Whether to return a cache.
             logits_to_keep: Compute logits for the last so many positions, or for these positions; 0 means all.
             kwargs: Handed to `SailModel.forward` and the loss.
@@ -389,6 +379,7 @@ class SailForCausalLM(SailPreTrainedModel, SailGenerationMixin):
         logits = self.lm_head(outputs.last_hidden_state[:, kept])
         loss = None
         if labels is not None:
+            labels = labels.masked_fill(_is_among(labels, self.config.never_generated), -100)
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         return CausalLMOutputWithPast(
             loss=loss,

@@ -1,6 +1,8 @@
 """Conversations with images to what `SailForCausalLM` takes, as a transformers processor."""
 
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from transformers.feature_extraction_utils import BatchFeature
@@ -11,10 +13,16 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from sail_encoder.sail.image_processing_sail import SailImageProcessor
 from sail_encoder.sail.positions import Grid, as_grids
 
-PLACEHOLDER = re.compile("(?:<vision>)?<vpatch>(?:</vision>)?")
-"""What stands for an image in a text before its size is known: `<vpatch>`, with or without its delimiters."""
+PLACEHOLDER = "<vision><vpatch></vision>"
+"""What stands for an image in a text before its size is known."""
+
+_ANY_PLACEHOLDER = re.compile("(?:<vision>)?<vpatch>(?:</vision>)?")
+
+Span = tuple[int, int]
+"""First character of a token in its text, and the one behind its last."""
 
 CHAT_TEMPLATE = """\
+{%- set heard = namespace(system='') -%}
 {%- for message in messages -%}
 {%- set part = namespace(images='', text='') -%}
 {%- if message.content is string -%}
@@ -26,21 +34,42 @@ CHAT_TEMPLATE = """\
 {%- else -%}{{ raise_exception('SAIL reads text and images, not ' + item.type) }}{%- endif -%}
 {%- endfor -%}
 {%- endif -%}
-{%- if message.role == 'user' -%}
-{{ part.images }}{% if loop.first %}{{ bos_token }}{% endif %}{{ '[INST] ' + part.text + ' [/INST]' }}
+{%- if message.role == 'system' -%}
+{%- set heard.system = part.text + '\\n\\n' -%}
+{%- elif message.role == 'user' -%}
+{{ part.images }}{% if not heard.user %}{{ bos_token }}{% endif -%}
+{{ '[INST] ' + heard.system + part.text + ' [/INST]' }}
+{%- set heard.user = true -%}{%- set heard.system = '' -%}
 {%- elif message.role == 'assistant' -%}
-{{ part.text + eos_token }}
+{% generation %}{{ part.text + eos_token }}{% endgeneration %}
 {%- else -%}
-{{ raise_exception('SAIL knows the roles user and assistant, not ' + message.role) }}
+{{ raise_exception('SAIL knows the roles system, user and assistant, not ' + message.role) }}
 {%- endif -%}
 {%- endfor -%}"""
-"""The published format: an image before `<s>`, `<s>` in the first turn alone, answers closed with `</s>`."""
+"""The published format: an image before `<s>`, `<s>` in the first turn alone, answers closed with `</s>`.
+
+SAIL was trained without a system prompt; one is put before the next question, as Mistral's own templates do.
+"""
 
 
 class SailProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]
-    """Options of `SailProcessor`."""
+    """Options of `SailProcessor`. Prompts are padded on the left, for answers of a batch begin together."""
 
-    _defaults = {"text_kwargs": {"padding": False}}
+    _defaults = {"text_kwargs": {"padding": False, "padding_side": "left"}}
+
+
+@dataclass
+class Prompt:
+    """A tokenized text.
+
+    Attributes:
+        ids: Token ids, with a `<vpatch>` for each patch.
+        spans: Which characters of the text each token stands for; all patches of an image stand for its placeholder.
+            Empty where they were not asked for.
+    """
+
+    ids: list[int]
+    spans: list[Span]
 
 
 class SailProcessor(ProcessorMixin):
@@ -48,9 +77,12 @@ class SailProcessor(ProcessorMixin):
 
     Args:
         image_processor: Cuts images into patches.
-        tokenizer: With the tokens `<vision>`, `<vpatch>` and `</vision>`.
+        tokenizer: With the tokens `<vision>`, `<vpatch>` and `</vision>`. Where it has no padding token, `</s>` becomes
+            it.
         chat_template: Jinja template of a conversation.
     """
+
+    valid_processor_kwargs = SailProcessorKwargs
 
     def __init__(
         self,
@@ -59,6 +91,8 @@ class SailProcessor(ProcessorMixin):
         chat_template: str | None = CHAT_TEMPLATE,
         **kwargs: Any,
     ) -> None:
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
         self.image_token = "<vpatch>"
         self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
         super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
@@ -81,8 +115,10 @@ class SailProcessor(ProcessorMixin):
             `image_grid_hw` [images, 2], as far as there is text or images.
 
         Raises:
-            ValueError: If the texts do not hold as many images as there are.
+            ValueError: If there is neither text nor image, or the texts do not hold as many images as there are.
         """
+        if images is None and text is None:
+            raise ValueError("there is nothing to process: give text, images or both")
         options = self._merge_kwargs(SailProcessorKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
         data: dict[str, Any] = {}
         grids: list[Grid] = []
@@ -91,27 +127,69 @@ class SailProcessor(ProcessorMixin):
             data |= self.image_processor(flat, **{**options["images_kwargs"], "return_tensors": "np"})
             grids = as_grids(data["image_grid_hw"])
         if text is not None:
-            texts = expand_images([text] if isinstance(text, str) else list(text), grids)
-            data |= self._encode(texts, dict(options["text_kwargs"]))
+            texts = [text] if isinstance(text, str) else list(text)
+            data |= self._encode(texts, grids, dict(options["text_kwargs"]))
         return BatchFeature(data, tensor_type=options["text_kwargs"].get("return_tensors"))
 
-    def _encode(self, texts: list[str], options: dict[str, Any]) -> dict[str, Any]:
-        options.pop("return_tensors", None)
-        padding = options.pop("padding", False)
-        rows = [self.token_ids(text) for text in texts]
-        limit = options.get("max_length")
-        if options.get("truncation") and limit is not None and max(map(len, rows)) > limit:
-            raise ValueError(
-                f"a prompt of {max(map(len, rows))} tokens cannot be cut to {limit} without harming images"
-            )
-        return dict(self.tokenizer.pad({"input_ids": rows}, padding=padding, max_length=limit))
+    def _encode(self, texts: list[str], grids: list[Grid], options: dict[str, Any]) -> dict[str, Any]:
+        with_spans, limit = options.get("return_offsets_mapping", False), options.get("max_length")
+        prompts = self.tokenize(texts, grids, with_spans)
+        longest = max(len(prompt.ids) for prompt in prompts)
+        if options.get("truncation") and limit is not None and longest > limit:
+            raise ValueError(f"a prompt of {longest} tokens cannot be cut to {limit} without harming images")
+        side = options["padding_side"]
+        rows = {"input_ids": [prompt.ids for prompt in prompts]}
+        encoded = dict(self.tokenizer.pad(rows, padding=options["padding"], max_length=limit, padding_side=side))
+        if with_spans:
+            padding = [[(0, 0)] * (len(ids) - len(p.ids)) for ids, p in zip(encoded["input_ids"], prompts, strict=True)]
+            encoded["offset_mapping"] = [
+                pad + prompt.spans if side == "left" else prompt.spans + pad
+                for pad, prompt in zip(padding, prompts, strict=True)
+            ]
+        return encoded
 
-    def token_ids(self, text: str) -> list[int]:
-        """Tokenizes turn by turn, as in training: what follows a marker is tokenized as a text of its own."""
+    def tokenize(self, texts: list[str], grids: list[Grid], with_spans: bool = False) -> list[Prompt]:
+        """Tokenizes turn by turn, as in training: what follows a marker is tokenized as a text of its own.
+
+        Args:
+            texts: Prompts with a placeholder for each image.
+            grids: Rows and columns of the images, in the order in which they appear.
+            with_spans: Whether to say where each token comes from; needs a fast tokenizer.
+
+        Raises:
+            ValueError: If the texts do not hold as many images as there are grids.
+        """
+        texts = [_ANY_PLACEHOLDER.sub(PLACEHOLDER, text) for text in texts]
+        held = sum(text.count(PLACEHOLDER) for text in texts)
+        if held != len(grids):
+            raise ValueError(
+                f"the text holds {held} images (<vpatch>), but {len(grids)} were given; write prompts with "
+                "apply_chat_template"
+            )
+        patches = iter([rows * columns for rows, columns in grids])
+        return [self._expand(self._tokenize_turns(text, with_spans), patches) for text in texts]
+
+    def _tokenize_turns(self, text: str, with_spans: bool) -> Prompt:
         markers = ("</vision>", self.tokenizer.bos_token, "[/INST]", self.tokenizer.eos_token)
         pieces = re.split("|".join(f"(?<={re.escape(marker)})" for marker in markers), text)
-        encoded = self.tokenizer([piece for piece in pieces if piece], add_special_tokens=False, verbose=False)
-        return [token for piece in encoded["input_ids"] for token in piece]
+        pieces = [piece for piece in pieces if piece]
+        if not pieces:
+            return Prompt([], [])
+        encoded = self.tokenizer(pieces, add_special_tokens=False, return_offsets_mapping=with_spans, verbose=False)
+        prompt = Prompt([token for ids in encoded["input_ids"] for token in ids], [])
+        start = 0
+        for piece, spans in zip(pieces, encoded.get("offset_mapping", ()), strict=False):
+            prompt.spans += [(start + first, start + last) for first, last in spans]
+            start += len(piece)
+        return prompt
+
+    def _expand(self, prompt: Prompt, patches: Iterator[int]) -> Prompt:
+        """Repeats each `<vpatch>` as often as its image has patches."""
+        counts = [next(patches) if token == self.image_token_id else 1 for token in prompt.ids]
+        return Prompt(
+            [token for token, count in zip(prompt.ids, counts, strict=True) for _ in range(count)],
+            [span for span, count in zip(prompt.spans, counts, strict=False) for _ in range(count)],
+        )
 
     def _get_num_multimodal_tokens(self, image_sizes: list[list[int]] | None = None, **kwargs: Any) -> MultiModalData:
         patches = [self.image_processor.get_number_of_image_patches(*size, kwargs) for size in image_sizes or []]
@@ -121,20 +199,3 @@ class SailProcessor(ProcessorMixin):
     def model_input_names(self) -> list[str]:
         """Everything that a call can return."""
         return [*self.tokenizer.model_input_names, *self.image_processor.model_input_names]
-
-
-def expand_images(texts: list[str], grids: list[Grid]) -> list[str]:
-    """Puts as many `<vpatch>` into each placeholder as its image has patches."""
-    expected = sum(len(PLACEHOLDER.findall(text)) for text in texts)
-    if expected != len(grids):
-        raise ValueError(
-            f"the text holds {expected} images (<vpatch>), but {len(grids)} were given; write prompts with "
-            "apply_chat_template"
-        )
-    remaining = iter(grids)
-
-    def expand(_: re.Match[str]) -> str:
-        rows, columns = next(remaining)
-        return f"<vision>{'<vpatch>' * (rows * columns)}</vision>"
-
-    return [PLACEHOLDER.sub(expand, text) for text in texts]

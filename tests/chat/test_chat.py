@@ -93,7 +93,7 @@ def test_turns_encode_nothing_twice_and_equal_one_pass(chat, count_images, loade
 
 def _answer_positions(ids, loaded):
     """Positions that predict the tokens of the answers."""
-    end, mark = loaded.processor.tokenizer.eos_token_id, loaded.processor.token_ids("x [/INST]")[-1]
+    end, mark = loaded.processor.tokenizer.eos_token_id, loaded.processor.tokenize(["x [/INST]"], [])[0].ids[-1]
     positions, inside = [], False
     for position, token in enumerate(ids):
         if inside and token != end:
@@ -278,6 +278,8 @@ def test_a_killed_file_run_goes_on(chat, questions, tmp_path, monkeypatch):
         ("{", "line 1 is not JSON"),
         ('{"image": "a.png"}', 'has no "prompt"'),
         ('{"prompt": "x", "image": 3}', "not a path"),
+        ('{"prompt": "x"}\n{"prompt": " "}', "line 2: the prompt is empty"),
+        ('{"prompt": "a <vpatch>"}', "line 1: the prompt holds <vpatch>"),
         ("", "holds no questions"),
     ],
 )

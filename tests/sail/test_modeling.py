@@ -150,6 +150,8 @@ def test_labels_give_a_loss_and_gradients():
     labels = torch.where(ids < 90, ids, -100)
     grids = torch.tensor([(2, 2)])
     loss = model(input_ids=ids, pixel_values=random_patches([(2, 2)]), image_grid_hw=grids, labels=labels).loss
+    everything = model(input_ids=ids, pixel_values=random_patches([(2, 2)]), image_grid_hw=grids, labels=ids).loss
+    assert torch.equal(loss, everything), "the tokens of the image do not count"
     loss.backward()
     assert loss > 0
     assert model.model.vis_embed.weight.grad.abs().sum() > 0

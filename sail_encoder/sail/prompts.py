@@ -1,0 +1,44 @@
+"""Where the images of a prompt are, told from its tokens."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+VisionTokenIds = tuple[int, int, int]
+"""Ids of `<vision>`, `<vpatch>` and `</vision>`."""
+
+
+def image_blocks(input_ids: Tensor, vision_token_ids: VisionTokenIds, seen_tokens: int) -> Tensor:
+    """The number of the image that each token belongs to, delimiters included, and -1 for text.
+
+    Args:
+        input_ids: int64 [batch, length].
+        vision_token_ids: Ids of the vision tokens.
+        seen_tokens: Earlier tokens, of which nothing is asked any more.
+
+    Returns:
+        int64 [batch, seen_tokens + length].
+    """
+    start_id, _, end_id = vision_token_ids
+    starts, ends = torch.eq(input_ids, start_id), torch.eq(input_ids, end_id)
+    opened, closed = starts.cumsum(dim=1), ends.cumsum(dim=1)
+    blocks = torch.where((opened > closed) | ends, opened - 1, -1)
+    return F.pad(blocks, (seen_tokens, 0), value=-1)
+
+
+def recognize(inputs_embeds: Tensor, embeddings: Tensor, vision_token_ids: VisionTokenIds) -> Tensor:
+    """Token ids of embedded text as far as they are of vision tokens, -1 elsewhere.
+
+    Args:
+        inputs_embeds: [batch, length, hidden_size].
+        embeddings: [vocab_size, hidden_size], the model's table.
+        vision_token_ids: Ids of the vision tokens.
+
+    Returns:
+        int64 [batch, length].
+    """
+    ids = torch.full(inputs_embeds.shape[:2], -1, device=inputs_embeds.device)
+    for token_id in vision_token_ids:
+        is_token = (inputs_embeds == embeddings[token_id]).all(dim=-1)
+        ids = ids.masked_fill(is_token, token_id)
+    return ids
