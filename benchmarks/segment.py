@@ -1,7 +1,7 @@
 """Training a segmentation head, online and on cached grids, against the backbone's bare forward pass.
 
-    python benchmarks/segment.py                                # 8 layers x 1024, on this machine's processor
-    python benchmarks/segment.py --device cuda --size 7b        # SAIL-7B's sizes, random weights
+    python -m benchmarks.segment                                # 8 layers x 1024, on this machine's processor
+    python -m benchmarks.segment --device cuda --size 7b        # SAIL-7B's sizes, random weights
 
 Measured side by side in one run, in turns, the median of the rounds:
 
@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks.models import SIZES
 from evals.segmentation.augment import Augmentation
 from evals.segmentation.batches import Batches, CachedBatches, OnlineBatches
 from evals.segmentation.cache import cache_grids
@@ -39,16 +40,6 @@ from sail_encoder.packing import Pack
 from sail_encoder.sail.configuration_sail import SailConfig
 from sail_encoder.sail.modeling_sail import SailModel
 
-SIZES = {
-    "small": {
-        "hidden_size": 1024,
-        "intermediate_size": 3584,
-        "num_hidden_layers": 8,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 2,
-    },
-    "7b": {},
-}
 TOKEN_IDS = {"vision_start_token_id": 0, "image_token_id": 1, "vision_end_token_id": 2}
 CLASSES = 150
 PATCH = 14
