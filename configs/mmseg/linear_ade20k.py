@@ -1,6 +1,6 @@
 """Linear head on frozen SAIL-7B, ADE20K, by windows of 518 pixels; see _base_/linear.py for the source."""
 
-_base_ = ["_base_/runtime.py", "_base_/ade20k.py", "_base_/linear.py"]
+_base_ = ["_base_/ade20k.py", "_base_/linear.py"]
 model = dict(
     data_preprocessor=dict(size=(518, 518)),
     decode_head=dict(num_classes=150),

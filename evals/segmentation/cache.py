@@ -1,5 +1,7 @@
 """Grids of all training images, extracted once by the pipeline of `sail extract`, within a disk budget."""
 
+import hashlib
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
@@ -15,6 +17,9 @@ from sail_encoder.resizing import Resize
 from sail_encoder.spec import describe
 from sail_encoder.store.reading import FeatureFolder
 
+_STOPPED = 128
+"""Exit statuses from here on mean that a signal came."""
+
 
 def cache_grids(
     samples: Sequence[Sample], source: FeatureSource, folder: Path, budget_gb: float, precision: str, device: str
@@ -27,19 +32,21 @@ def cache_grids(
     Args:
         samples: The images.
         source: Which features.
-        folder: Where to keep them; the same folder serves other runs on the same features.
+        folder: Where to keep them, in a folder of their own; other runs on the same features find them there.
         budget_gb: What they may take on disk, in units of 10^9 bytes.
         precision: Precision of weights and computation.
         device: `auto`, or devices as in `sail extract`.
 
     Raises:
         UserError: If the budget does not hold them.
+        SystemExit: If a signal has stopped the extraction.
     """
     images = [str(sample.image) for sample in samples]
+    folder /= _name(images, source, precision)
     _check_budget(images, source, folder, budget_gb)
     # What extraction prints at its end is not the result of this command.
     with redirect_stdout(sys.stderr):
-        extract(
+        status = extract(
             images,
             str(folder),
             model=source.backbone,
@@ -50,7 +57,15 @@ def cache_grids(
             precision=precision,  # type: ignore[arg-type]
             devices=device,
         )
+    if status >= _STOPPED:
+        raise SystemExit(status)
     return FeatureFolder(folder)
+
+
+def _name(images: list[str], source: FeatureSource, precision: str) -> str:
+    """A name for these features of these images."""
+    paths = [os.path.abspath(image) for image in images]
+    return hashlib.sha256(repr((source, precision, paths)).encode()).hexdigest()[:12]
 
 
 def _check_budget(images: list[str], source: FeatureSource, folder: Path, budget_gb: float) -> None:

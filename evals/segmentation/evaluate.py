@@ -20,7 +20,7 @@ def evaluate(
     reduce_zero_label: bool = False,
     ignore_label: int = 255,
     model: str | None = None,
-    window: str | None = None,
+    window: str | int | None = None,
     stride: int | None = None,
     scales: tuple[float, ...] = (1.0,),
     flip: bool = False,
@@ -58,7 +58,7 @@ def evaluate(
         Exit status 0.
     """
     source = DataSource(data, layout, class_map, reduce_zero_label, ignore_label)
-    from evals.segmentation.looking import inference_of
+    from evals.segmentation.inference_options import inference_of
     from evals.segmentation.report import write_report
     from evals.segmentation.scoring import Gallery, score
     from heads.dense.registry import load_dense_head

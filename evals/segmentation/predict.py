@@ -10,7 +10,7 @@ def predict(
     head: str,
     out: str,
     model: str | None = None,
-    window: str | None = None,
+    window: str | int | None = None,
     stride: int | None = None,
     scales: tuple[float, ...] = (1.0,),
     flip: bool = False,
@@ -41,8 +41,8 @@ def predict(
     Returns:
         Exit status: 0 done, 1 done with failures recorded.
     """
+    from evals.segmentation.inference_options import inference_of
     from evals.segmentation.label_folder import FAILURES, LabelFolder
-    from evals.segmentation.looking import inference_of
     from heads.dense.registry import fingerprint_head, load_dense_head
     from heads.dense.segmenter import load_segmenter
     from sail_encoder.images import list_images

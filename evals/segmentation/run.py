@@ -9,7 +9,7 @@ from typing import Any
 from evals.segmentation.batches import Batches
 from evals.segmentation.data import SegmentationData
 from evals.segmentation.history import draw_curves, read_history
-from evals.segmentation.looking import inference_of
+from evals.segmentation.inference_options import inference_of
 from evals.segmentation.optimization import Optimization
 from evals.segmentation.report import write_report
 from evals.segmentation.scoring import Gallery, score

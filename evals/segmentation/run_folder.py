@@ -7,7 +7,6 @@ from typing import Any
 
 from evals.segmentation.files import write_json
 from evals.segmentation.history import CURVES, LOG
-from heads.contract import DESCRIPTION, WEIGHTS
 from sail_encoder.errors import UserError
 from sail_encoder.store.store import check_settings
 from sail_encoder.versions import versions
@@ -30,6 +29,8 @@ def claim(folder: Path, settings: dict[str, Any], overwrite: bool) -> None:
 
 def _remove_run(folder: Path) -> None:
     """Deletes a run, but neither cached grids nor drawn scenes, which any run may use."""
+    from heads.contract import DESCRIPTION, WEIGHTS
+
     if not (folder / RUN).exists():
         if (folder / WEIGHTS).exists() or (folder / OVERLAYS).exists():
             raise UserError(f"{folder} has no {RUN}, so what is in it is not overwritten; use another --out")

@@ -86,6 +86,8 @@ class Gallery:
             save_picture(picture, folder / OVERLAYS / f"{name}.png")
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self.behind.drain()
-        self.pool.shutdown(cancel_futures=True)
+        try:
+            if kind is None:
+                self.behind.drain()
+        finally:
+            self.pool.shutdown(cancel_futures=True)

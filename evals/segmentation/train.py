@@ -25,11 +25,11 @@ def train(
     ignore_label: int = 255,
     resize: str = "auto",
     max_tokens: int | None = None,
-    crop: str = "112",
+    crop: str | int = 112,
     jitter: tuple[float, float] | None = None,
     flip: bool = True,
     distort: bool | None = None,
-    window: str | None = None,
+    window: str | int | None = None,
     stride: int | None = None,
     steps: int = 400,
     batch_size: int = 16,
@@ -100,19 +100,20 @@ def train(
     Returns:
         Exit status: 0 done, 130 or 143 stopped by a signal.
     """
+    crop, window = str(crop), None if window is None else str(window)
     arguments = dict(locals())
     optimization = Optimization(steps, batch_size, optimizer, learning_rate, weight_decay, schedule, warmup)
-    from evals.segmentation import setup
+    from evals.segmentation import train_options
     from evals.segmentation.run import Run
     from evals.segmentation.training import Pace
 
-    source = setup.choose_features(arguments)
-    training_data, validation_data = setup.open_data(arguments)
+    source = train_options.choose_features(arguments)
+    training_data, validation_data = train_options.open_data(arguments)
     classes = training_data.class_map.names
     claim(Path(out), _decisive(arguments, len(training_data), classes), overwrite)
-    features = setup.cache(arguments, source, training_data) if mode == "cached" else None
-    segmenter, trained = setup.build_segmenter(arguments, source, classes)
-    batches = setup.build_batches(arguments, segmenter, training_data, features)
+    features = train_options.cache(arguments, source, training_data) if mode == "cached" else None
+    segmenter, trained = train_options.build_segmenter(arguments, source, classes)
+    batches = train_options.build_batches(arguments, segmenter, training_data, features)
     run = Run(Path(out), segmenter, trained, validation_data)
     status = run.learn(batches, optimization, Pace(log_every, save_every, validate_every), len(training_data))
     if status:

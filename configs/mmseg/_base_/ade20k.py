@@ -1,5 +1,6 @@
 """ADE20K (150 classes) at a shorter side of 512, in crops of 37 x 37 patches of 14 pixels."""
 
+_base_ = ["runtime.py"]
 crop_size = (518, 518)
 data_root = "data/ade/ADEChallengeData2016"
 train_pipeline = [
@@ -17,28 +18,9 @@ test_pipeline = [
     dict(type="LoadAnnotations", reduce_zero_label=True),
     dict(type="PackSegInputs"),
 ]
-train_dataloader = dict(
-    batch_size=2,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type="InfiniteSampler", shuffle=True),
-    dataset=dict(
-        type="ADE20KDataset",
-        data_root=data_root,
-        data_prefix=dict(img_path="images/training", seg_map_path="annotations/training"),
-        pipeline=train_pipeline,
-    ),
-)
-val_dataloader = dict(
-    batch_size=1,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type="DefaultSampler", shuffle=False),
-    dataset=dict(
-        type="ADE20KDataset",
-        data_root=data_root,
-        data_prefix=dict(img_path="images/validation", seg_map_path="annotations/validation"),
-        pipeline=test_pipeline,
-    ),
-)
+dataset = dict(type="ADE20KDataset", data_root=data_root)
+train_prefix = dict(img_path="images/training", seg_map_path="annotations/training")
+val_prefix = dict(img_path="images/validation", seg_map_path="annotations/validation")
+train_dataloader = dict(dataset=dict(**dataset, data_prefix=train_prefix, pipeline=train_pipeline))
+val_dataloader = dict(dataset=dict(**dataset, data_prefix=val_prefix, pipeline=test_pipeline))
 test_dataloader = val_dataloader

@@ -1,5 +1,6 @@
 """Cityscapes (19 classes) at full size, in crops of 37 x 73 patches of 14 pixels."""
 
+_base_ = ["runtime.py"]
 crop_size = (518, 1022)
 data_root = "data/cityscapes/"
 train_pipeline = [
@@ -17,28 +18,9 @@ test_pipeline = [
     dict(type="LoadAnnotations"),
     dict(type="PackSegInputs"),
 ]
-train_dataloader = dict(
-    batch_size=2,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type="InfiniteSampler", shuffle=True),
-    dataset=dict(
-        type="CityscapesDataset",
-        data_root=data_root,
-        data_prefix=dict(img_path="leftImg8bit/train", seg_map_path="gtFine/train"),
-        pipeline=train_pipeline,
-    ),
-)
-val_dataloader = dict(
-    batch_size=1,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type="DefaultSampler", shuffle=False),
-    dataset=dict(
-        type="CityscapesDataset",
-        data_root=data_root,
-        data_prefix=dict(img_path="leftImg8bit/val", seg_map_path="gtFine/val"),
-        pipeline=test_pipeline,
-    ),
-)
+dataset = dict(type="CityscapesDataset", data_root=data_root)
+train_prefix = dict(img_path="leftImg8bit/train", seg_map_path="gtFine/train")
+val_prefix = dict(img_path="leftImg8bit/val", seg_map_path="gtFine/val")
+train_dataloader = dict(dataset=dict(**dataset, data_prefix=train_prefix, pipeline=train_pipeline))
+val_dataloader = dict(dataset=dict(**dataset, data_prefix=val_prefix, pipeline=test_pipeline))
 test_dataloader = val_dataloader

@@ -1,4 +1,4 @@
-"""What all of these runs share: our modules, hooks, loops by iteration."""
+"""What all of these runs share: our modules, hooks, loops by iteration, 8 devices with 2 crops each."""
 
 custom_imports = dict(imports=["heads.mmseg"])
 default_scope = "mmseg"
@@ -23,3 +23,10 @@ val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
 val_evaluator = dict(type="IoUMetric", iou_metrics=["mIoU"])
 test_evaluator = val_evaluator
+train_dataloader = dict(
+    batch_size=2, num_workers=4, persistent_workers=True, sampler=dict(type="InfiniteSampler", shuffle=True)
+)
+val_dataloader = dict(
+    batch_size=1, num_workers=4, persistent_workers=True, sampler=dict(type="DefaultSampler", shuffle=False)
+)
+test_dataloader = val_dataloader

@@ -1,5 +1,7 @@
 """What a batch holds depends on the seed and its number alone, and features and labels show the same place."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -100,8 +102,10 @@ def test_the_cache_is_stored_in_float16_and_made_once(data, cached, capsys):
     assert cached.read(cached.entries[0]).dtype == np.float16
     stamps = {path: path.stat().st_mtime_ns for path in cached.folder.rglob("*.npy")}
     assert len(stamps) == 7
-    cache_grids(data.samples, SOURCE, cached.folder, 1.0, "auto", "cpu")
+    cache_grids(data.samples, SOURCE, cached.folder.parent, 1.0, "auto", "cpu")
     assert stamps == {path: path.stat().st_mtime_ns for path in cached.folder.rglob("*.npy")}
+    cache_grids(data.samples, replace(SOURCE, resize="short42"), cached.folder.parent, 1.0, "auto", "cpu")
+    assert len(list(cached.folder.parent.iterdir())) == 2
     assert "the budget is 1 GB" in capsys.readouterr().err
 
 

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -181,6 +183,30 @@ def test_scenes_are_drawn_in_the_layout_of_ade20k(tmp_path, monkeypatch):
     assert main(["segment", "eval", str(tmp_path / "scenes"), "--layout", "ade20k", "--head", str(tmp_path)]) == 0
 
 
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict"])
+def test_help_does_not_wait_for_torch(command):
+    check = (
+        f"import evals.segmentation.{command}, sys; print({{'torch', 'transformers', 'matplotlib'}} & {{*sys.modules}})"
+    )
+    out = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True).stdout
+    assert out == "set()\n"
+
+
+def test_without_matplotlib_the_curves_are_left_out(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert main(["segment", "train", data, "--out", str(tmp_path), "--steps", "6", *FAST]) == 0
+    assert "no curves.png without matplotlib; pip install 'sail-encoder[plots]'" in capsys.readouterr().err
+    assert (tmp_path / "results.json").exists()
+    assert not (tmp_path / "curves.png").exists()
+
+
+def test_an_interrupted_extraction_ends_the_run(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("evals.segmentation.cache.extract", lambda *arguments, **options: 143)
+    with pytest.raises(SystemExit) as ended:
+        main(["segment", "train", data, "--out", str(tmp_path), "--mode", "cached", *FAST])
+    assert ended.value.code == 143
+
+
 TRAIN = ["segment", "train", "DATA", "--out", "OUT", "--model", "raw/14"]
 EVAL = ["segment", "eval", "DATA", "--head", "HEAD"]
 
@@ -209,6 +235,8 @@ EVAL = ["segment", "eval", "DATA", "--head", "HEAD"]
         (["segment", "train", "gone", "--out", "OUT"], "no folder gone"),
         ([*EVAL[:3], "--head", "gone"], "gone holds no head that can be read"),
         ([*EVAL, "--scales", "[0]"], "--scales cannot be [0.0]; give factors above 0"),
+        ([*EVAL, "--window", "whole", "--stride", "14"], "--stride 14 needs a --window"),
+        ([*EVAL, "--stride", "14"], "--stride 14 needs a --window"),
         ([*EVAL, "--model", "raw/7"], "this head was fitted on weights"),
         ([*EVAL, "--class_map", "MAP"], "class 1 of this head is 'class 1', of the data set 'b'; see --class_map"),
         ([*EVAL, "--class_map", "FEW"], "this head tells 4 classes apart, the data set has 2; see --class_map"),

@@ -12,7 +12,7 @@ from drawn_data import draw, save_pair
 from PIL import Image
 
 from evals.segmentation import scene_data
-from evals.segmentation.looking import whole_patches
+from evals.segmentation.inference_options import whole_patches
 from sail_cli import main
 from sail_encoder.sail.modeling_sail import SailForCausalLM
 

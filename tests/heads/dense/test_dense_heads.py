@@ -32,9 +32,9 @@ def some_labels(n=2, height=10 * ROWS, width=10 * COLUMNS, classes=CLASSES):
     return labels
 
 
-@pytest.mark.parametrize("chunk", [1, 2**26])
+@pytest.mark.parametrize("chunk", [1, 700, 2**26])
 def test_loss_and_gradient_are_those_of_the_enlarged_logits(chunk, monkeypatch):
-    monkeypatch.setattr(loss_module, "_CHUNK_ELEMENTS", chunk)
+    monkeypatch.setitem(loss_module._CHUNK_ELEMENTS, "cpu", chunk)
     logits, labels = torch.randn(3, CLASSES, ROWS, COLUMNS, requires_grad=True), some_labels(3)
     enlarged = F.interpolate(logits, labels.shape[1:], mode="bilinear", align_corners=False)
     expected = F.cross_entropy(enlarged, labels.long(), ignore_index=IGNORE)

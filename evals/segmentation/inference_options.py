@@ -27,7 +27,7 @@ def whole_patches(option: str, text: str, patch_size: int) -> Size:
     return rule.fixed
 
 
-def read_windows(window: str | None, stride: int | None, patch_size: int) -> tuple[Size | None, Size | None]:
+def read_windows(window: str | int | None, stride: int | None, patch_size: int) -> tuple[Size | None, Size | None]:
     """Reads the options of sliding inference; the stride is two thirds of the window where it is left out.
 
     Raises:
@@ -37,7 +37,7 @@ def read_windows(window: str | None, stride: int | None, patch_size: int) -> tup
         if stride is not None:
             raise UserError(f"--stride {stride} needs a --window, such as {2 * stride}")
         return None, None
-    size = whole_patches("window", window, patch_size)
+    size = whole_patches("window", str(window), patch_size)
     if stride is not None and not 1 <= stride <= min(size):
         raise UserError(f"--stride cannot be {stride}; allowed is 1 to {min(size)}, the side of the window")
     return size, (stride, stride) if stride else (size[0] * 2 // 3, size[1] * 2 // 3)
@@ -46,7 +46,7 @@ def read_windows(window: str | None, stride: int | None, patch_size: int) -> tup
 def inference_of(
     trained: "TrainedHead",
     patch_size: int,
-    window: str | None = None,
+    window: str | int | None = None,
     stride: int | None = None,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
@@ -68,12 +68,11 @@ def inference_of(
 
     if not scales or min(scales) <= 0:
         raise UserError(f"--scales cannot be {list(scales)}; give factors above 0, such as [0.75,1.0,1.25]")
-    if window is None and stride is not None and trained.window is not None:
-        window = "x".join(map(str, trained.window))
-    windows = (trained.window, trained.stride)
-    if window == "whole":
-        windows = (None, None)
-    elif window is not None or stride is not None:
-        windows = read_windows(window, stride, patch_size)
+    if window is None and stride is None:
+        windows = (trained.window, trained.stride)
+    elif window is None and trained.window is not None:
+        windows = read_windows("x".join(map(str, trained.window)), stride, patch_size)
+    else:
+        windows = read_windows(None if window == "whole" else window, stride, patch_size)
     rule = Resize.parse(trained.source.resize, trained.source.max_tokens)
     return Inference(rule, *windows, scales=tuple(scales), flip=flip)

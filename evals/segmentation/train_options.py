@@ -12,7 +12,7 @@ from evals.segmentation.batches import Batches, CachedBatches, OnlineBatches
 from evals.segmentation.cache import cache_grids
 from evals.segmentation.data import SegmentationData
 from evals.segmentation.data_source import DataSource
-from evals.segmentation.looking import read_windows, whole_patches
+from evals.segmentation.inference_options import read_windows, whole_patches
 from evals.segmentation.scene_data import SCENES, draw_scenes
 from heads.contract import FeatureSource
 from heads.dense.registry import TrainedHead, build_dense_head
