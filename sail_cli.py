@@ -68,10 +68,13 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one sub-command and returns its exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(_overview())
+    groups = {name.split()[0] for name in COMMANDS if " " in name}
+    group = arguments[0] if arguments and arguments[0] in groups else ""
+    words = 2 if group else 1
+    if len(arguments) < words or arguments[words - 1] in ("-h", "--help"):
+        print(_overview(group))
         return 0
-    name, rest = _split(arguments)
+    name, rest = " ".join(arguments[:words]), arguments[words:]
     if name not in COMMANDS:
         return _complain(f"no command '{name}'{_suggest(name, COMMANDS)}; sail --help lists all")
     try:
@@ -80,13 +83,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(str(error))
     except KeyboardInterrupt:
         return 130
-
-
-def _split(arguments: list[str]) -> tuple[str, list[str]]:
-    """The command's name, of one word or two, and what follows it."""
-    groups = {name.split()[0] for name in COMMANDS if " " in name}
-    words = 2 if arguments[0] in groups else 1
-    return " ".join(arguments[:words]), arguments[words:]
 
 
 def _run(name: str, arguments: list[str]) -> int:
@@ -167,9 +163,11 @@ def _allowed(annotation: Any) -> str:
     return names.get(annotation, str(annotation))
 
 
-def _overview() -> str:
-    width = max(map(len, COMMANDS))
-    rows = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
+def _overview(group: str = "") -> str:
+    """All commands, or those of which `group` is the first word."""
+    shown = {name: command for name, command in COMMANDS.items() if not group or name.split()[0] == group}
+    width = max(map(len, shown))
+    rows = [f"  {name:<{width}}  {command.summary}" for name, command in shown.items()]
     return "\n".join(["usage: sail COMMAND ...", "", *rows, "", "sail COMMAND --help tells more."])
 
 
