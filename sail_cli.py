@@ -39,6 +39,17 @@ class Command:
 COMMANDS = {
     "extract": Command("sail_encoder.extract:extract", "Extracts features of images to .npy files.", ("source",)),
     "chat": Command("sail_encoder.chat.command:chat", "Answers questions about images.", ("image", "prompt")),
+    "segment train": Command(
+        "evals.segmentation.train:train",
+        "Trains a segmentation head on a frozen backbone, and scores it.",
+        ("data",),
+    ),
+    "segment eval": Command(
+        "evals.segmentation.evaluate:evaluate", "Scores a segmentation head on a data set.", ("data",)
+    ),
+    "segment predict": Command(
+        "evals.segmentation.predict:predict", "Writes label maps of images, and overlays.", ("source",)
+    ),
     "info": Command("sail_encoder.info:info", "Describes a checkpoint.", ("model",)),
     "convert": Command(
         "sail_encoder.sail.convert:convert", "Writes a SAIL checkpoint in the native format.", ("model", "out")
@@ -57,10 +68,13 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one sub-command and returns its exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(_overview())
+    groups = {name.split()[0] for name in COMMANDS if " " in name}
+    group = arguments[0] if arguments and arguments[0] in groups else ""
+    words = 2 if group else 1
+    if len(arguments) < words or arguments[words - 1] in ("-h", "--help"):
+        print(_overview(group))
         return 0
-    name, *rest = arguments
+    name, rest = " ".join(arguments[:words]), arguments[words:]
     if name not in COMMANDS:
         return _complain(f"no command '{name}'{_suggest(name, COMMANDS)}; sail --help lists all")
     try:
@@ -149,9 +163,11 @@ def _allowed(annotation: Any) -> str:
     return names.get(annotation, str(annotation))
 
 
-def _overview() -> str:
-    width = max(map(len, COMMANDS))
-    rows = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
+def _overview(group: str = "") -> str:
+    """All commands, or those of which `group` is the first word."""
+    shown = {name: command for name, command in COMMANDS.items() if not group or name.split()[0] == group}
+    width = max(map(len, shown))
+    rows = [f"  {name:<{width}}  {command.summary}" for name, command in shown.items()]
     return "\n".join(["usage: sail COMMAND ...", "", *rows, "", "sail COMMAND --help tells more."])
 
 

@@ -1,5 +1,9 @@
-"""Heads by name: ours, and those that installed packages add under the entry point group `sail_encoder.heads`."""
+"""Heads by name: ours, and those that installed packages add under the entry point group `sail_encoder.heads`.
 
+Dense heads have a table and a group of their own (`heads.dense.registry`).
+"""
+
+from collections.abc import Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
@@ -17,21 +21,26 @@ BUILT_IN = {
 }
 
 
-def head_names() -> list[str]:
-    """Names of all heads, ours first."""
-    return [*BUILT_IN, *sorted(entry.name for entry in entry_points(group=GROUP) if entry.name not in BUILT_IN)]
+def head_names(built_in: Mapping[str, str] = BUILT_IN, group: str = GROUP) -> list[str]:
+    """Names of all heads of a table and an entry point group, ours first."""
+    return [*built_in, *sorted(entry.name for entry in entry_points(group=group) if entry.name not in built_in)]
 
 
-def get_head(name: str) -> type[Any]:
+def get_head(name: str, built_in: Mapping[str, str] = BUILT_IN, group: str = GROUP) -> type[Any]:
     """The class of a head.
+
+    Args:
+        name: Its name.
+        built_in: Our heads, as `module:class` by name.
+        group: The entry point group in which others are looked for.
 
     Raises:
         HeadError: If there is none of that name.
     """
-    if name in BUILT_IN:
-        module, _, attribute = BUILT_IN[name].partition(":")
+    if name in built_in:
+        module, _, attribute = built_in[name].partition(":")
         return getattr(import_module(module), attribute)
-    for entry in entry_points(group=GROUP):
+    for entry in entry_points(group=group):
         if entry.name == name:
             return entry.load()
-    raise HeadError(f"no head '{name}'; there is {', '.join(head_names())}")
+    raise HeadError(f"no head '{name}'; there is {', '.join(head_names(built_in, group))}")

@@ -44,11 +44,13 @@ def _register_processor(auto: ModuleType) -> None:
 @cache
 def register_models() -> None:
     """Registers the models; called when a `SailConfig` is made."""
-    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers import AutoBackbone, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
 
     from sail_encoder.sail.configuration_sail import SailConfig
     from sail_encoder.sail.modeling_sail import SailForCausalLM, SailModel
+    from sail_encoder.sail.modeling_sail_backbone import SailBackbone
 
+    AutoBackbone.register(SailConfig, SailBackbone)
     AutoModel.register(SailConfig, SailModel)
     AutoModelForCausalLM.register(SailConfig, SailForCausalLM)
     AutoModelForImageTextToText.register(SailConfig, SailForCausalLM)

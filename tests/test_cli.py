@@ -22,9 +22,16 @@ def function_of(command):
 
 
 def test_overview_is_as_recorded(capsys):
-    assert main(["--help"]) == 0
-    assert capsys.readouterr().out == HELP.read_text()
-    assert main([]) == 0
+    for arguments in (["--help"], []):
+        assert main(arguments) == 0
+        assert capsys.readouterr().out == HELP.read_text()
+
+
+@pytest.mark.parametrize("arguments", [["segment"], ["segment", "--help"]])
+def test_a_command_of_two_words_has_an_overview_of_its_own(arguments, capsys):
+    assert main(arguments) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    assert [row.split()[:2] for row in rows] == [["segment", word] for word in ("train", "eval", "predict")]
 
 
 @pytest.mark.parametrize("statement", ["import sail_encoder", "import sail_cli; sail_cli.main(['--help'])"])
@@ -41,7 +48,7 @@ def test_every_option_is_typed_and_explained(name, capsys):
     function = function_of(COMMANDS[name])
     assert inspect.getdoc(function).splitlines()[0] == COMMANDS[name].summary
     with pytest.raises(SystemExit) as ended:
-        main([name, "--help"])
+        main([*name.split(), "--help"])
     assert ended.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     for parameter in inspect.signature(function).parameters.values():
@@ -54,6 +61,7 @@ def test_every_option_is_typed_and_explained(name, capsys):
     ("arguments", "message"),
     [
         (["exract"], "no command 'exract', did you mean 'extract'?"),
+        (["segment", "trian"], "no command 'segment trian', did you mean 'segment train'?"),
         (["extract", "x", "--out", "o", "--layrs", "1"], "no option --layrs, did you mean 'layers'?"),
         (["extract", "x", "--out", "o", "--pool", "avg"], "--pool cannot be avg; allowed is none, mean, max"),
         (["extract", "x", "--out", "o", "--norm", "si"], "--norm cannot be si; allowed is true or false"),

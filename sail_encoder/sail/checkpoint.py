@@ -64,6 +64,8 @@ class SailCheckpoint:
             "bos_token_id": None,
             "eos_token_id": None,
             "pad_token_id": None,
+            "out_features": None,
+            "out_indices": None,
         }
         return SailConfig(**{**self.config.to_dict(), **changes})
 

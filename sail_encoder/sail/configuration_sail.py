@@ -4,6 +4,7 @@ from os import PathLike
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
+from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 
 from sail_encoder.auto import register_models
@@ -15,7 +16,7 @@ from sail_encoder.sail.published import complete_config
 # Not a subclass of MistralConfig: the Auto classes import this module while transformers itself is being imported, and
 # then only its base modules can be.
 @strict
-class SailConfig(PreTrainedConfig):
+class SailConfig(BackboneConfigMixin, PreTrainedConfig):
     """Sizes and token ids of a SAIL model (arXiv 2504.10462).
 
     Defaults are those of the published code, which fill what a published config.json leaves out.
@@ -46,9 +47,15 @@ class SailConfig(PreTrainedConfig):
         image_token_id: Id of `<vpatch>`, which stands for one patch.
         vision_end_token_id: Id of `</vision>`, which closes an image.
         unused_vision_token_ids: Ids of further vision tokens of the vocabulary, which the released models do not use.
+        apply_layernorm: Whether `SailBackbone` applies the final norm to each feature map.
+        reshape_hidden_states: Whether `SailBackbone` returns maps [batch, C, nh, nw]; otherwise sequences
+            [batch, 1 + nh * nw, C] that begin with `<vision>`.
+        out_features: Names of the stages that `SailBackbone` returns, of `stem`, `stage1`, ...; the last by default.
+        out_indices: The same stages by number; 0 is the embedding, i is the output of block i - 1.
     """
 
     model_type = "sail"
+    attribute_map = {"patch_size": "vision_patch_size"}
     keys_to_ignore_at_inference = ["past_key_values"]
 
     vocab_size: int = 32000
@@ -75,10 +82,16 @@ class SailConfig(PreTrainedConfig):
     image_token_id: int | None = None
     vision_end_token_id: int | None = None
     unused_vision_token_ids: list[int] | None = None
+    apply_layernorm: bool = True
+    reshape_hidden_states: bool = True
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.head_dim = self.head_dim or self.hidden_size // self.num_attention_heads
         self.num_key_value_heads = self.num_key_value_heads or self.num_attention_heads
+        stages = {key: kwargs.pop(key, None) for key in ("out_features", "out_indices")}
+        self.set_output_features_output_indices(**stages)
         super().__post_init__(**kwargs)
         rope_type = (self.rope_parameters or {}).get("rope_type", "default")
         if rope_type != "default":
@@ -94,6 +107,11 @@ class SailConfig(PreTrainedConfig):
         if raw.get("model_type") == "mistral":
             raw = complete_config(raw, find_checkpoint(str(pretrained_model_name_or_path), kwargs.get("revision")))
         return raw, rest
+
+    @property
+    def stage_names(self) -> list[str]:
+        """What the feature maps of `SailBackbone` are called: the embedding, then the output of each block."""
+        return ["stem", *(f"stage{block + 1}" for block in range(self.num_hidden_layers))]
 
     @property
     def never_generated(self) -> list[int]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -42,6 +43,17 @@ class LineLog:
         """All values so far."""
         self.file.seek(0)
         return [json.loads(line) for line in self.file]
+
+    def keep(self, wanted: Callable[[Any], bool]) -> None:
+        """Drops the values from the first on that is not wanted."""
+        self.file.seek(0)
+        end = 0
+        for line in self.file:
+            if not wanted(json.loads(line)):
+                self.file.truncate(end)
+                break
+            end += len(line)
+        self.file.seek(0, os.SEEK_END)
 
     def append(self, value: Any) -> None:
         """Writes one line, in one system call."""

@@ -82,14 +82,17 @@ class FeatureFolder:
         return {file: np.load(self.folder / file, mmap_mode="r") for file in files}
 
     def read(self, entry: Entry, layer: int | None = None) -> Array:
-        """Features of one image at one layer: [nh, nw, C], or [C] where they are pooled.
+        """Features of one image at one layer: [nh, nw, C], or [C] where they are pooled; mapped, not read, until used.
 
         Args:
             entry: The image.
             layer: One of `layers`; the last by default.
         """
         position = self._position(layer)
-        whole = self._shards[entry.file][entry.row] if entry.row is not None else np.load(self.folder / entry.file)
+        if entry.row is not None:
+            whole = self._shards[entry.file][entry.row]
+        else:
+            whole = np.load(self.folder / entry.file, mmap_mode="r")
         return whole[position] if len(self.layers) > 1 else whole
 
     def matrix(self, layer: int | None = None, pool: Literal["mean", "max"] = "mean") -> Array:

@@ -196,7 +196,7 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
     ]
     if changes:
         raise StoreError(
-            f"{folder} holds features of other settings: {'; '.join(changes)}; use another --out or --overwrite true"
+            f"{folder} holds a run with other settings: {'; '.join(changes)}; use another --out or --overwrite true"
         )
 
 

@@ -1,0 +1,9 @@
+"""UperNet on frozen SAIL-7B, Cityscapes, by windows of 518 x 1022 pixels; see _base_/upernet.py for the source."""
+
+_base_ = ["_base_/cityscapes.py", "_base_/upernet.py"]
+model = dict(
+    data_preprocessor=dict(size=(518, 1022)),
+    decode_head=dict(num_classes=19),
+    auxiliary_head=dict(num_classes=19),
+    test_cfg=dict(mode="slide", crop_size=(518, 1022), stride=(341, 681)),
+)

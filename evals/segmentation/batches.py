@@ -1,0 +1,198 @@
+"""Batches for training a dense head: online through the frozen backbone, or from grids that were extracted once.
+
+What a batch holds depends on the seed and on its number alone. So a run that was stopped goes on with the batches that
+an uninterrupted one would have seen, whatever was read ahead when it stopped.
+"""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from evals.segmentation.augment import Augmentation, choose_crop, pad
+from evals.segmentation.data import SegmentationData
+from evals.segmentation.labels import DataError
+from heads.dense import IGNORE
+from heads.dense.segmenter import Segmenter
+from sail_encoder.extraction.threads import map_ahead, prefetch
+from sail_encoder.pixels import Array, PatchedImage, patchify
+from sail_encoder.resizing import Size
+from sail_encoder.store.reading import Entry, FeatureFolder
+
+T = TypeVar("T")
+
+_BATCHES_AHEAD = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """What a head is trained on.
+
+    Attributes:
+        maps: For each layer float32 [n, C, nh, nw].
+        labels: uint8 [n, height, width] over the same field of view.
+    """
+
+    maps: list[Tensor]
+    labels: Tensor
+
+
+class Batches(Protocol):
+    """A source of batches."""
+
+    def between(self, first: int, last: int) -> Generator[Batch, None, None]:
+        """The batches with these numbers, the last one left out."""
+
+
+class Sampler:
+    """An endless order of samples, a new permutation each epoch; any position is known without those before it.
+
+    Args:
+        count: How many samples there are.
+        seed: Decides the permutations.
+    """
+
+    def __init__(self, count: int, seed: int) -> None:
+        self.count = count
+        self.seed = seed
+        self.permutation = lru_cache(2)(lambda epoch: np.random.default_rng((seed, epoch)).permutation(count))
+
+    def draw(self, position: int) -> tuple[int, np.random.Generator]:
+        """The sample at a position, and the random numbers that belong to it."""
+        epoch, place = divmod(position, self.count)
+        return int(self.permutation(epoch)[place]), np.random.default_rng((self.seed, 1, position))
+
+
+class _ReadAhead(ABC, Generic[T]):
+    """Makes the samples of batches in threads, a few batches ahead."""
+
+    def __init__(self, count: int, batch_size: int, seed: int) -> None:
+        self.batch_size = batch_size
+        self.sampler = Sampler(count, seed)
+
+    @abstractmethod
+    def make(self, position: int) -> T:
+        """One sample; called in threads."""
+
+    def read(self, first: int, last: int) -> Iterator[list[T]]:
+        """The samples of these batches."""
+        readers = os.cpu_count() or 1
+        with ThreadPoolExecutor(readers, "read") as pool:
+            positions = range(first * self.batch_size, last * self.batch_size)
+            samples = map_ahead(self.make, positions, pool, max(self.batch_size, 2 * readers))
+            batches = (list(islice(samples, self.batch_size)) for _ in range(first, last))
+            with closing(prefetch(batches, _BATCHES_AHEAD)) as ready:
+                yield from ready
+
+
+class OnlineBatches(_ReadAhead[tuple[PatchedImage, Array]]):
+    """Augmented crops through the frozen backbone, as published protocols have it.
+
+    Args:
+        segmenter: Whose backbone and layers to use.
+        data: Images and masks.
+        augmentation: How images become crops; their sides are whole patches.
+        batch_size: Crops in a batch.
+        seed: Decides order and augmentation.
+    """
+
+    def __init__(
+        self, segmenter: Segmenter, data: SegmentationData, augmentation: Augmentation, batch_size: int, seed: int
+    ) -> None:
+        super().__init__(len(data), batch_size, seed)
+        self.segmenter = segmenter
+        self.data = data
+        self.augmentation = augmentation
+
+    def make(self, position: int) -> tuple[PatchedImage, Array]:
+        index, rng = self.sampler.draw(position)
+        pixels, labels = self.augmentation(self.data.read_image(index), self.data.read_labels(index), rng)
+        crop, p = self.augmentation.crop, self.segmenter.backbone.patch_size
+        return PatchedImage(patchify(pixels, p), (crop[0] // p, crop[1] // p), crop, crop), labels
+
+    def between(self, first: int, last: int) -> Generator[Batch, None, None]:
+        for samples in self.read(first, last):
+            images, labels = zip(*samples, strict=True)
+            target = _to_device(np.stack(labels), self.segmenter.backbone.device)
+            yield Batch(self.segmenter.maps(images), target)
+
+
+class CachedBatches(_ReadAhead[tuple[Array, Array]]):
+    """Crops of grids that were extracted once, some of them mirrored; the backbone does not run.
+
+    Args:
+        features: Grids of the images of `data`, with all layers that the head reads.
+        data: Images and masks.
+        crop: Rows and columns of patches of a crop; smaller grids are filled up with zeros that do not count.
+        patch_size: Side of a patch in pixels.
+        flip: Whether every second crop is mirrored.
+        batch_size: Crops in a batch.
+        seed: Decides order and augmentation.
+        device: Where the head is.
+    """
+
+    def __init__(
+        self,
+        features: FeatureFolder,
+        data: SegmentationData,
+        crop: Size,
+        patch_size: int,
+        flip: bool,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        super().__init__(len(data), batch_size, seed)
+        self.features = features
+        self.entries = _entries_of(features, data)
+        self.data = data
+        self.crop = crop
+        self.patch_size = patch_size
+        self.flip = flip
+        self.device = device
+
+    def make(self, position: int) -> tuple[Array, Array]:
+        """Features [layers, rows, columns, C] in float16, and labels."""
+        index, rng = self.sampler.draw(position)
+        entry, p = self.entries[index], self.patch_size
+        size, crop = ((rows * p, columns * p) for rows, columns in (entry.grid, self.crop))
+        (top, left, bottom, right), labels = choose_crop(self.data.read_labels(index), size, crop, rng, step=p)
+        rows, columns = slice(top // p, bottom // p), slice(left // p, right // p)
+        grids = [self.features.read(entry, layer)[rows, columns] for layer in self.features.layers]
+        if self.flip and rng.random() < 0.5:
+            grids, labels = [grid[:, ::-1] for grid in grids], labels[:, ::-1]
+        return np.stack([pad(grid, self.crop, 0) for grid in grids]), pad(labels, crop, IGNORE)
+
+    def between(self, first: int, last: int) -> Generator[Batch, None, None]:
+        for samples in self.read(first, last):
+            grids, labels = (np.stack(arrays) for arrays in zip(*samples, strict=True))
+            features = _to_device(grids, self.device).permute(1, 0, 4, 2, 3).float()
+            yield Batch(list(features), _to_device(labels, self.device))
+
+
+def _entries_of(features: FeatureFolder, data: SegmentationData) -> list[Entry]:
+    """The entry of each sample's image, by its path."""
+    root = features.settings["root"]
+    known = {os.path.join(root, entry.path): entry for entry in features.entries}
+    paths = [os.path.abspath(sample.image) for sample in data.samples]
+    missing = [path for path in paths if path not in known]
+    if missing:
+        raise DataError(
+            f"{features.folder} has no features of {len(missing):,} images, such as {missing[0]}; "
+            f"{features.folder / 'failures.csv'} may say why"
+        )
+    return [known[path] for path in paths]
+
+
+def _to_device(values: np.ndarray[Any, Any], device: torch.device) -> Tensor:
+    tensor = torch.from_numpy(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

@@ -1,0 +1,78 @@
+"""A data set for segmentation: images, masks, and what the ids in the masks mean."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from evals.segmentation.labels import INVALID, ClassMap, DataError
+from evals.segmentation.pairs import Sample
+from sail_encoder.errors import ImageError
+from sail_encoder.pixels import Array, read_image
+
+
+@dataclass(frozen=True)
+class SegmentationData:
+    """Samples and their classes.
+
+    Attributes:
+        samples: Images with their masks.
+        class_map: Which class each id in a mask stands for.
+    """
+
+    samples: Sequence[Sample]
+    class_map: ClassMap
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def read_image(self, index: int) -> Image.Image:
+        """The image of a sample, 8-bit RGB in stored orientation, as the masks are.
+
+        Raises:
+            DataError: If it cannot be read.
+        """
+        try:
+            return read_image(self.samples[index].image)[0]
+        except ImageError as error:
+            raise DataError(f"{self.samples[index].image}: {error}") from None
+
+    def read_labels(self, index: int) -> Array:
+        """The classes of a sample's pixels, uint8 [height, width], `IGNORE` where they do not count.
+
+        Raises:
+            DataError: If the mask cannot be read, or holds an id that the class map does not know.
+        """
+        path = self.samples[index].mask
+        ids = read_ids(path)
+        labels = self.class_map.table[ids]
+        if labels.min(initial=0) == INVALID:
+            unknown = np.unique(ids[labels == INVALID])
+            raise DataError(f"{path} has ids that the class map does not know: {', '.join(map(str, unknown))}")
+        return labels.astype(np.uint8)
+
+
+def read_ids(path: Path) -> Array:
+    """The ids in a mask, uint8 [height, width].
+
+    Raises:
+        DataError: If the file is no mask of 8-bit ids.
+    """
+    try:
+        with Image.open(path) as mask:
+            if mask.mode not in ("L", "P"):
+                raise DataError(f"{path} {mode_problem(mask.mode)}")
+            return np.asarray(mask)
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path} cannot be read ({error})") from None
+
+
+def mode_problem(mode: str) -> str:
+    """What is wrong with a mask whose pixels are neither 8-bit levels nor 8-bit palette indices."""
+    if mode.startswith("I") or mode == "F":
+        return "has more than 8 bits a pixel; save ids from 0 to 255 as an 8-bit index PNG"
+    if mode == "1":
+        return "has 1 bit a pixel, which reads as 0 and 255; save it as an 8-bit index PNG"
+    return f"has colors ({mode}) in place of ids; save the id of each color as an 8-bit index PNG"

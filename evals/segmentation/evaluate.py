@@ -1,0 +1,87 @@
+"""`sail segment eval`: the scores of a trained head on any data set with the same classes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from evals.segmentation.data_source import DataSource
+from evals.segmentation.layouts import LayoutName
+from evals.segmentation.pairs import SplitName
+from sail_encoder.errors import UserError
+
+
+def evaluate(
+    data: str,
+    head: str,
+    out: str | None = None,
+    split: SplitName = "val",
+    layout: LayoutName = "folder",
+    class_map: str | None = None,
+    reduce_zero_label: bool = False,
+    ignore_label: int = 255,
+    model: str | None = None,
+    window: str | int | None = None,
+    stride: int | None = None,
+    scales: tuple[float, ...] = (1.0,),
+    flip: bool = False,
+    overlays: int = 8,
+    label_maps: bool = False,
+    device: str = "auto",
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    check: bool = True,
+) -> int:
+    """Scores a segmentation head on a data set.
+
+    Label maps are compared at the original size of the masks; the table is printed.
+
+    Args:
+        data: Folder of the data set.
+        head: Folder that sail segment train has written.
+        out: Folder for results.json, overlays and label maps; without it the table is only printed.
+        split: Which part of the data set.
+        layout: How the data set is laid out; folder is images/train with masks/train, and the same for val.
+        class_map: JSON file with the name of each id in the masks, null where its pixels do not count.
+        reduce_zero_label: Whether 0 does not count and classes start at 1.
+        ignore_label: The id of pixels that do not count.
+        model: Where the backbone is, if it has moved since the head was trained.
+        window: Windows of sliding inference in pixels, or whole; as in training by default.
+        stride: How far a window is from the next; as in training by default.
+        scales: Factors on the size, such as [0.75,1.0,1.25]; the probabilities of all are averaged.
+        flip: Whether to look at mirrored images too.
+        overlays: With --out, images to draw beside mask and prediction.
+        label_maps: With --out, whether to write an index PNG of every image.
+        device: auto, cpu, cuda, cuda:1 or mps.
+        precision: Precision of the backbone; auto is bfloat16 on a GPU and float32 on a CPU.
+        check: Whether to look through all masks first.
+
+    Returns:
+        Exit status 0.
+    """
+    source = DataSource(data, layout, class_map, reduce_zero_label, ignore_label)
+    from evals.segmentation.inference_options import inference_of
+    from evals.segmentation.report import write_report
+    from evals.segmentation.scoring import Gallery, score
+    from heads.dense.registry import load_dense_head
+    from heads.dense.segmenter import load_segmenter
+
+    trained = load_dense_head(head)
+    (dataset,) = source.open(split, check=check, classes=trained.classes)
+    _check_classes(trained.classes, dataset.class_map.names)
+    segmenter = load_segmenter(trained, model, device, precision)
+    inference = inference_of(trained, segmenter.backbone.patch_size, window, stride, scales, flip)
+    folder = Path(out) if out is not None else None
+    with Gallery(dataset, folder, overlays, label_maps) as keep:
+        scores = score(segmenter, inference, dataset, keep)
+    print(write_report(folder, scores, trained, inference, len(dataset)))
+    return 0
+
+
+def _check_classes(trained: Sequence[str], found: Sequence[str]) -> None:
+    if list(trained) == list(found):
+        return
+    if len(trained) != len(found):
+        raise UserError(f"this head tells {len(trained)} classes apart, the data set has {len(found)}; see --class_map")
+    index = next(index for index in range(len(found)) if trained[index] != found[index])
+    raise UserError(
+        f"class {index} of this head is '{trained[index]}', of the data set '{found[index]}'; see --class_map"
+    )

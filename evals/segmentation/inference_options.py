@@ -1,0 +1,78 @@
+"""Options of the commands that say at which size and in which parts images are looked at."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from sail_encoder.errors import UserError
+from sail_encoder.resizing import Resize, Size
+
+if TYPE_CHECKING:
+    from heads.dense.inference import Inference
+    from heads.dense.registry import TrainedHead
+
+
+def whole_patches(option: str, text: str, patch_size: int) -> Size:
+    """Reads `448` or `448x672` as (height, width) in pixels.
+
+    Raises:
+        UserError: If patches do not tile it.
+    """
+    try:
+        rule = Resize.parse(text)
+        if rule.fixed is None:
+            raise UserError(f"'{text}' is not understood; use a side such as 224, or 448x672")
+        rule.grid(rule.fixed, patch_size)
+    except UserError as error:
+        raise UserError(f"--{option}: {error}") from None
+    return rule.fixed
+
+
+def read_windows(window: str | int | None, stride: int | None, patch_size: int) -> tuple[Size | None, Size | None]:
+    """Reads the options of sliding inference; the stride is two thirds of the window where it is left out.
+
+    Raises:
+        UserError: If they do not fit each other, or patches do not tile the window.
+    """
+    if window is None:
+        if stride is not None:
+            raise UserError(f"--stride {stride} needs a --window, such as {2 * stride}")
+        return None, None
+    size = whole_patches("window", str(window), patch_size)
+    if stride is not None and not 1 <= stride <= min(size):
+        raise UserError(f"--stride cannot be {stride}; allowed is 1 to {min(size)}, the side of the window")
+    return size, (stride, stride) if stride else (size[0] * 2 // 3, size[1] * 2 // 3)
+
+
+def inference_of(
+    trained: "TrainedHead",
+    patch_size: int,
+    window: str | int | None = None,
+    stride: int | None = None,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+) -> "Inference":
+    """How a head looks at images: as it was trained to, unless the options say otherwise.
+
+    Args:
+        trained: The head.
+        patch_size: Side of a patch in pixels.
+        window: Windows in pixels, `whole` for none, None for those of the head.
+        stride: How far a window is from the next, None for that of the head.
+        scales: Factors on the size.
+        flip: Whether to look at the mirrored image too.
+
+    Raises:
+        UserError: If an option is not possible.
+    """
+    from heads.dense.inference import Inference
+
+    if not scales or min(scales) <= 0:
+        raise UserError(f"--scales cannot be {list(scales)}; give factors above 0, such as [0.75,1.0,1.25]")
+    if window is None and stride is None:
+        windows = (trained.window, trained.stride)
+    elif window is None and trained.window is not None:
+        windows = read_windows("x".join(map(str, trained.window)), stride, patch_size)
+    else:
+        windows = read_windows(None if window == "whole" else window, stride, patch_size)
+    rule = Resize.parse(trained.source.resize, trained.source.max_tokens)
+    return Inference(rule, *windows, scales=tuple(scales), flip=flip)

@@ -1,0 +1,83 @@
+"""From the ids in a mask to the classes that a head learns, and to the colors that people see."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from heads.dense import IGNORE
+from sail_encoder.errors import UserError
+from sail_encoder.pixels import Array
+
+INVALID = -1
+"""What an id becomes that the class map does not know."""
+
+
+class DataError(UserError):
+    """A data set that cannot be used as it is; the message says what is wrong, where, and how much of it."""
+
+
+@dataclass(frozen=True)
+class ClassMap:
+    """Which class each id in a mask stands for.
+
+    Attributes:
+        ids: The name of the class of each known id, None where its pixels do not count. Several ids may share a name.
+    """
+
+    ids: Mapping[int, str | None]
+
+    @classmethod
+    def of(cls, names: Sequence[str], first_id: int = 0, ignored: Sequence[int] = (IGNORE,)) -> "ClassMap":
+        """Consecutive ids. `first_id=1` with 0 among the ignored is what others call "reduce zero label"."""
+        ids: dict[int, str | None] = {first_id + index: name for index, name in enumerate(names)}
+        return cls(ids | dict.fromkeys(ignored))
+
+    @classmethod
+    def read(cls, path: str | Path) -> "ClassMap":
+        """Reads a class map: JSON with the name of each id, or null where its pixels do not count.
+
+        Raises:
+            DataError: If the file is something else.
+        """
+        try:
+            raw = json.loads(Path(path).read_text(encoding="utf-8"))
+            ids = {int(key): name for key, name in raw.items()}
+        except (OSError, ValueError, AttributeError) as error:
+            raise DataError(f'{path} is no class map ({error}); write {{"0": null, "1": "road", "2": "car"}}') from None
+        wrong = [
+            f"{key}: {name}" for key, name in ids.items() if not (0 <= key <= 255 and isinstance(name, str | None))
+        ]
+        if wrong:
+            raise DataError(f"{path} maps {wrong[0]}; ids run from 0 to 255, and names are text or null")
+        return cls(ids)
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The classes, in the order of the ids that first name them."""
+        return list(dict.fromkeys(name for _, name in sorted(self.ids.items()) if name is not None))
+
+    @cached_property
+    def table(self) -> Array:
+        """int16 [256]: for each id its class, `IGNORE` or `INVALID`."""
+        table = np.full(256, INVALID, np.int16)
+        for key, name in self.ids.items():
+            table[key] = IGNORE if name is None else self.names.index(name)
+        return table
+
+
+def palette(names: Sequence[str]) -> Array:
+    """A color for each class, uint8 [classes, 3]: the color map of the Pascal VOC development kit.
+
+    That map begins with black, which is kept for a class called background alone.
+    """
+    shift = 0 if names and names[0] == "background" else 1
+    index = np.arange(len(names)) + shift
+    colors = np.zeros((len(names), 3), np.uint8)
+    for bit in range(8):
+        for channel in range(3):
+            colors[:, channel] |= (((index >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
+    return colors

@@ -1,0 +1,60 @@
+"""`sail segment predict`: label maps of any images."""
+
+import sys
+from pathlib import Path
+from typing import Literal
+
+
+def predict(
+    source: list[str],
+    head: str,
+    out: str,
+    model: str | None = None,
+    window: str | int | None = None,
+    stride: int | None = None,
+    scales: tuple[float, ...] = (1.0,),
+    flip: bool = False,
+    overlays: bool = True,
+    device: str = "auto",
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    overwrite: bool = False,
+) -> int:
+    """Writes label maps of images, and overlays.
+
+    A label map is an index PNG of the image's own size; classes.txt names the indices. Killed or stopped, the same
+    command goes on with the images that are missing.
+
+    Args:
+        source: Image files, folders, globs, lists (.txt, .csv, .tsv, .parquet) or .tar shards.
+        head: Folder that sail segment train has written.
+        out: Folder for labels, overlays and classes.txt, and failures.csv where images cannot be read.
+        model: Where the backbone is, if it has moved since the head was trained.
+        window: Windows of sliding inference in pixels, or whole; as in training by default.
+        stride: How far a window is from the next; as in training by default.
+        scales: Factors on the size, such as [0.75,1.0,1.25]; the probabilities of all are averaged.
+        flip: Whether to look at mirrored images too.
+        overlays: Whether to draw the classes over the images.
+        device: auto, cpu, cuda, cuda:1 or mps.
+        precision: Precision of the backbone; auto is bfloat16 on a GPU and float32 on a CPU.
+        overwrite: Whether to predict again what is there already.
+
+    Returns:
+        Exit status: 0 done, 1 done with failures recorded.
+    """
+    from evals.segmentation.inference_options import inference_of
+    from evals.segmentation.label_folder import FAILURES, LabelFolder
+    from heads.dense.registry import fingerprint_head, load_dense_head
+    from heads.dense.segmenter import load_segmenter
+    from sail_encoder.images import list_images
+
+    images = list_images(source).images
+    trained = load_dense_head(head)
+    segmenter = load_segmenter(trained, model, device, precision)
+    inference = inference_of(trained, segmenter.backbone.patch_size, window, stride, scales, flip)
+    folder = LabelFolder(Path(out), trained.classes, overlays)
+    folder.claim({"head": fingerprint_head(head), "inference": str(inference)}, overwrite)
+    done, failed = folder.fill(segmenter, inference, images)
+    print(f"{len(images) - failed:,} images in {out}, {done:,} of them new")
+    if failed:
+        print(f"{failed:,} images failed; {Path(out) / FAILURES} says why", file=sys.stderr)
+    return 1 if failed else 0

@@ -1,0 +1,41 @@
+"""The folder of a training run: whose it is, and what may be deleted from it."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from evals.segmentation.files import write_json
+from evals.segmentation.history import CURVES, LOG
+from sail_encoder.errors import UserError
+from sail_encoder.store.store import check_settings
+from sail_encoder.versions import versions
+
+RUN, RESULTS, CHECKPOINT, OVERLAYS, LABELS = "run.json", "results.json", "checkpoint.pt", "overlays", "labels"
+
+
+def claim(folder: Path, settings: dict[str, Any], overwrite: bool) -> None:
+    """Begins a run in a folder, or goes on with one of the same settings.
+
+    Raises:
+        UserError: If a run with other settings is there, or something else is.
+    """
+    settings = json.loads(json.dumps(settings))
+    if overwrite:
+        _remove_run(folder)
+    check_settings(folder, settings)
+    write_json(folder / RUN, {"settings": settings, "versions": versions()})
+
+
+def _remove_run(folder: Path) -> None:
+    """Deletes a run, but neither cached grids nor drawn scenes, which any run may use."""
+    from heads.contract import DESCRIPTION, WEIGHTS
+
+    if not (folder / RUN).exists():
+        if (folder / WEIGHTS).exists() or (folder / OVERLAYS).exists():
+            raise UserError(f"{folder} has no {RUN}, so what is in it is not overwritten; use another --out")
+        return
+    for name in (OVERLAYS, LABELS):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in (CHECKPOINT, LOG, CURVES, WEIGHTS, DESCRIPTION, RESULTS, RUN):
+        (folder / name).unlink(missing_ok=True)

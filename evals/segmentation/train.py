@@ -1,0 +1,136 @@
+"""`sail segment train`: a dense head on a frozen backbone, and its scores."""
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from evals.segmentation.layouts import LayoutName
+from evals.segmentation.optimization import Optimization, OptimizerName, ScheduleName
+from evals.segmentation.run_folder import claim
+from evals.segmentation.scene_data import SCENES
+
+
+def train(
+    data: str,
+    out: str,
+    model: str = "sail-tiny",
+    head: str = "linear",
+    head_options: dict[str, Any] | None = None,
+    layers: str = "-1",
+    norm: bool = True,
+    mode: Literal["online", "cached"] = "online",
+    layout: LayoutName = "folder",
+    class_map: str | None = None,
+    reduce_zero_label: bool = False,
+    ignore_label: int = 255,
+    resize: str = "auto",
+    max_tokens: int | None = None,
+    crop: str | int = 112,
+    jitter: tuple[float, float] | None = None,
+    flip: bool = True,
+    distort: bool | None = None,
+    window: str | int | None = None,
+    stride: int | None = None,
+    steps: int = 400,
+    batch_size: int = 16,
+    optimizer: OptimizerName = "adamw",
+    learning_rate: float = 1e-3,
+    weight_decay: float = 1e-4,
+    schedule: ScheduleName = "poly",
+    warmup: int = 20,
+    cache: str | None = None,
+    cache_gb: float = 50.0,
+    validate_every: int = 0,
+    save_every: int = 500,
+    log_every: int = 20,
+    overlays: int = 8,
+    seed: int = 0,
+    device: str = "auto",
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    check: bool = True,
+    overwrite: bool = False,
+) -> int:
+    """Trains a segmentation head on a frozen backbone, and scores it.
+
+    The data set is looked through first. Killed or stopped, the same command goes on, and ends with the weights of a
+    run that was never stopped. The defaults suit small data; configs/segmentation has published protocols.
+
+    Args:
+        data: Folder of the data set, or "scenes" for drawn scenes in the layout of ADE20K.
+        out: Folder for the head, checkpoint, log, curves, results.json and overlays.
+        model: sail-tiny, a folder, a Hub name such as ByteDance-Seed/SAIL-7B, timm/NAME, or raw/14 for raw patches.
+        head: linear, upernet, or knn, which needs one pass over the data.
+        head_options: Other arguments of the head, such as {"dropout": 0.1}.
+        layers: Blocks that the head reads: -1, 0,11,23, last4 or even4; UperNet reads one or four.
+        norm: Whether to apply the model's final norm to each.
+        mode: online runs augmented crops through the backbone; cached extracts the grids of whole images once and
+            crops and mirrors these.
+        layout: How the data set is laid out; folder is images/train with masks/train, and the same for val.
+        class_map: JSON file with the name of each id in the masks, null where its pixels do not count.
+        reduce_zero_label: Whether 0 does not count and classes start at 1.
+        ignore_label: The id of pixels that do not count.
+        resize: Size at which images are looked at: the model's own rule (auto), native (keep size), short512 (the
+            shorter side), or 448x672.
+        max_tokens: Patches of a whole image at most under the native rule; by default the model's own.
+        crop: Side of the training crops in pixels, or 448x672; whole patches.
+        jitter: Lowest and highest factor on the size of training images, online; by default [0.5,2.0].
+        flip: Whether every second training crop is mirrored.
+        distort: Whether the colors of training images are varied, online; by default true.
+        window: Windows of sliding inference in pixels; whole images by default.
+        stride: How far a window is from the next; two thirds of the window by default.
+        steps: Batches to train on.
+        batch_size: Crops in a batch.
+        optimizer: adamw, or sgd with momentum 0.9.
+        learning_rate: Its highest value.
+        weight_decay: As the optimizer has it.
+        schedule: How the learning rate falls: poly (in a line to 0), cosine or constant.
+        warmup: Steps in which the learning rate rises.
+        cache: Folder for cached grids; OUT/cache by default. Runs on the same features can share it.
+        cache_gb: What cached grids may take on disk, in GB; more is refused before anything is computed.
+        validate_every: Steps between scores while training; 0 scores the end alone.
+        save_every: Steps between checkpoints.
+        log_every: Steps between lines of the log.
+        overlays: Validation images to draw beside mask and prediction.
+        seed: Decides everything that is random.
+        device: auto, cpu, cuda, cuda:1 or mps.
+        precision: Precision of the backbone; auto is bfloat16 on a GPU and float32 on a CPU. Heads use float32.
+        check: Whether to look through all masks before training.
+        overwrite: Whether to delete an earlier run in the folder first.
+
+    Returns:
+        Exit status: 0 done, 130 or 143 stopped by a signal.
+    """
+    crop, window = str(crop), None if window is None else str(window)
+    arguments = dict(locals())
+    optimization = Optimization(steps, batch_size, optimizer, learning_rate, weight_decay, schedule, warmup)
+    from evals.segmentation import train_options
+    from evals.segmentation.run import Run
+    from evals.segmentation.training import Pace
+
+    source = train_options.choose_features(arguments)
+    training_data, validation_data = train_options.open_data(arguments)
+    classes = training_data.class_map.names
+    claim(Path(out), _decisive(arguments, len(training_data), classes), overwrite)
+    features = train_options.cache(arguments, source, training_data) if mode == "cached" else None
+    segmenter, trained = train_options.build_segmenter(arguments, source, classes)
+    batches = train_options.build_batches(arguments, segmenter, training_data, features)
+    run = Run(Path(out), segmenter, trained, validation_data)
+    status = run.learn(batches, optimization, Pace(log_every, save_every, validate_every), len(training_data))
+    if status:
+        return status
+    print(run.finish(overlays))
+    return 0
+
+
+_HOW_IT_RUNS = {
+    *("out", "device", "cache", "cache_gb", "check", "overwrite"),
+    *("validate_every", "save_every", "log_every", "overlays"),
+}
+"""Options that do not change the head that comes out."""
+
+
+def _decisive(arguments: dict[str, Any], images: int, classes: list[str]) -> dict[str, Any]:
+    """All that decides the head that comes out, but for the pixels and weights themselves."""
+    data = arguments["data"] if arguments["data"] == SCENES else os.path.abspath(arguments["data"])
+    chosen = {name: value for name, value in arguments.items() if name not in _HOW_IT_RUNS}
+    return {**chosen, "data": data, "training_images": images, "classes": classes}

@@ -1,0 +1,60 @@
+"""What every dense head is: feature maps in, class logits out."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from heads.dense.loss import upsampled_cross_entropy
+
+Labelled = tuple[Sequence[Tensor], Tensor]
+"""Maps [n, C, nh, nw] of each layer, and labels uint8 [n, height, width]."""
+
+
+class DenseHead(nn.Module, ABC):
+    """Turns the feature maps of one or more layers into logits of the classes.
+
+    Attributes:
+        settings: The arguments from which an equal head can be built.
+        learns_by_gradient: Whether it is trained by `loss`; otherwise `fit` is called once.
+    """
+
+    settings: dict[str, Any]
+    learns_by_gradient: ClassVar[bool] = True
+
+    @abstractmethod
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Classifies.
+
+        Args:
+            maps: One [n, C, nh, nw] a layer, in the order of the layers that the head was built for.
+
+        Returns:
+            Logits [n, classes, h, w] over the same field of view; h and w may differ from the grid's.
+        """
+
+    def loss(self, maps: Sequence[Tensor], labels: Tensor) -> Tensor:
+        """The loss of a batch, compared at the size of the labels.
+
+        Args:
+            maps: As in `forward`.
+            labels: uint8 [n, height, width], `heads.dense.loss.IGNORE` where a pixel does not count.
+
+        Returns:
+            A scalar.
+        """
+        return upsampled_cross_entropy(self(maps), labels)
+
+    def fit(self, batches: Iterable[Labelled], count: int) -> None:
+        """Learns from `count` batches in one pass; only where `learns_by_gradient` is false."""
+        raise NotImplementedError
+
+
+def concatenate(maps: Sequence[Tensor]) -> Tensor:
+    """Maps of several layers as one [n, sum of C, nh, nw], brought to the grid of the first."""
+    size = maps[0].shape[2:]
+    resized = [m if m.shape[2:] == size else F.interpolate(m, size, mode="bilinear") for m in maps]
+    return torch.cat(resized, dim=1)

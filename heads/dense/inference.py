@@ -1,0 +1,212 @@
+"""From images to label maps of their own size: whole or by sliding windows, mirrored, at several scales."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import reduce
+from typing import TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from heads.dense.segmenter import Segmenter
+from sail_encoder.extraction.threads import map_ahead
+from sail_encoder.packing import pack_consecutive
+from sail_encoder.pixels import Array, PatchedImage, patchify
+from sail_encoder.resizing import Resize, Size
+
+T = TypeVar("T")
+
+_IMAGES_AHEAD_PER_READER = 2
+_CHUNK_ELEMENTS = 2**25
+_NO_LIMIT = 2**31
+
+
+@dataclass(frozen=True)
+class Inference:
+    """How an image becomes a label map.
+
+    Attributes:
+        resize: The size at which the image is looked at; with windows its limit of tokens does not apply.
+        window: (height, width) of the windows in pixels, whole patches; None looks at the image as a whole.
+        stride: How far a window is from the next, in pixels.
+        scales: Factors on the size; the probabilities of all are averaged.
+        flip: Whether the mirrored image is looked at too.
+    """
+
+    resize: Resize
+    window: Size | None = None
+    stride: Size | None = None
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+
+    def __str__(self) -> str:
+        words = [f"at size {self.resize}"]
+        if self.window is not None and self.stride is not None:
+            words.append("windows of {}x{} every {}x{} pixels".format(*self.window, *self.stride))
+        if self.scales != (1.0,):
+            words.append(f"scales {', '.join(f'{scale:g}' for scale in self.scales)}")
+        return ", ".join([*words, *(["mirrored too"] if self.flip else [])])
+
+
+@dataclass(frozen=True, eq=False)
+class Tile:
+    """A part of a view that the model sees at once.
+
+    Attributes:
+        view: Which view of its image it belongs to.
+        top: Where it lies in the view, in pixels.
+        left: Likewise.
+        pixels: What is to be seen.
+    """
+
+    view: int
+    top: int
+    left: int
+    pixels: PatchedImage
+
+
+class Canvas:
+    """One image on its way to a label map: its tiles, and what is known of each view so far.
+
+    A view is the image at one scale, mirrored or not.
+
+    Args:
+        image: 8-bit RGB.
+        inference: How to look at it.
+        patch_size: Side of a patch in pixels.
+        resample: The filter with which to resize.
+    """
+
+    def __init__(self, image: Image.Image, inference: Inference, patch_size: int, resample: Image.Resampling) -> None:
+        self.size: Size = (image.height, image.width)
+        self.sizes: list[Size] = []
+        self.flipped: list[bool] = []
+        self.tiles: list[Tile] = []
+        for scale in inference.scales:
+            resized = image.resize(_scaled(self.size, inference, patch_size, scale)[::-1], resample)
+            for flipped in (False, True)[: 1 + inference.flip]:
+                self._add_view(np.asarray(resized)[:, :: -1 if flipped else 1], flipped, inference, patch_size)
+        self.missing = len(self.tiles)
+        self.sums: dict[int, Tensor] = {}
+        self.weights: dict[int, Tensor] = {}
+
+    def _add_view(self, pixels: Array, flipped: bool, inference: Inference, p: int) -> None:
+        size = (pixels.shape[0], pixels.shape[1])
+        window = inference.window or size
+        height, width = min(window[0], size[0]), min(window[1], size[1])
+        stride = inference.stride or (height, width)
+        for top in window_starts(size[0], height, stride[0]):
+            for left in window_starts(size[1], width, stride[1]):
+                part = pixels[top : top + height, left : left + width]
+                patched = PatchedImage(patchify(part, p), (height // p, width // p), (height, width), (height, width))
+                self.tiles.append(Tile(len(self.sizes), top, left, patched))
+        self.sizes.append(size)
+        self.flipped.append(flipped)
+
+    def add(self, tile: Tile, logits: Tensor) -> None:
+        """Takes the logits [classes, h, w] of a tile; where tiles overlap, they are averaged."""
+        self.missing -= 1
+        size, extent = self.sizes[tile.view], tile.pixels.resized_size
+        if extent == size:
+            self.sums[tile.view] = logits
+            return
+        if tile.view not in self.sums:
+            self.sums[tile.view] = logits.new_zeros(len(logits), *size)
+            self.weights[tile.view] = logits.new_zeros(size)
+        rows, columns = slice(tile.top, tile.top + extent[0]), slice(tile.left, tile.left + extent[1])
+        self.sums[tile.view][:, rows, columns] += F.interpolate(logits[None], extent, mode="bilinear")[0]
+        self.weights[tile.view][rows, columns] += 1
+
+    def labels(self) -> Tensor:
+        """The class of each pixel of the original image, uint8 [height, width]."""
+        views = [self._view(index) for index in range(len(self.sizes))]
+        if len(views) == 1:
+            return enlarged_argmax(views[0], self.size)
+        enlarged = (F.interpolate(view[None], self.size, mode="bilinear")[0].softmax(0) for view in views)
+        return reduce(torch.add, enlarged).argmax(0).byte()
+
+    def _view(self, index: int) -> Tensor:
+        logits = self.sums[index]
+        if index in self.weights:
+            logits = logits / self.weights[index]
+        return logits.flip(2) if self.flipped[index] else logits
+
+
+def _scaled(size: Size, inference: Inference, patch_size: int, scale: float) -> Size:
+    """The size of a view in pixels, whole patches."""
+    rule = inference.resize if inference.window is None else replace(inference.resize, max_tokens=_NO_LIMIT)
+    rows, columns = rule.grid(size, patch_size)
+    return max(1, round(rows * scale)) * patch_size, max(1, round(columns * scale)) * patch_size
+
+
+def window_starts(length: int, window: int, stride: int) -> list[int]:
+    """Where windows begin that cover a length: every stride, the last one moved back to end with it."""
+    return sorted({min(start, length - window) for start in range(0, length - window + stride, stride)})
+
+
+def enlarged_argmax(logits: Tensor, size: Size) -> Tensor:
+    """The argmax over classes of logits enlarged to a size, without ever holding all of them enlarged.
+
+    Args:
+        logits: [classes, h, w].
+        size: Height and width.
+
+    Returns:
+        uint8 [height, width].
+    """
+    step = max(1, _CHUNK_ELEMENTS // (size[0] * size[1]))
+    best = logits.new_full(size, -torch.inf)
+    labels = torch.zeros(size, dtype=torch.uint8, device=logits.device)
+    for start in range(0, len(logits), step):
+        values, index = F.interpolate(logits[None, start : start + step], size, mode="bilinear")[0].max(0)
+        better = values > best
+        best = torch.where(better, values, best)
+        labels = torch.where(better, (index + start).byte(), labels)
+    return labels
+
+
+def predict(
+    segmenter: Segmenter, inference: Inference, items: Iterable[T], read: Callable[[T], Image.Image]
+) -> Iterator[Tensor]:
+    """Predicts label maps, one an item and in their order.
+
+    Images are read and cut in threads, a few ahead; tiles of many images share a forward pass.
+
+    Args:
+        segmenter: The model.
+        inference: How to look at an image.
+        items: What `read` takes.
+        read: Gives the image of an item, 8-bit RGB; called in threads.
+
+    Yields:
+        uint8 [height, width] on the model's device, of the original image's size.
+    """
+    backbone = segmenter.backbone
+    readers = os.cpu_count() or 1
+
+    def open_canvas(item: T) -> Canvas:
+        return Canvas(read(item), inference, backbone.patch_size, backbone.resample)
+
+    segmenter.head.eval()
+    with ThreadPoolExecutor(readers, "read") as pool:
+        canvases = map_ahead(open_canvas, items, pool, _IMAGES_AHEAD_PER_READER * readers)
+        tiles = ((canvas, tile) for canvas in canvases for tile in canvas.tiles)
+        for group in pack_consecutive(tiles, _tokens, backbone.default_token_budget()):
+            yield from _finish(group, segmenter.logits([tile.pixels for _, tile in group]))
+
+
+def _tokens(placed: tuple[Canvas, Tile]) -> int:
+    return len(placed[1].pixels.patches)
+
+
+def _finish(group: Sequence[tuple[Canvas, Tile]], logits: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Hands out logits to their canvases, and returns the label maps of those that are complete."""
+    for (canvas, tile), values in zip(group, logits, strict=True):
+        canvas.add(tile, values)
+        if not canvas.missing:
+            yield canvas.labels()

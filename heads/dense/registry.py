@@ -1,0 +1,96 @@
+"""Dense heads by name, and saved in a folder."""
+
+import hashlib
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from heads.contract import WEIGHTS, FeatureSource, HeadError, SavedHead, load_head, save_head
+from heads.dense.contract import DenseHead
+from heads.registry import get_head
+from sail_encoder.resizing import Size
+
+GROUP = "sail_encoder.dense_heads"
+"""Entry points under which installed packages add dense heads."""
+
+BUILT_IN = {
+    "linear": "heads.dense.linear:LinearHead",
+    "upernet": "heads.dense.upernet:UperNetHead",
+    "knn": "heads.dense.neighbors:NeighborHead",
+}
+
+
+def build_dense_head(kind: str, in_channels: list[int], num_classes: int, **options: Any) -> DenseHead:
+    """Builds a head of a kind.
+
+    Args:
+        kind: Its name, see `BUILT_IN`.
+        in_channels: Channels of each layer's map.
+        num_classes: Classes to tell apart.
+        options: Its other arguments.
+
+    Raises:
+        HeadError: If there is no such head, or it has no such option.
+    """
+    head = get_head(kind, BUILT_IN, GROUP)
+    allowed = [name for name in inspect.signature(head).parameters if name not in ("in_channels", "num_classes")]
+    for name in options:
+        if name not in allowed:
+            raise HeadError(f"the {kind} head has no option '{name}'; it has {', '.join(allowed)}")
+    return head(in_channels, num_classes, **options)
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedHead:
+    """A head with all that is needed to use it.
+
+    Attributes:
+        kind: Its name, see `BUILT_IN`.
+        head: The head.
+        source: Which features it reads, and at which size of the image.
+        classes: Names of its classes.
+        mode: What it was trained on: augmented images (`online`) or grids that were extracted once (`cached`).
+        window: (height, width) in pixels of the windows by which images are looked at; None looks at them as a whole.
+        stride: How far a window is from the next, in pixels.
+    """
+
+    kind: str
+    head: DenseHead
+    source: FeatureSource
+    classes: list[str]
+    mode: str = "online"
+    window: Size | None = None
+    stride: Size | None = None
+
+
+_BESIDE_SETTINGS = ("classes", "mode", "window", "stride")
+
+
+def save_dense_head(folder: str | Path, trained: TrainedHead) -> None:
+    """Saves a head."""
+    tensors = {name: tensor.cpu() for name, tensor in trained.head.state_dict().items()}
+    settings = {**trained.head.settings, **{name: getattr(trained, name) for name in _BESIDE_SETTINGS}}
+    save_head(folder, SavedHead(trained.kind, settings, trained.source, tensors))
+
+
+def load_dense_head(folder: str | Path) -> TrainedHead:
+    """Loads a head in evaluation mode.
+
+    Raises:
+        HeadError: If the folder holds no dense head.
+    """
+    saved = load_head(folder)
+    settings = dict(saved.settings)
+    if "classes" not in settings or saved.source is None:
+        raise HeadError(f"{folder} holds a head of kind '{saved.kind}', not one that sail segment train has written")
+    classes, mode, window, stride = (settings.pop(name) for name in _BESIDE_SETTINGS)
+    head = build_dense_head(saved.kind, **settings)
+    head.load_state_dict(saved.tensors)
+    window, stride = (tuple(size) if size else None for size in (window, stride))
+    return TrainedHead(saved.kind, head.eval(), saved.source, classes, mode, window, stride)
+
+
+def fingerprint_head(folder: str | Path) -> str:
+    """Names the weights of a saved head."""
+    return hashlib.sha256((Path(folder) / WEIGHTS).read_bytes()).hexdigest()[:16]

@@ -1,0 +1,89 @@
+"""Our dense heads as decode heads of mmsegmentation, so that a head goes from one to the other."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+from mmseg.registry import MODELS
+from torch import Tensor
+
+from heads.contract import FeatureSource, HeadError
+from heads.dense.registry import TrainedHead, build_dense_head, save_dense_head
+from heads.mmseg.backbone import SailBackbone
+from sail_encoder.resizing import Size
+
+
+@MODELS.register_module()
+class NativeHead(BaseDecodeHead):
+    """One of our heads, with mmsegmentation's losses and inference.
+
+    Args:
+        kind: linear, upernet or another name of `heads.dense.registry`.
+        in_channels: Channels of each layer's map.
+        in_index: Which of the backbone's maps it reads; all by default.
+        num_classes: Classes to tell apart.
+        head_options: Other arguments of the head.
+        kwargs: As in mmsegmentation's `BaseDecodeHead`: loss_decode, ignore_index, align_corners, ...
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        in_channels: Sequence[int],
+        num_classes: int,
+        in_index: Sequence[int] | None = None,
+        head_options: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        index = list(range(len(in_channels)) if in_index is None else in_index)
+        super().__init__(
+            list(in_channels),
+            1,
+            num_classes=num_classes,
+            in_index=index,
+            input_transform="multiple_select",
+            init_cfg=None,
+            **kwargs,
+        )
+        # The classifier of mmsegmentation's own heads, which ours have inside.
+        del self.conv_seg
+        self.kind = kind
+        self.head = build_dense_head(kind, list(in_channels), num_classes, **(head_options or {}))
+        if not self.head.learns_by_gradient:
+            raise HeadError(f"the {kind} head is not trained by gradients; use sail segment train")
+
+    def forward(self, inputs: Sequence[Tensor]) -> Tensor:
+        return self.head(self._transform_inputs(inputs))
+
+
+def export_head(
+    model: torch.nn.Module,
+    classes: Sequence[str],
+    folder: str | Path,
+    window: Size | None = None,
+    stride: Size | None = None,
+) -> None:
+    """Saves the head of a trained segmentor for `sail segment eval` and `predict`.
+
+    Args:
+        model: A segmentor of a `SailBackbone` and a `NativeHead`.
+        classes: Names of its classes.
+        folder: Where to save it.
+        window: (height, width) of the windows of sliding inference in pixels, as in its test_cfg.
+        stride: How far a window is from the next.
+
+    Raises:
+        HeadError: If the segmentor is made of other parts.
+    """
+    backbone, head = model.backbone, model.decode_head
+    if not isinstance(backbone, SailBackbone) or not isinstance(head, NativeHead):
+        raise HeadError("only a SailBackbone with a NativeHead can be exported")
+    layers = tuple(backbone.layers[index] for index in head.in_index)
+    loaded = backbone.load(next(head.parameters()).device)
+    rule = loaded.resize
+    source = FeatureSource(
+        backbone.model, loaded.fingerprint(max(layers)), layers, backbone.norm, str(rule), rule.max_tokens
+    )
+    save_dense_head(folder, TrainedHead(head.kind, head.head, source, list(classes), "online", window, stride))

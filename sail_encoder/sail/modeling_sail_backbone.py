@@ -1,0 +1,98 @@
+"""SAIL as the backbone of transformers' dense heads (UperNet, DPT, Mask2Former, ...), through `AutoBackbone`.
+
+model = UperNetForSemanticSegmentation(UperNetConfig(backbone_config=config))
+model.backbone = SailBackbone.from_pretrained(folder, out_indices=[8, 16, 24, 32]).requires_grad_(False)
+"""
+
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor
+from transformers.backbone_utils import BackboneMixin
+from transformers.modeling_outputs import BackboneOutput
+from transformers.utils.generic import can_return_tuple
+
+from sail_encoder.errors import UserError
+from sail_encoder.resizing import Size
+from sail_encoder.sail.configuration_sail import SailConfig
+from sail_encoder.sail.modeling_sail import SailModel, SailPreTrainedModel
+
+
+class SailBackbone(BackboneMixin, SailPreTrainedModel):
+    """The encoder path of SAIL for batches of images of one size.
+
+    Which stages it returns says the configuration, by `out_features` or `out_indices`; it runs no block beyond the
+    deepest of them. Gradients flow through it; `requires_grad_(False)` freezes it.
+    """
+
+    # The packed attention of the encoder path keeps no weights.
+    has_attentions = False
+    _keys_to_ignore_on_load_unexpected = ["lm_head.weight"]
+
+    def __init__(self, config: SailConfig) -> None:
+        super().__init__(config)
+        self.model = SailModel(config)
+        self.num_features = [config.hidden_size] * len(config.stage_names)
+        self.post_init()
+
+    def get_input_embeddings(self) -> torch.nn.Module:
+        """What maps a patch to the residual stream."""
+        return self.model.vis_embed
+
+    @can_return_tuple
+    def forward(self, pixel_values: Tensor, output_hidden_states: bool | None = None, **_: Any) -> BackboneOutput:
+        """Encodes images.
+
+        Args:
+            pixel_values: [batch, 3, height, width], normalised; sides are multiples of the patch size.
+            output_hidden_states: Whether to run all blocks and return every hidden state,
+                [batch, 1 + nh * nw, C] each, the embedding first.
+
+        Returns:
+            `feature_maps`: for each requested stage [batch, C, nh, nw], or [batch, 1 + nh * nw, C] with
+            `reshape_hidden_states=False`, where the state of `<vision>` takes the place of a class token.
+
+        Raises:
+            UserError: If patches do not tile the images.
+        """
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        grid = self._grid(pixel_values)
+        states = self._states(pixel_values, grid, run_all=bool(output_hidden_states))
+        maps = [self._feature_map(states[self.stage_names.index(stage)], grid) for stage in self.out_features]
+        hidden_states = tuple(states.values()) if output_hidden_states else None
+        return BackboneOutput(feature_maps=tuple(maps), hidden_states=hidden_states)
+
+    def _grid(self, pixel_values: Tensor) -> Size:
+        p = self.config.vision_patch_size
+        height, width = pixel_values.shape[-2:]
+        if height % p or width % p:
+            raise UserError(
+                f"images of {height}x{width} are not tiled by patches of {p} pixels; pass [n, 3, {p}*a, {p}*b]"
+            )
+        return height // p, width // p
+
+    def _states(self, pixel_values: Tensor, grid: Size, run_all: bool) -> dict[int, Tensor]:
+        """Hidden states [batch, 1 + nh * nw, C] of the stages that are asked for, by number."""
+        p, batch = self.config.vision_patch_size, len(pixel_values)
+        wanted = {self.stage_names.index(stage) for stage in self.out_features}
+        if run_all:
+            wanted = set(range(len(self.stage_names)))
+        patches = rearrange(pixel_values, "n c (r y) (k x) -> (n r k) (c y x)", y=p, x=p)
+        prefixes = self.model._lay_out(patches, torch.tensor([grid] * batch))
+        stream = self.model._residual_stream(patches, prefixes)
+        states = {}
+        for stage in range(max(wanted) + 1):
+            hidden = next(stream)
+            if stage in wanted:
+                # Each image is `<vision> <vpatch>... </vision>`; the closing token is left out.
+                states[stage] = rearrange(hidden, "(n t) c -> n t c", n=batch)[:, :-1]
+        return states
+
+    def _feature_map(self, state: Tensor, grid: Size) -> Tensor:
+        if self.config.apply_layernorm:
+            state = self.model.norm(state)
+        if not self.config.reshape_hidden_states:
+            return state
+        return rearrange(state[:, 1:], "n (r k) c -> n c r k", r=grid[0]).contiguous()

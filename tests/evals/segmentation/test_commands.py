@@ -1,0 +1,255 @@
+"""`sail segment train | eval | predict` from end to end."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from drawn_data import COLORS, draw, write_data
+from PIL import Image
+
+from sail_cli import main
+from sail_encoder.raw_patches import RawPatches
+
+FAST = ["--model", "raw/14", "--crop", "56", "--batch_size", "8", "--warmup", "5", "--learning_rate", "0.01"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return str(write_data(tmp_path_factory.mktemp("data"), train=24, val=8))
+
+
+def results(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def runs(data, tmp_path_factory):
+    """A linear head trained online and one trained on cached grids."""
+    folders = {mode: tmp_path_factory.mktemp(mode) for mode in ("online", "cached")}
+    for mode, out in folders.items():
+        options = ["--mode", mode, "--steps", "200", *(["--jitter", "[0.8,1.25]"] if mode == "online" else [])]
+        assert main(["segment", "train", data, "--out", str(out), *options, *FAST]) == 0
+    return folders
+
+
+def test_both_modes_learn_and_agree_within_two_points(runs):
+    scores = {mode: results(folder)["scores"]["mIoU"] for mode, folder in runs.items()}
+    assert scores["online"] > 0.7
+    assert abs(scores["online"] - scores["cached"]) < 0.02
+
+
+def test_the_report_says_how_a_number_was_made(runs):
+    for mode, folder in runs.items():
+        protocol = results(folder)["protocol"]
+        assert protocol["trained"] == mode
+        assert (protocol["backbone"], protocol["head"], protocol["images"]) == ("raw/14", "linear", 8)
+
+
+def test_what_a_run_leaves(runs):
+    folder = runs["online"]
+    left = {path.name for path in folder.iterdir()}
+    assert {"head.safetensors", "head.json", "checkpoint.pt", "log.jsonl", "curves.png", "run.json"} <= left
+    pictures = sorted((folder / "overlays").iterdir())
+    assert len(pictures) == 8
+    assert not [path for path in folder.rglob(".*") if path.is_file()]
+    with Image.open(pictures[0]) as picture, Image.open(folder / "curves.png") as curves:
+        assert picture.width > 3 * 50
+        assert curves.width > curves.height
+
+
+def test_eval_repeats_the_scores_of_training(runs, data, tmp_path, capsys):
+    assert main(["segment", "eval", data, "--head", str(runs["online"]), "--out", str(tmp_path)]) == 0
+    assert results(tmp_path) == results(runs["online"])
+    out = capsys.readouterr().out
+    assert f"mIoU {100 * results(tmp_path)['scores']['mIoU']:.2f} " in out
+    assert "linear head, online training, layers 0 of raw/14" in out
+
+
+def test_eval_in_other_ways(runs, data, tmp_path, capsys):
+    ways = ["--window", "56", "--stride", "28", "--scales", "[1.0,1.5]", "--flip", "true"]
+    assert main(["segment", "eval", data, "--head", str(runs["online"]), *ways, "--out", str(tmp_path)]) == 0
+    assert "windows of 56x56 every 28x28 pixels, scales 1, 1.5, mirrored too" in capsys.readouterr().out
+    assert results(tmp_path)["scores"] != results(runs["online"])["scores"]
+    assert abs(results(tmp_path)["scores"]["mIoU"] - results(runs["online"])["scores"]["mIoU"]) < 0.1
+
+
+def test_windows_of_training_are_those_of_eval(data, tmp_path, capsys):
+    out = tmp_path / "run"
+    windows = ["--window", "42", "--stride", "20"]
+    assert main(["segment", "train", data, "--out", str(out), "--steps", "6", *FAST, *windows, "--overlays", "0"]) == 0
+    assert results(out)["protocol"]["window"] == [42, 42]
+    assert main(["segment", "eval", data, "--head", str(out), "--out", str(tmp_path / "eval")]) == 0
+    assert results(tmp_path / "eval") == results(out)
+    assert main(["segment", "eval", data, "--head", str(out), "--window", "whole"]) == 0
+    assert "windows" not in capsys.readouterr().out.split("at size")[-1].splitlines()[0]
+
+
+def test_predictions_are_label_maps_of_the_images_own_size(runs, data, tmp_path, capsys):
+    out = tmp_path / "out"
+    command = ["segment", "predict", f"{data}/images/val", "--head", str(runs["online"]), "--out", str(out)]
+    assert main(command) == 0
+    assert "8 images in" in capsys.readouterr().out
+    assert (out / "classes.txt").read_text().split("\n")[:-1] == [f"class {index}" for index in range(len(COLORS))]
+    right = []
+    for index in range(8):
+        with Image.open(out / f"labels/{index}.png") as label_map, Image.open(f"{data}/masks/val/{index}.png") as mask:
+            assert label_map.mode == "P"
+            assert label_map.size == mask.size
+            truth = np.asarray(mask)
+            right.append((np.asarray(label_map) == truth)[truth != 255].mean())
+    assert np.mean(right) == pytest.approx(results(runs["online"])["scores"]["aAcc"], abs=0.02)
+    overlay = np.asarray(Image.open(out / "overlays/0.png"))
+    assert overlay.shape == (*np.asarray(Image.open(out / "labels/0.png")).shape, 3)
+
+
+def test_predicted_label_maps_can_serve_as_masks(runs, data, tmp_path, capsys):
+    out = tmp_path / "again"
+    command = ["segment", "predict", f"{data}/images/val", "--head", str(runs["online"]), "--out", str(out / "masks")]
+    assert main([*command, "--overlays", "false"]) == 0
+    (out / "images").mkdir()
+    (out / "masks/labels").rename(out / "masks/val")
+    (out / "images/val").symlink_to(f"{data}/images/val")
+    (out / "masks/classes.txt").rename(out / "classes.txt")
+    assert main(["segment", "eval", str(out), "--head", str(runs["online"])]) == 0
+    assert "mIoU 100.00 mAcc 100.00 aAcc 100.00" in capsys.readouterr().out
+
+
+def test_prediction_goes_on_where_it_was_and_records_failures(runs, tmp_path, capsys, monkeypatch):
+    rng = np.random.default_rng(1)
+    source, out = tmp_path / "images", tmp_path / "out"
+    source.mkdir()
+    for name in ("a.png", "b.png", "b.bmp"):
+        Image.fromarray(draw(60, 80, rng)[0]).save(source / name)
+    command = ["segment", "predict", str(source), "--head", str(runs["online"]), "--out", str(out)]
+    assert main(command) == 0
+    assert sorted(path.name for path in (out / "labels").iterdir()) == ["a.png", "b.bmp.png", "b.png.png"]
+    stamp = (out / "labels/a.png").stat().st_mtime_ns
+    Image.fromarray(draw(30, 40, rng)[0]).save(source / "c.png")
+    (source / "d.png").write_bytes(b"nothing")
+    capsys.readouterr()
+    assert main(command) == 1
+    captured = capsys.readouterr()
+    assert "4 images in" in captured.out
+    assert "1 of them new" in captured.out
+    assert "1 images failed" in captured.err
+    with (out / "failures.csv").open() as file:
+        assert list(csv.reader(file)) == [["path", "reason"], ["d.png", "not an image that Pillow can read"]]
+    assert not (out / "labels/d.png").exists()
+    assert (out / "labels/a.png").stat().st_mtime_ns == stamp
+    assert main([*command, "--flip", "true"]) == 2
+    assert "inference was at size native, now at size native, mirrored too" in capsys.readouterr().err
+
+
+def test_neighbors_learn_in_one_pass(data, tmp_path, monkeypatch):
+    passes = []
+    forward = RawPatches.forward_patches
+    monkeypatch.setattr(
+        RawPatches, "forward_patches", lambda *arguments: passes.append(1) or forward(*arguments), raising=True
+    )
+    out = tmp_path / "run"
+    assert main(["segment", "train", data, "--out", str(out), "--head", "knn", *FAST, "--overlays", "0"]) == 0
+    assert results(out)["scores"]["mIoU"] > 0.6
+    # Three batches of 8 crops see each of 24 images once; the rest is validation.
+    assert 3 < len(passes) < 3 + 8 + 1
+
+
+def test_upernet_trains(data, small_checkpoint, tmp_path):
+    out = tmp_path / "run"
+    head = ["--head", "upernet", "--layers", "all", "--head_options", '{"channels": 8, "auxiliary_channels": 8}']
+    options = ["--model", str(small_checkpoint), "--crop", "56x42", "--steps", "3", "--warmup", "0"]
+    assert main(["segment", "train", data, "--out", str(out), *options, "--layers", "-1", *head[:2], *head[4:]]) == 0
+    assert results(out)["protocol"]["head"] == "upernet"
+    assert main(["segment", "train", data, "--out", str(tmp_path / "x"), *options, *head]) == 2
+
+
+def test_scenes_are_drawn_in_the_layout_of_ade20k(tmp_path, monkeypatch):
+    from evals.scenes import CLASSES, TRAINING_SEEDS
+    from evals.segmentation import scene_data
+
+    assert not [seed for seeds in scene_data.SPLITS.values() for seed in seeds if seed in TRAINING_SEEDS]
+    monkeypatch.setattr(scene_data, "SPLITS", {"training": range(5), "validation": range(9, 11)})
+    assert main(["segment", "train", "scenes", "--out", str(tmp_path), "--steps", "2", *FAST, "--warmup", "0"]) == 0
+    scores = results(tmp_path)["scores"]
+    assert list(scores["classes"]) == list(CLASSES)
+    masks = sorted((tmp_path / "scenes/annotations/training").iterdir())
+    assert len(masks) == 5
+    assert np.asarray(Image.open(masks[0])).min() >= 1
+    stamps = [mask.stat().st_mtime_ns for mask in masks]
+    assert main(["segment", "train", "scenes", "--out", str(tmp_path), "--steps", "2", *FAST, "--warmup", "0"]) == 0
+    assert stamps == [mask.stat().st_mtime_ns for mask in masks]
+    assert main(["segment", "eval", str(tmp_path / "scenes"), "--layout", "ade20k", "--head", str(tmp_path)]) == 0
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict"])
+def test_help_does_not_wait_for_torch(command):
+    check = (
+        f"import evals.segmentation.{command}, sys; print({{'torch', 'transformers', 'matplotlib'}} & {{*sys.modules}})"
+    )
+    out = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True).stdout
+    assert out == "set()\n"
+
+
+def test_without_matplotlib_the_curves_are_left_out(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert main(["segment", "train", data, "--out", str(tmp_path), "--steps", "6", *FAST]) == 0
+    assert "no curves.png without matplotlib; pip install 'sail-encoder[plots]'" in capsys.readouterr().err
+    assert (tmp_path / "results.json").exists()
+    assert not (tmp_path / "curves.png").exists()
+
+
+def test_an_interrupted_extraction_ends_the_run(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("evals.segmentation.cache.extract", lambda *arguments, **options: 143)
+    with pytest.raises(SystemExit) as ended:
+        main(["segment", "train", data, "--out", str(tmp_path), "--mode", "cached", *FAST])
+    assert ended.value.code == 143
+
+
+TRAIN = ["segment", "train", "DATA", "--out", "OUT", "--model", "raw/14"]
+EVAL = ["segment", "eval", "DATA", "--head", "HEAD"]
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ([*TRAIN, "--crop", "50"], "--crop: resize 50x50 is not a multiple of the patch size 14; the nearest is 56x56"),
+        ([*TRAIN, "--crop", "big"], "--crop: resize 'big' is not understood"),
+        ([*TRAIN, "--crop", "native"], "--crop: 'native' is not understood; use a side"),
+        ([*TRAIN, "--window", "60"], "--window: resize 60x60 is not a multiple"),
+        ([*TRAIN, "--stride", "14"], "--stride 14 needs a --window, such as 28"),
+        ([*TRAIN, "--window", "56", "--stride", "57"], "--stride cannot be 57; allowed is 1 to 56"),
+        ([*TRAIN, "--mode", "cached", "--distort", "true"], "--distort has no effect with --mode cached"),
+        ([*TRAIN, "--mode", "cached", "--jitter", "[1,2]"], "--jitter has no effect with --mode cached"),
+        ([*TRAIN, "--cache", "x"], "--cache has no effect with --mode online"),
+        ([*TRAIN, "--jitter", "[2,1]"], "--jitter cannot be [2.0,1.0]"),
+        ([*TRAIN, "--jitter", "[2]"], "--jitter cannot be [2]"),
+        ([*TRAIN, "--layers", "3"], "layer"),
+        ([*TRAIN, "--head", "lineer"], "no head 'lineer'; there is linear, upernet, knn"),
+        ([*TRAIN, "--head_options", '{"width": 3}'], "the linear head has no option 'width'"),
+        ([*TRAIN, "--layout", "ade"], "--layout cannot be ade; allowed is folder, ade20k"),
+        ([*TRAIN, "--layout", "ade20k"], "has no train split in this layout (images/training with"),
+        ([*TRAIN, "--schedule", "steps"], "--schedule cannot be steps; allowed is poly, cosine, constant"),
+        ([*TRAIN, "--mode", "cached", "--cache_gb", "0"], "more than the 0 GB of --cache_gb"),
+        (["segment", "train", "gone", "--out", "OUT"], "no folder gone"),
+        ([*EVAL[:3], "--head", "gone"], "gone holds no head that can be read"),
+        ([*EVAL, "--scales", "[0]"], "--scales cannot be [0.0]; give factors above 0"),
+        ([*EVAL, "--window", "whole", "--stride", "14"], "--stride 14 needs a --window"),
+        ([*EVAL, "--stride", "14"], "--stride 14 needs a --window"),
+        ([*EVAL, "--model", "raw/7"], "this head was fitted on weights"),
+        ([*EVAL, "--class_map", "MAP"], "class 1 of this head is 'class 1', of the data set 'b'; see --class_map"),
+        ([*EVAL, "--class_map", "FEW"], "this head tells 4 classes apart, the data set has 2; see --class_map"),
+        (["segment", "predict", "gone", "--head", "HEAD", "--out", "OUT"], "no file or folder gone"),
+    ],
+)
+def test_mistakes_are_one_line_with_status_2(command, message, data, runs, tmp_path, capsys):
+    (tmp_path / "map.json").write_text('{"0": "class 0", "1": "b", "2": "class 2", "3": "class 3", "255": null}')
+    (tmp_path / "few.json").write_text('{"0": "a", "1": "b", "2": "b", "3": "b", "255": null}')
+    known = {"DATA": data, "OUT": str(tmp_path / "out"), "HEAD": str(runs["online"])}
+    known |= {"MAP": str(tmp_path / "map.json"), "FEW": str(tmp_path / "few.json")}
+    assert main([known.get(word, word) for word in command]) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("sail: ")]
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert not (tmp_path / "out" / "head.json").exists()

@@ -1,0 +1,279 @@
+"""Finding data sets, what their ids mean, and what is said when something is wrong with them."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import noise
+from PIL import Image
+
+from evals.segmentation import class_names
+from evals.segmentation.data_source import DataSource
+from evals.segmentation.labels import ClassMap, DataError, palette
+from heads.dense import IGNORE
+
+SIZE = (30, 40)
+
+
+def put(root, image, mask, ids=(0, 1)):
+    """An image and a mask with these ids, under these paths."""
+    for path in (image, mask):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(noise(*SIZE)).save(root / image)
+    if mask is not None:
+        labels = np.resize(np.array(ids, np.uint8), SIZE)
+        Image.fromarray(labels).save(root / mask)
+
+
+def put_list(root, path, *names):
+    (root / path).parent.mkdir(parents=True, exist_ok=True)
+    (root / path).write_text("\n".join(names) + "\n")
+
+
+def ade20k(root):
+    base = root / "ADEChallengeData2016"
+    put(base, "images/training/a.jpg", "annotations/training/a.png", [0, 1, 150])
+    put(base, "images/validation/b.jpg", "annotations/validation/b.png", [0, 2])
+
+
+def cityscapes(root):
+    for split, city, ids in (("train", "ulm", [0, 7, 33]), ("val", "bonn", [8])):
+        stem = f"{split}/{city}/{city}_000000_000019"
+        put(root, f"leftImg8bit/{stem}_leftImg8bit.png", f"gtFine/{stem}_gtFine_labelIds.png", ids)
+        put(root, f"leftImg8bit/{stem}_leftImg8bit.png", f"gtFine/{stem}_gtFine_color.png")
+
+
+def voc2012(root):
+    base = root / "VOCdevkit/VOC2012"
+    for name in ("2007_1", "2007_2", "2008_3"):
+        put(base, f"JPEGImages/{name}.jpg", f"SegmentationClass/{name}.png", [0, 20, 255])
+    put_list(base, "ImageSets/Segmentation/train.txt", "2007_1")
+    put_list(base, "ImageSets/Segmentation/val.txt", "2007_2")
+
+
+def voc2012aug(root):
+    voc2012(root)
+    base = root / "VOCdevkit/VOC2012"
+    put(base, "JPEGImages/2008_4.jpg", "SegmentationClassAug/2008_4.png", [0, 20])
+    put_list(base, "ImageSets/Segmentation/aug.txt", "2008_4")
+
+
+def context(root):
+    base = root / "VOCdevkit/VOC2010"
+    for name in ("1", "2"):
+        put(base, f"JPEGImages/{name}.jpg", f"SegmentationClassContext/{name}.png", [0, 1, 59])
+    put_list(base, "ImageSets/SegmentationContext/train.txt", "1")
+    put_list(base, "ImageSets/SegmentationContext/val.txt", "2")
+
+
+def cocostuff(root):
+    for split in ("train2017", "val2017"):
+        put(root, f"images/{split}/000.jpg", f"annotations/{split}/000.png", [0, 90 + 1, 181, 255])
+
+
+@pytest.mark.parametrize(
+    ("write", "layout", "counts", "names", "labels"),
+    [
+        (ade20k, "ade20k", (1, 1), class_names.ADE20K, [IGNORE, 0, 149]),
+        (cityscapes, "cityscapes", (1, 1), class_names.CITYSCAPES, [IGNORE, 0, 18]),
+        (voc2012, "voc2012", (1, 1), class_names.VOC2012, [0, 20, IGNORE]),
+        (voc2012aug, "voc2012aug", (2, 1), class_names.VOC2012, [0, 20, IGNORE]),
+        (context, "context59", (1, 1), class_names.PASCAL_CONTEXT, [IGNORE, 0, 58]),
+        (context, "context60", (1, 1), ("background", *class_names.PASCAL_CONTEXT), [0, 1, 59]),
+        (cocostuff, "cocostuff", (1, 1), class_names.COCO_STUFF, [0, 80, 170, IGNORE]),
+    ],
+)
+def test_official_layouts(write, layout, counts, names, labels, tmp_path):
+    write(tmp_path)
+    splits = DataSource(str(tmp_path), layout).open("train", "val")
+    assert tuple(map(len, splits)) == counts
+    assert splits[0].class_map.names == list(names)
+    read = splits[0].read_labels(0)
+    assert read.shape == SIZE
+    assert read.flatten()[: len(labels)].tolist() == labels
+
+
+def test_numbers_of_classes_are_those_of_the_data_sets():
+    counts = {name: len(getattr(class_names, name)) for name in ("ADE20K", "CITYSCAPES", "VOC2012", "COCO_STUFF")}
+    assert counts == {"ADE20K": 150, "CITYSCAPES": 19, "VOC2012": 21, "COCO_STUFF": 171}
+    for name in (*counts, "PASCAL_CONTEXT"):
+        names = getattr(class_names, name)
+        assert len(set(names)) == len(names)
+
+
+@pytest.fixture
+def plain(tmp_path):
+    for split in ("train", "val"):
+        for name in "abc":
+            put(tmp_path, f"images/{split}/{name}.jpg", f"masks/{split}/{name}.png", [0, 1, 2, 255])
+    return tmp_path
+
+
+def test_any_folder(plain):
+    train, val = DataSource(str(plain)).open("train", "val")
+    assert [sample.name for sample in train.samples] == ["a", "b", "c"]
+    assert val.class_map.names == ["class 0", "class 1", "class 2"]
+    assert train.read_labels(0).flatten()[:4].tolist() == [0, 1, 2, IGNORE]
+    reduced = DataSource(str(plain), reduce_zero_label=True).open("train")[0]
+    assert reduced.class_map.names == ["class 1", "class 2"]
+    assert reduced.read_labels(0).flatten()[:4].tolist() == [IGNORE, 0, 1, IGNORE]
+    with pytest.raises(DataError, match=r"none of the 2 classes: 255 \("):
+        DataSource(str(plain), ignore_label=2, class_map=str(write_map(plain, {"0": "x", "1": "y", "2": None}))).open(
+            "train"
+        )
+
+
+def test_a_single_id_is_not_taken_for_a_task(plain):
+    for path in (plain / "masks").rglob("*.png"):
+        Image.fromarray(np.resize(np.array([0, 255], np.uint8), SIZE)).save(path)
+    with pytest.raises(DataError, match="only id 0 besides those that do not count"):
+        DataSource(str(plain)).open("train")
+    path = write_map(plain, {"0": "background", "255": "cell"})
+    assert DataSource(str(plain), class_map=str(path)).open("train")[0].read_labels(0)[0, :2].tolist() == [0, 1]
+
+
+def write_map(folder, ids):
+    path = folder / "map.json"
+    path.write_text(json.dumps(ids))
+    return path
+
+
+def test_class_maps_join_and_leave_out(plain):
+    path = write_map(plain, {"0": "thing", "1": None, "2": "thing", "255": None})
+    (data,) = DataSource(str(plain), class_map=str(path)).open("train")
+    assert data.class_map.names == ["thing"]
+    assert data.read_labels(0).flatten()[:4].tolist() == [0, IGNORE, 0, IGNORE]
+
+
+def test_names_in_a_file(plain):
+    (plain / "classes.txt").write_text("sky\nroad\ncar\n")
+    assert DataSource(str(plain)).open("train")[0].class_map.names == ["sky", "road", "car"]
+    (plain / "classes.txt").write_text("sky\nsky\n")
+    with pytest.raises(DataError, match="names 'sky' twice"):
+        DataSource(str(plain)).open("train")
+
+
+def spoil_size(root):
+    for name in "ab":
+        Image.fromarray(np.zeros((30, 41), np.uint8)).save(root / f"masks/train/{name}.png")
+
+
+def spoil_ids(root):
+    (root / "classes.txt").write_text("sky\nroad\ncar\n")
+    labels = np.zeros(SIZE, np.uint8)
+    labels[0, :7] = 9
+    for name in "bc":
+        Image.fromarray(labels).save(root / f"masks/train/{name}.png")
+
+
+def spoil_pairs(root):
+    (root / "masks/train/b.png").unlink()
+
+
+def spoil_images(root):
+    (root / "images/train/b.jpg").unlink()
+
+
+def spoil_bits(root):
+    Image.fromarray(np.zeros(SIZE, np.uint16)).save(root / "masks/train/a.png")
+
+
+def spoil_colors(root):
+    Image.fromarray(noise(*SIZE)).save(root / "masks/val/a.png")
+
+
+def spoil_one_bit(root):
+    Image.fromarray(np.zeros(SIZE, bool)).save(root / "masks/val/a.png")
+
+
+def spoil_bytes(root):
+    path = root / "masks/val/a.png"
+    path.write_bytes(path.read_bytes()[:60])
+
+
+def spoil_image_bytes(root):
+    (root / "images/val/a.jpg").write_bytes(b"nothing")
+
+
+def empty(root):
+    for path in [*(root / "images").rglob("*.jpg"), *(root / "masks").rglob("*.png")]:
+        path.unlink()
+
+
+def remove_masks(root):
+    (root / "masks").rename(root / "other")
+
+
+def ignore_all(root):
+    for path in (root / "masks").rglob("*.png"):
+        Image.fromarray(np.full(SIZE, 255, np.uint8)).save(path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (spoil_size, r"a has a mask of another size than the image \(41x30 for .* 40x30\), and so do 1 more \(b\)"),
+        (spoil_ids, r"none of the 3 classes: 9 \(14 pixels in 2 masks: b, c\)"),
+        (spoil_pairs, r"b has no mask in .*masks/train"),
+        (spoil_images, r"b has a mask but no image in .*images/train"),
+        (spoil_bits, "a has more than 8 bits a pixel; save ids"),
+        (spoil_colors, r"a has colors \(RGB\) in place of ids"),
+        (spoil_one_bit, "a has 1 bit a pixel"),
+        (spoil_bytes, "a has a mask that cannot be read"),
+        (spoil_image_bytes, "a has an image that cannot be read"),
+        (empty, "no images in .*images/train"),
+        (remove_masks, r"has no train split in this layout \(images/train with masks/train\)"),
+        (ignore_all, "no mask has a pixel that counts"),
+    ],
+)
+def test_faults_are_told_in_one_line(spoil, message, plain):
+    spoil(plain)
+    with pytest.raises(DataError, match=message) as caught:
+        DataSource(str(plain)).open("train", "val")
+    assert "\n" not in str(caught.value)
+
+
+def test_all_faults_are_told_at_once(plain):
+    for spoil in (spoil_size, spoil_colors, spoil_image_bytes):
+        spoil(plain)
+    Image.fromarray(noise(*SIZE)).save(plain / "masks/val/b.png")
+    with pytest.raises(DataError, match=r"another size.*; a has an image that cannot be read; b has colors"):
+        DataSource(str(plain)).open("train", "val")
+
+
+def test_other_mistakes(plain, tmp_path):
+    with pytest.raises(DataError, match="no folder"):
+        DataSource(str(tmp_path / "nowhere")).open("train")
+    with pytest.raises(DataError, match="is no class map"):
+        DataSource(str(plain), class_map=str(plain / "none.json")).open("train")
+    with pytest.raises(DataError, match="maps 300: x; ids run from 0 to 255"):
+        DataSource(str(plain), class_map=str(write_map(plain, {"300": "x"}))).open("train")
+    ade20k(tmp_path)
+    with pytest.raises(DataError, match="has a class map of its own"):
+        DataSource(str(tmp_path), "ade20k", reduce_zero_label=True).open("train")
+    with pytest.raises(DataError, match="the classes are not known"):
+        DataSource(str(plain)).open("train", check=False)
+    put_list(tmp_path / "VOC2012", "ImageSets/Segmentation/train.txt", "there", "gone")
+    put(tmp_path / "VOC2012", "JPEGImages/there.jpg", "SegmentationClass/there.png")
+    with pytest.raises(DataError, match="gone has no image in"):
+        DataSource(str(tmp_path), "voc2012").open("train")
+
+
+def test_what_the_check_would_have_found_is_told_while_reading(plain):
+    spoil_ids(plain)
+    (data,) = DataSource(str(plain)).open("train", check=False)
+    with pytest.raises(DataError, match=r"b.png has ids that the class map does not know: 9"):
+        data.read_labels(1)
+
+
+def test_colors_are_those_of_pascal_voc():
+    colors = palette(class_names.VOC2012)
+    assert colors[0].tolist() == [0, 0, 0]
+    assert colors[1].tolist() == [128, 0, 0]
+    assert colors[15].tolist() == [192, 128, 128]
+    assert len({tuple(color) for color in palette([str(i) for i in range(171)])}) == 171
+
+
+def test_class_map_numbers_classes_by_their_first_id():
+    table = ClassMap({3: "b", 1: "a", 7: "a", 0: None}).table
+    assert (table[1], table[3], table[7], table[0], table[2]) == (0, 1, 0, IGNORE, -1)

@@ -1,0 +1,195 @@
+"""A run that is killed anywhere and resumed ends with the weights of one that was never stopped."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from drawn_data import write_data
+from safetensors.torch import load_file
+
+from evals.segmentation.history import LOG, read_history
+from evals.segmentation.optimization import WARMUP_START, Optimization
+from evals.segmentation.training import Pace, Training
+from heads.dense.linear import LinearHead
+from sail_cli import main
+from sail_encoder.errors import UserError
+
+OPTIONS = ["--crop", "42", "--steps", "30", "--batch_size", "4", "--warmup", "5", "--log_every", "4", "--overlays", "0"]
+HEAD = ["--head_options", '{"dropout": 0.3}']
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return str(write_data(tmp_path_factory.mktemp("data")))
+
+
+def train(data, out, checkpoint, *more):
+    return ["segment", "train", data, "--out", str(out), "--model", str(checkpoint), *OPTIONS, *HEAD, *more]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(data, small_checkpoint, tmp_path_factory):
+    folders = {}
+    for mode in ("online", "cached"):
+        folders[mode] = tmp_path_factory.mktemp(mode)
+        assert main(train(data, folders[mode], small_checkpoint, "--mode", mode)) == 0
+    return folders
+
+
+def run_until(command, log, lines, number):
+    """Runs a command in a process of its own and sends it a signal when its log has so many lines."""
+    process = subprocess.Popen([sys.executable, "-m", "sail_cli", *command], stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and (not log.exists() or log.read_bytes().count(b"\n") < lines):
+        time.sleep(0.002)
+    process.send_signal(number)
+    return process.wait(120), process.stderr.read()
+
+
+def assert_same_run(folder, expected):
+    one, other = load_file(folder / "head.safetensors"), load_file(expected / "head.safetensors")
+    assert one.keys() == other.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=0, atol=0)
+    assert (folder / "results.json").read_text() == (expected / "results.json").read_text()
+    assert [line["step"] for line in read_history(folder)] == [4, 8, 12, 16, 20, 24, 28, 30]
+
+
+@pytest.mark.parametrize("mode", ["online", "cached"])
+def test_killed_and_resumed_is_as_uninterrupted(mode, data, small_checkpoint, uninterrupted, tmp_path):
+    """Killed at a random time, with checkpoints that do not coincide with the lines of the log."""
+    command = train(data, tmp_path, small_checkpoint, "--mode", mode, "--save_every", "3")
+    status, _ = run_until(command, tmp_path / LOG, random.Random(os.getpid()).randint(1, 5), signal.SIGKILL)
+    assert status == -signal.SIGKILL
+    assert 0 < torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] < 30
+    assert main(command) == 0
+    assert_same_run(tmp_path, uninterrupted[mode])
+
+
+def test_a_signal_ends_it_with_a_checkpoint(data, small_checkpoint, uninterrupted, tmp_path, capsys):
+    command = train(data, tmp_path, small_checkpoint, "--mode", "online")
+    status, errors = run_until(command, tmp_path / LOG, 2, signal.SIGTERM)
+    assert status == 128 + signal.SIGTERM
+    step = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"]
+    assert f"stopped at step {step}; the same command goes on" in errors
+    assert 8 <= step < 30
+    assert not (tmp_path / "results.json").exists()
+    assert main(command) == 0
+    assert_same_run(tmp_path, uninterrupted["online"])
+
+
+def test_a_finished_run_is_not_trained_again(data, small_checkpoint, uninterrupted, capsys):
+    folder = uninterrupted["online"]
+    stamp = (folder / "checkpoint.pt").stat().st_mtime_ns
+    assert main(train(data, folder, small_checkpoint)) == 0
+    assert (folder / "checkpoint.pt").stat().st_mtime_ns == stamp
+    assert "mIoU" in capsys.readouterr().out
+
+
+def test_other_settings_are_refused_until_overwritten(data, small_checkpoint, tmp_path, capsys):
+    command = train(data, tmp_path, small_checkpoint, "--steps", "6")
+    assert main(command) == 0
+    first = load_file(tmp_path / "head.safetensors")
+    assert main([*command, "--seed", "1"]) == 2
+    assert "seed was 0, now 1; use another --out or --overwrite true" in capsys.readouterr().err
+    assert main([*command, "--seed", "1", "--overwrite", "true"]) == 0
+    second = load_file(tmp_path / "head.safetensors")
+    assert not torch.equal(first["classifier.weight"], second["classifier.weight"])
+
+
+def test_folders_of_others_are_not_overwritten(data, small_checkpoint, tmp_path, capsys):
+    (tmp_path / "overlays").mkdir()
+    assert main(train(data, tmp_path, small_checkpoint, "--overwrite", "true")) == 2
+    assert "has no run.json, so what is in it is not overwritten" in capsys.readouterr().err
+    assert (tmp_path / "overlays").exists()
+
+
+class Ones:
+    """Batches of one feature that is always 1, and of class 0."""
+
+    def between(self, first, last):
+        from evals.segmentation.batches import Batch
+
+        for _ in range(first, last):
+            yield Batch([torch.ones(2, 1, 2, 2)], torch.zeros(2, 4, 4, dtype=torch.uint8))
+
+
+class Stop:
+    def is_set(self):
+        return False
+
+
+def make_training(folder, learning_rate=1e-3):
+    optimization = Optimization(10, 2, "sgd", learning_rate, 0.0, "poly", 2)
+    return Training(LinearHead([1], 2), Ones(), optimization, folder)
+
+
+def test_log_and_validation(tmp_path):
+    training = make_training(tmp_path)
+    training.run(Pace(log=5, save=4, validate=4), Stop(), lambda: {"mIoU": training.step / 100})
+    lines = read_history(tmp_path)
+    assert [(line["step"], "mIoU" in line) for line in lines] == [(4, True), (5, False), (8, True), (10, False)]
+    assert lines[1]["learning_rate"] == pytest.approx(1e-3 * (1 - 3 / 8))
+    assert lines[1]["loss"] == pytest.approx(0.69, abs=0.02)
+    assert training.head.training
+
+
+def test_a_loss_that_is_not_finite_is_told(tmp_path):
+    training = make_training(tmp_path)
+    training.head.classifier.bias.data[0] = torch.nan
+    with pytest.raises(UserError, match="the loss is nan at step 5; use a lower --learning_rate"):
+        training.run(Pace(log=5), Stop(), dict)
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path):
+    from evals.segmentation.history import open_history
+
+    with open_history(tmp_path, 0), pytest.raises(UserError, match="another run is writing"):
+        make_training(tmp_path).run(Pace(), Stop(), dict)
+
+
+def test_learning_rates_are_those_of_mmsegmentation():
+    """LinearLR over the warm-up, then PolyLR of power 1 to the end; or half a cosine."""
+    from torch.optim.lr_scheduler import LinearLR, PolynomialLR, SequentialLR
+
+    optimization = Optimization(100, 1, "adamw", 0.5, 0.0, "poly", 10)
+    optimizer, scheduler = optimization.build(LinearHead([1], 2))
+    theirs, _ = optimization.build(LinearHead([1], 2))
+    theirs.param_groups[0]["lr"] = theirs.param_groups[0]["initial_lr"] = 0.5
+    parts = [LinearLR(theirs, WARMUP_START, total_iters=10), PolynomialLR(theirs, 90)]
+    reference = SequentialLR(theirs, parts, [10])
+    for _ in range(100):
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(theirs.param_groups[0]["lr"], abs=1e-7)
+        for part in (optimizer, scheduler, theirs, reference):
+            part.step()
+    cosine = Optimization(100, 1, "adamw", 0.5, 0.0, "cosine", 10)
+    assert [cosine.rate(step) for step in (10, 55, 100)] == pytest.approx([1, 0.5, 0])
+    assert Optimization(100, 1, "adamw", 0.5, 0.0, "constant", 10).rate(99) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 0}, "--steps cannot be 0"),
+        ({"batch_size": 0}, "--batch_size cannot be 0"),
+        ({"warmup": 10}, "--warmup cannot be 10; allowed is 0 to 9"),
+        ({"learning_rate": 0.0}, "--learning_rate cannot be 0.0"),
+        ({"weight_decay": -1.0}, "--weight_decay cannot be -1.0"),
+    ],
+)
+def test_optimizations_that_are_not_possible(change, message):
+    fields = {
+        "steps": 10,
+        "batch_size": 2,
+        "optimizer": "sgd",
+        "learning_rate": 1.0,
+        "weight_decay": 0.0,
+        "schedule": "poly",
+        "warmup": 0,
+    }
+    with pytest.raises(UserError, match=message):
+        Optimization(**{**fields, **change})

@@ -1,0 +1,166 @@
+"""From images to label maps: every class must land on its own pixels, whatever the way of looking."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import noise
+from PIL import Image
+from torch.nn import functional as F
+
+from heads.contract import FeatureSource
+from heads.dense import inference as module
+from heads.dense.inference import Canvas, Inference, enlarged_argmax, predict, window_starts
+from heads.dense.linear import LinearHead
+from heads.dense.segmenter import Segmenter
+from sail_encoder import load_backbone
+from sail_encoder.resizing import Resize
+
+CELLS = (5, 13)
+"""Rows and columns of the colored cells; neither divides the 37x91 patches of the test image."""
+
+
+def cell_colors():
+    rows, columns = np.mgrid[: CELLS[0], : CELLS[1]].reshape(2, -1)
+    return np.stack((40 + 40 * rows, 20 + 17 * columns, np.full(rows.shape, 128)), axis=1).astype(np.uint8)
+
+
+def colored_cells(height, width):
+    """An image whose color says which cell a pixel is in, and the number of that cell per pixel."""
+    labels = (np.arange(height) * CELLS[0] // height)[:, None] * CELLS[1] + np.arange(width) * CELLS[1] // width
+    return Image.fromarray(cell_colors()[labels]), labels
+
+
+@pytest.fixture(scope="module")
+def color_segmenter():
+    """Classifies a patch by the cell color that is nearest to its mean."""
+    backbone = load_backbone("raw/14")
+    colors = torch.from_numpy(cell_colors()).float() / 255
+    colors = (colors - torch.tensor(backbone.image_mean)) / torch.tensor(backbone.image_std)
+    head = LinearHead([588], len(colors)).eval()
+    weight = (2 * colors).repeat_interleave(196, dim=1) / 196
+    head.classifier.weight.data = 300 * weight[..., None, None]
+    head.classifier.bias.data = -300 * colors.square().sum(1)
+    return Segmenter(backbone, head, FeatureSource("raw/14", "", (0,)))
+
+
+def predict_one(segmenter, inference, image):
+    (labels,) = predict(segmenter, inference, [image], lambda item: item)
+    return labels.numpy()
+
+
+def away_from_borders(labels, margin):
+    """Pixels around which all labels are the same."""
+    tensor = torch.from_numpy(labels)[None, None].float()
+    high = F.max_pool2d(tensor, 2 * margin + 1, 1, margin)
+    low = -F.max_pool2d(-tensor, 2 * margin + 1, 1, margin)
+    return (high == low)[0, 0].numpy()
+
+
+WAYS = {
+    "whole": Inference(Resize()),
+    "mirrored": Inference(Resize(), flip=True),
+    "windows": Inference(Resize(), (140, 224), (98, 150)),
+    "windows at an odd size": Inference(Resize(short=400), (140, 224), (101, 149)),
+    "scales": Inference(Resize(), scales=(0.75, 1.0, 1.5), flip=True),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("size", [(37 * 14, 91 * 14), (37 * 14 - 5, 91 * 14 + 3)])
+def test_classes_land_on_their_pixels(way, size, color_segmenter):
+    image, labels = colored_cells(*size)
+    predicted = predict_one(color_segmenter, WAYS[way], image)
+    assert predicted.shape == size
+    safe = away_from_borders(labels, 20)
+    assert safe.mean() > 0.25
+    assert (predicted == labels)[safe].all()
+    assert (predicted == labels).mean() > 0.93
+
+
+def small_segmenter(backbone, classes=6, seed=0):
+    torch.manual_seed(seed)
+    head = LinearHead([64, 64], classes).eval()
+    torch.nn.init.normal_(head.classifier.weight)
+    return Segmenter(backbone, head, FeatureSource("small", "", (0, 2)))
+
+
+def test_one_window_over_the_whole_image_is_whole_inference(small_backbone):
+    segmenter, image = small_segmenter(small_backbone), Image.fromarray(noise(14 * 5, 14 * 7))
+    whole = predict_one(segmenter, Inference(Resize()), image)
+    window = predict_one(segmenter, Inference(Resize(), (14 * 5, 14 * 7), (14, 14)), image)
+    larger = predict_one(segmenter, Inference(Resize(), (14 * 9, 14 * 9), (100, 100)), image)
+    np.testing.assert_array_equal(whole, window)
+    np.testing.assert_array_equal(whole, larger)
+    assert len(np.unique(whole)) > 2
+
+
+def test_overlapping_windows_are_averaged_with_exact_weights():
+    image = Image.fromarray(noise(14 * 6, 14 * 9))
+    canvas = Canvas(image, Inference(Resize(), (56, 70), (31, 45)), 14, Image.Resampling.BILINEAR)
+    expected = torch.zeros(2, 84, 126)
+    weights = torch.zeros(84, 126)
+    generator = torch.Generator().manual_seed(0)
+    for tile in canvas.tiles:
+        logits = torch.randn(2, 4, 5, generator=generator)
+        canvas.add(tile, logits)
+        enlarged = F.interpolate(logits[None], (56, 70), mode="bilinear", align_corners=False)[0]
+        expected[:, tile.top : tile.top + 56, tile.left : tile.left + 70] += enlarged
+        weights[tile.top : tile.top + 56, tile.left : tile.left + 70] += 1
+    assert canvas.missing == 0
+    assert weights.min() >= 1
+    assert weights.max() > 1
+    torch.testing.assert_close(canvas.weights[0], weights, rtol=0, atol=0)
+    torch.testing.assert_close(canvas.sums[0], expected)
+    np.testing.assert_array_equal(canvas.labels(), (expected / weights).argmax(0))
+
+
+@pytest.mark.parametrize(
+    ("length", "window", "stride", "starts"),
+    [
+        (512, 512, 341, [0]),
+        (683, 512, 341, [0, 171]),
+        (853, 512, 341, [0, 341]),
+        (854, 512, 341, [0, 341, 342]),
+        (100, 40, 40, [0, 40, 60]),
+        (100, 40, 10, [0, 10, 20, 30, 40, 50, 60]),
+    ],
+)
+def test_windows_cover_the_length(length, window, stride, starts):
+    assert window_starts(length, window, stride) == starts
+
+
+def test_many_images_in_packs_are_as_one_by_one(small_backbone):
+    segmenter = small_segmenter(small_backbone)
+    sizes = [(50, 70), (70, 50), (14, 14), (50, 70), (200, 30), (33, 190)]
+    images = [Image.fromarray(noise(*size, seed)) for seed, size in enumerate(sizes)]
+    for way in (Inference(Resize()), Inference(Resize(), (42, 42), (28, 28), scales=(1.0, 1.3), flip=True)):
+        together = [labels.numpy() for labels in predict(segmenter, way, images, lambda item: item)]
+        assert [labels.shape for labels in together] == sizes
+        for image, labels in zip(images, together, strict=True):
+            assert (predict_one(segmenter, way, image) == labels).mean() > 0.999
+
+
+def test_the_enlarged_argmax_is_exact_in_any_chunk(monkeypatch):
+    logits = torch.randn(11, 5, 7, generator=torch.Generator().manual_seed(0))
+    expected = F.interpolate(logits[None], (63, 41), mode="bilinear", align_corners=False)[0].argmax(0)
+    for elements in (1, 63 * 41 * 4, 2**25):
+        monkeypatch.setattr(module, "_CHUNK_ELEMENTS", elements)
+        np.testing.assert_array_equal(enlarged_argmax(logits, (63, 41)), expected)
+
+
+def test_the_backbone_stops_at_the_deepest_layer_and_has_no_gradients(small_backbone):
+    ran = []
+    hooks = [
+        layer.register_forward_hook(lambda *_, index=index: ran.append(index))
+        for index, layer in enumerate(small_backbone.model.layers)
+    ]
+    segmenter = Segmenter(small_backbone, LinearHead([64], 2), FeatureSource("small", "", (1,)))
+    patched = [small_backbone.prepare(noise(28, 42), Resize()) for _ in range(3)]
+    (maps,) = segmenter.maps(patched)
+    for hook in hooks:
+        hook.remove()
+    assert ran == [0, 1]
+    assert maps.shape == (3, 64, 2, 3)
+    assert not maps.requires_grad
+    expected = small_backbone.encode([noise(28, 42)], layers=1)[0].grid.permute(2, 0, 1)
+    torch.testing.assert_close(maps[1], expected)
