@@ -10,7 +10,16 @@ class CheckpointError(UserError):
 
 
 class ImageError(UserError):
-    """An image that cannot be read."""
+    """An image that cannot be read.
+
+    Args:
+        reason: Why.
+        path: The file, where it is one.
+    """
+
+    def __init__(self, reason: str, path: str | None = None) -> None:
+        super().__init__(reason if path is None else f"{path}: {reason}")
+        self.reason = reason
 
 
 class SourceError(UserError):

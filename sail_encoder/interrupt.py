@@ -12,7 +12,7 @@ class Interrupt:
 
     Args:
         stop: What to call to ask the work to stop.
-        notice: What to print then.
+        notice: What to print then, if anything.
 
     Attributes:
         status: 128 plus the number of the signal that came, 0 if none has.
@@ -37,7 +37,8 @@ class Interrupt:
         self.status = 128 + number
         self.stop()
         self._restore()
-        print(f"\n{self.notice}", file=sys.stderr)
+        if self.notice:
+            print(f"\n{self.notice}", file=sys.stderr)
 
     def _restore(self) -> None:
         for number, handler in self.earlier.items():

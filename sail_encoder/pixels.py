@@ -111,7 +111,10 @@ def read_image(image: ImageLike, exif_rotate: bool = False) -> tuple[Image.Image
         ImageError: If there is no image to be read.
     """
     if isinstance(image, (str, os.PathLike)):
-        return _decode(os.fspath(image), exif_rotate)
+        try:
+            return _decode(os.fspath(image), exif_rotate)
+        except ImageError as error:
+            raise ImageError(error.reason, os.fspath(image)) from None
     if isinstance(image, bytes):
         return _decode(io.BytesIO(image), exif_rotate)
     if isinstance(image, Image.Image):

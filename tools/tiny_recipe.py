@@ -10,11 +10,11 @@ import torch
 from numpy.random import Generator
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import IterableDataset, get_worker_info
 from transformers import AddedToken, PreTrainedTokenizerFast
 
-from evals.scene_questions import CAPTION_PROMPT, Question, ask_about
+from evals.scene_questions import CAPTION_PROMPT, KINDS, Question, ask_about
 from evals.scenes import RADII, TRAINING_SEEDS, Array, Scene, draw_scene
 from sail_encoder.pixels import IMAGENET_MEAN, IMAGENET_STD, patchify
 from sail_encoder.sail.configuration_sail import SailConfig
@@ -23,12 +23,11 @@ from sail_encoder.sail.published import UNUSED_VISION_TOKENS
 PATCH = 14
 MAX_TOKENS = 256
 VISION_TOKENS = ("<vision>", "<vpatch>", "<vrow_sep>", "<vframe_sep>", "</vision>", "<|vis_cls|>")
-QUESTIONS_PER_SCENE = 3
 TOKENS_PER_STEP = 8000
-TEXT_TOKENS = 60
-"""Length of a conversation, roughly."""
+MOST_SCENES = 160
 
-MOST_SCENES = 96
+TEXT_TOKENS = {1: 20, 4: 60}
+"""Length of a conversation of so many turns, roughly."""
 
 Conversation = tuple[list[int], list[int]]
 """Token ids and labels."""
@@ -39,26 +38,31 @@ class Stage:
     """A part of the training.
 
     Attributes:
-        until: Share of all steps after which it ends.
+        until: Step at which it ends.
         things: Numbers of things in a scene.
         sides: Shortest and longest side of a grid.
         patches: Patches of a grid at most.
         sizes: Sizes of the things.
-        kinds: Kinds of questions; all where empty.
+        kinds: Kinds of questions, the more often named the more often asked.
+        long: Share of the steps whose conversations have four turns. In the others there is one, about which nothing
+            has been said before, and there is room for more scenes.
     """
 
-    until: float
+    until: int
     things: tuple[int, ...]
     sides: tuple[int, int]
     patches: int
     sizes: tuple[str, ...] = tuple(RADII)
-    kinds: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = tuple(KINDS)
+    long: float = 1.0
 
+
+MOSTLY_SHAPES = (*KINDS, *["shape"] * 4, "corners", "corners", "outline")
 
 STAGES = (
-    Stage(0.2, (1,), (6, 8), 49, ("medium", "large"), ("shape", "corners", "outline", "color", "where")),
-    Stage(0.6, (1,), (5, 13), 120),
-    Stage(1.0, (1, 1, 1, 2, 3, 4), (5, 20), MAX_TOKENS),
+    Stage(500, (1,), (6, 8), 49, ("medium", "large"), ("shape", "corners", "outline", "color", "where"), long=0.0),
+    Stage(1500, (1,), (5, 13), 120, kinds=MOSTLY_SHAPES, long=0.1),
+    Stage(3000, (1, 1, 1, 2, 3, 4), (5, 20), MAX_TOKENS, long=0.2),
 )
 """Easy scenes first: outlines are learned on single large things, binding and counting on several of any size."""
 
@@ -124,6 +128,20 @@ def build_config(tokenizer: PreTrainedTokenizerFast) -> SailConfig:
     )
 
 
+@torch.no_grad()
+def whiten(patch_embedding: nn.Linear, patches: Tensor) -> None:
+    """Sets a patch embedding to the principal components of patches [count, 3 * p * p], each scaled to equal variance.
+
+    Random weights hand on what varies most, the mean color of a patch, and hide its edges: nine tenths of the variance
+    of drawn patches lie in six of 588 components. Components that are mostly grain are held back by a small constant.
+    """
+    centered = patches - patches.mean(dim=0)
+    variances, components = torch.linalg.eigh(centered.T @ centered / len(patches))
+    kept = patch_embedding.out_features
+    scales = 0.4 / (variances[-kept:] + 0.1).sqrt()
+    patch_embedding.weight.copy_((components[:, -kept:] * scales).T)
+
+
 @dataclass
 class Batch:
     """Scenes of one grid with their conversations, right-padded to one length."""
@@ -140,13 +158,11 @@ class SceneBatches(IterableDataset[Batch]):
     Args:
         tokenizer: The tokenizer.
         first_step: Where to begin.
-        steps: Length of the training, which the stages divide.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, first_step: int, steps: int) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, first_step: int) -> None:
         self.tokenizer = tokenizer
         self.first_step = first_step
-        self.steps = steps
 
     def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()
@@ -158,13 +174,14 @@ class SceneBatches(IterableDataset[Batch]):
     def make(self, step: int) -> Batch:
         """Draws the batch of a step: as many scenes as its grid leaves room for."""
         rng = np.random.default_rng((7, step))
-        stage = next(stage for stage in STAGES if step < stage.until * self.steps or stage is STAGES[-1])
+        stage = next((stage for stage in STAGES if step < stage.until), STAGES[-1])
         grid = choose_grid(rng, stage)
-        scenes = min(MOST_SCENES, TOKENS_PER_STEP // (grid[0] * grid[1] + TEXT_TOKENS))
+        turns = 4 if rng.random() < stage.long else 1
+        scenes = min(MOST_SCENES, TOKENS_PER_STEP // (grid[0] * grid[1] + TEXT_TOKENS[turns]))
         first_seed = TRAINING_SEEDS.start + step * MOST_SCENES
         drawn = [draw_to_grid(seed, grid, stage) for seed in range(first_seed, first_seed + scenes)]
         patches = torch.from_numpy(np.concatenate([patches for _, patches in drawn]))
-        rows = [encode(self.tokenizer, grid, converse(scene, rng, stage)) for scene, _ in drawn]
+        rows = [encode(self.tokenizer, grid, converse(scene, rng, turns, stage.kinds)) for scene, _ in drawn]
         return Batch(normalize(patches), grid, *pad(rows, self.tokenizer.pad_token_id))
 
 
@@ -186,13 +203,13 @@ def draw_to_grid(seed: int, grid: tuple[int, int], stage: Stage) -> tuple[Scene,
     return scene, patchify(np.asarray(image), PATCH)
 
 
-def converse(scene: Scene, rng: Generator, stage: Stage) -> list[Question]:
-    """The caption and several questions, in random order."""
-    turns = [
-        Question(CAPTION_PROMPT, scene.caption, "caption"),
-        *ask_about(scene, rng, QUESTIONS_PER_SCENE, stage.kinds),
-    ]
-    return [turns[index] for index in rng.permutation(len(turns))]
+def converse(scene: Scene, rng: Generator, turns: int, kinds: tuple[str, ...]) -> list[Question]:
+    """The caption and questions in random order; a single turn is one of them."""
+    caption = Question(CAPTION_PROMPT, scene.caption, "caption")
+    asked = [caption, *ask_about(scene, rng, max(1, turns - 1), kinds)]
+    if turns == 1:
+        return [asked[int(rng.random() < 0.6)]] if len(asked) > 1 else asked
+    return [asked[index] for index in rng.permutation(len(asked))]
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, grid: tuple[int, int], turns: list[Question]) -> Conversation:

@@ -61,5 +61,4 @@ def chat(
         conversation.look(image)
     if prompt is None:
         return converse(conversation, sampling)
-    answer_streamed(conversation, prompt, sampling)
-    return 0
+    return answer_streamed(conversation, prompt, sampling)

@@ -14,14 +14,20 @@ HELP = "ask anything; /image PATH shows an image, /reset starts anew, /quit or C
 
 
 class _AnswerStreamer(TextStreamer):
-    """Prints an answer without the space that its first token begins with."""
+    """Prints an answer without the space that its first token begins with, and tells where it was stopped."""
 
     begun = False
+
+    def __init__(self, chat: Chat, stop: threading.Event) -> None:
+        super().__init__(chat.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.stop = stop
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         text = text if self.begun else text.lstrip()
         self.begun = self.begun or bool(text)
         super().on_finalized_text(text, stream_end)
+        if stream_end and self.stop.is_set():
+            print("[stopped]", file=sys.stderr)
 
 
 def converse(chat: Chat, sampling: Sampling, read: Callable[[str], str] = input) -> int:
@@ -67,9 +73,14 @@ def _respond(chat: Chat, sampling: Sampling, line: str) -> None:
         answer_streamed(chat, line, sampling)
 
 
-def answer_streamed(chat: Chat, prompt: str, sampling: Sampling) -> None:
-    """Prints an answer as it comes; Ctrl-C ends it where it is, and it stays part of the conversation."""
+def answer_streamed(chat: Chat, prompt: str, sampling: Sampling) -> int:
+    """Prints an answer as it comes; Ctrl-C ends it where it is, and it stays part of the conversation.
+
+    Returns:
+        Exit status: 0, or 130 or 143 where a signal ended the answer.
+    """
     stop = threading.Event()
-    streamer = _AnswerStreamer(chat.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
-    with Interrupt(stop.set, notice="[stopped]"):
+    streamer = _AnswerStreamer(chat, stop)
+    with Interrupt(stop.set, notice="") as interrupt:
         chat.ask(prompt, sampling=sampling, streamer=streamer, stop=stop)
+    return interrupt.status

@@ -157,7 +157,8 @@ class Pipeline:
         try:
             patched = self.backbone.prepare(image.open(), self.request.resize, self.request.exif_rotate)
         except (ImageError, OSError) as error:
-            return ReadImage(replace(record, error=str(error)), None)
+            reason = error.reason if isinstance(error, ImageError) else str(error)
+            return ReadImage(replace(record, error=reason), None)
         record = replace(
             record,
             grid=patched.grid,
