@@ -41,7 +41,7 @@ def train(
     cache: str | None = None,
     cache_gb: float = 50.0,
     validate_every: int = 0,
-    save_every: int = 500,
+    save_every: int = 100,
     log_every: int = 20,
     overlays: int = 8,
     seed: int = 0,
