@@ -37,7 +37,7 @@ class SegmentationData:
         try:
             return read_image(self.samples[index].image)[0]
         except ImageError as error:
-            raise DataError(f"{self.samples[index].image}: {error}") from None
+            raise DataError(str(error)) from None
 
     def read_labels(self, index: int) -> Array:
         """The classes of a sample's pixels, uint8 [height, width], `IGNORE` where they do not count.

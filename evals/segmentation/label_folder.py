@@ -82,9 +82,11 @@ class LabelFolder:
         image = named[1]
         try:
             return read_image(image.open())[0]
-        except (ImageError, OSError) as error:
+        except ImageError as error:
+            self.failures[image.key] = error.reason
+        except OSError as error:
             self.failures[image.key] = str(error)
-            return Image.new("RGB", (1, 1))
+        return Image.new("RGB", (1, 1))
 
     def _write(self, name: str, image: ImageFile, labels: Array) -> None:
         """Writes the overlay first: the label map says that the image is done."""

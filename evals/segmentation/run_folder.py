@@ -14,17 +14,30 @@ from sail_encoder.versions import versions
 RUN, RESULTS, CHECKPOINT, OVERLAYS, LABELS = "run.json", "results.json", "checkpoint.pt", "overlays", "labels"
 
 
+def check_run(folder: Path, settings: dict[str, Any]) -> None:
+    """Compares settings with those of a run in the folder, if there is one.
+
+    Raises:
+        UserError: If one differs.
+    """
+    check_settings(folder, _as_json(settings))
+
+
 def claim(folder: Path, settings: dict[str, Any], overwrite: bool) -> None:
     """Begins a run in a folder, or goes on with one of the same settings.
 
     Raises:
         UserError: If a run with other settings is there, or something else is.
     """
-    settings = json.loads(json.dumps(settings))
     if overwrite:
         _remove_run(folder)
-    check_settings(folder, settings)
-    write_json(folder / RUN, {"settings": settings, "versions": versions()})
+    check_run(folder, settings)
+    write_json(folder / RUN, {"settings": _as_json(settings), "versions": versions()})
+
+
+def _as_json(settings: dict[str, Any]) -> Any:
+    """Settings as they are read back: tuples as lists."""
+    return json.loads(json.dumps(settings))
 
 
 def _remove_run(folder: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from evals.segmentation.layouts import LayoutName
 from evals.segmentation.optimization import Optimization, OptimizerName, ScheduleName
-from evals.segmentation.run_folder import claim
+from evals.segmentation.run_folder import check_run, claim
 from evals.segmentation.scene_data import SCENES
 
 
@@ -41,7 +41,7 @@ def train(
     cache: str | None = None,
     cache_gb: float = 50.0,
     validate_every: int = 0,
-    save_every: int = 500,
+    save_every: int = 100,
     log_every: int = 20,
     overlays: int = 8,
     seed: int = 0,
@@ -110,9 +110,12 @@ def train(
     source = train_options.choose_features(arguments)
     training_data, validation_data = train_options.open_data(arguments)
     classes = training_data.class_map.names
-    claim(Path(out), _decisive(arguments, len(training_data), classes), overwrite)
+    settings = _decisive(arguments, len(training_data), classes)
+    if not overwrite:
+        check_run(Path(out), settings)
     features = train_options.cache(arguments, source, training_data) if mode == "cached" else None
     segmenter, trained = train_options.build_segmenter(arguments, source, classes)
+    claim(Path(out), {**settings, "weights": trained.source.weights}, overwrite)
     batches = train_options.build_batches(arguments, segmenter, training_data, features)
     run = Run(Path(out), segmenter, trained, validation_data)
     status = run.learn(batches, optimization, Pace(log_every, save_every, validate_every), len(training_data))
@@ -130,7 +133,7 @@ _HOW_IT_RUNS = {
 
 
 def _decisive(arguments: dict[str, Any], images: int, classes: list[str]) -> dict[str, Any]:
-    """All that decides the head that comes out, but for the pixels and weights themselves."""
+    """All that decides the head that comes out, but for the pixels and the weights of the backbone."""
     data = arguments["data"] if arguments["data"] == SCENES else os.path.abspath(arguments["data"])
     chosen = {name: value for name, value in arguments.items() if name not in _HOW_IT_RUNS}
     return {**chosen, "data": data, "training_images": images, "classes": classes}

@@ -15,6 +15,7 @@ from evals.segmentation.data_source import DataSource
 from evals.segmentation.inference_options import read_windows, whole_patches
 from evals.segmentation.scene_data import SCENES, draw_scenes
 from heads.contract import FeatureSource
+from heads.dense.contract import DenseHead
 from heads.dense.registry import TrainedHead, build_dense_head
 from heads.dense.segmenter import Segmenter
 from sail_encoder.backbone import load_backbone
@@ -47,6 +48,8 @@ def choose_features(arguments: dict[str, Any]) -> FeatureSource:
     rule = spec.resize.override(arguments["resize"], arguments["max_tokens"])
     rule.grid((1, 1), spec.patch_size)
     layers = tuple(resolve_layers(arguments["layers"], spec.num_layers))
+    with torch.device("meta"):
+        _build_head(arguments, [spec.embed_dim] * len(layers), 2)
     return FeatureSource(arguments["model"], "", layers, arguments["norm"], str(rule), rule.max_tokens)
 
 
@@ -82,11 +85,14 @@ def build_segmenter(
     backbone = load_backbone(source.backbone, arguments["device"], arguments["precision"], depth)
     source = replace(source, weights=backbone.fingerprint(depth - 1))
     torch.manual_seed(arguments["seed"])
-    channels = [backbone.embed_dim] * len(source.layers)
-    head = build_dense_head(arguments["head"], channels, len(classes), **(arguments["head_options"] or {}))
+    head = _build_head(arguments, [backbone.embed_dim] * len(source.layers), len(classes))
     windows = read_windows(arguments["window"], arguments["stride"], backbone.patch_size)
     trained = TrainedHead(arguments["head"], head, source, classes, arguments["mode"], *windows)
     return Segmenter(backbone, head, source), trained
+
+
+def _build_head(arguments: dict[str, Any], in_channels: list[int], num_classes: int) -> DenseHead:
+    return build_dense_head(arguments["head"], in_channels, num_classes, **(arguments["head_options"] or {}))
 
 
 def build_batches(

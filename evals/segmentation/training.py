@@ -34,7 +34,7 @@ class Pace:
     """
 
     log: int = 50
-    save: int = 500
+    save: int = 100
     validate: int = 0
 
 

@@ -4,15 +4,14 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import reduce
 from typing import TypeVar
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from heads.dense.enlarging import most_likely
 from heads.dense.segmenter import Segmenter
 from sail_encoder.extraction.threads import map_ahead
 from sail_encoder.packing import pack_consecutive
@@ -22,7 +21,6 @@ from sail_encoder.resizing import Resize, Size
 T = TypeVar("T")
 
 _IMAGES_AHEAD_PER_READER = 2
-_CHUNK_ELEMENTS = 2**25
 _NO_LIMIT = 2**31
 
 
@@ -124,11 +122,7 @@ class Canvas:
 
     def labels(self) -> Tensor:
         """The class of each pixel of the original image, uint8 [height, width]."""
-        views = [self._view(index) for index in range(len(self.sizes))]
-        if len(views) == 1:
-            return enlarged_argmax(views[0], self.size)
-        enlarged = (F.interpolate(view[None], self.size, mode="bilinear")[0].softmax(0) for view in views)
-        return reduce(torch.add, enlarged).argmax(0).byte()
+        return most_likely([self._view(index) for index in range(len(self.sizes))], self.size)
 
     def _view(self, index: int) -> Tensor:
         logits = self.sums[index]
@@ -147,27 +141,6 @@ def _scaled(size: Size, inference: Inference, patch_size: int, scale: float) -> 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
     """Where windows begin that cover a length: every stride, the last one moved back to end with it."""
     return sorted({min(start, length - window) for start in range(0, length - window + stride, stride)})
-
-
-def enlarged_argmax(logits: Tensor, size: Size) -> Tensor:
-    """The argmax over classes of logits enlarged to a size, without ever holding all of them enlarged.
-
-    Args:
-        logits: [classes, h, w].
-        size: Height and width.
-
-    Returns:
-        uint8 [height, width].
-    """
-    step = max(1, _CHUNK_ELEMENTS // (size[0] * size[1]))
-    best = logits.new_full(size, -torch.inf)
-    labels = torch.zeros(size, dtype=torch.uint8, device=logits.device)
-    for start in range(0, len(logits), step):
-        values, index = F.interpolate(logits[None, start : start + step], size, mode="bilinear")[0].max(0)
-        better = values > best
-        best = torch.where(better, values, best)
-        labels = torch.where(better, (index + start).byte(), labels)
-    return labels
 
 
 def predict(

@@ -2,12 +2,9 @@
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from heads.dense import IGNORE
-
-_CHUNK_ELEMENTS = {"cpu": 2**21, "cuda": 2**26}
-"""Enlarged logits that exist at a time, by device: on a processor what its caches hold."""
+from heads.dense.enlarging import bilinear_weights, rows_at_a_time
 
 
 def upsampled_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -31,8 +28,8 @@ class _UpsampledCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, logits: Tensor, labels: Tensor) -> Tensor:
         (n, classes, h, w), (height, width) = logits.shape, labels.shape[1:]
-        down, across = _bilinear_weights(h, height, logits), _bilinear_weights(w, width, logits)
-        step = max(1, _CHUNK_ELEMENTS.get(logits.device.type, 2**24) // (width * classes))
+        down, across = bilinear_weights(h, height, logits), bilinear_weights(w, width, logits)
+        step = rows_at_a_time(width, classes, logits.device)
         counted = labels.ne(IGNORE).sum().clamp_min(1)
         total, gradient = logits.new_zeros(()), logits.new_zeros(n, h, w * classes)
         for image, small in enumerate(logits.permute(0, 2, 3, 1).reshape(n, h, w * classes)):
@@ -49,12 +46,6 @@ class _UpsampledCrossEntropy(torch.autograd.Function):
     def backward(ctx: torch.autograd.function.FunctionCtx, *outer: Tensor) -> tuple[Tensor, None]:
         (gradient,) = ctx.saved_tensors  # type: ignore[attr-defined]
         return gradient * outer[0], None
-
-
-def _bilinear_weights(small: int, large: int, like: Tensor) -> Tensor:
-    """The matrix [large, small] that enlarges a line bilinearly."""
-    line = torch.eye(small, device=like.device, dtype=like.dtype)
-    return F.interpolate(line[None], large, mode="linear")[0].T.contiguous()
 
 
 def _cross_entropy(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -31,14 +31,19 @@ def build_dense_head(kind: str, in_channels: list[int], num_classes: int, **opti
         options: Its other arguments.
 
     Raises:
-        HeadError: If there is no such head, or it has no such option.
+        HeadError: If there is no such head, or it cannot be built with these options.
     """
     head = get_head(kind, BUILT_IN, GROUP)
     allowed = [name for name in inspect.signature(head).parameters if name not in ("in_channels", "num_classes")]
     for name in options:
         if name not in allowed:
             raise HeadError(f"the {kind} head has no option '{name}'; it has {', '.join(allowed)}")
-    return head(in_channels, num_classes, **options)
+    try:
+        return head(in_channels, num_classes, **options)
+    except HeadError:
+        raise
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise HeadError(f"the {kind} head cannot be built with {options}: {error}") from None
 
 
 @dataclass(frozen=True, eq=False)

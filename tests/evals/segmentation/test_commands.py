@@ -228,6 +228,7 @@ EVAL = ["segment", "eval", "DATA", "--head", "HEAD"]
         ([*TRAIN, "--layers", "3"], "layer"),
         ([*TRAIN, "--head", "lineer"], "no head 'lineer'; there is linear, upernet, knn"),
         ([*TRAIN, "--head_options", '{"width": 3}'], "the linear head has no option 'width'"),
+        ([*TRAIN, "--mode", "cached", "--head_options", '{"dropout": 3}'], "cannot be built with {'dropout': 3}"),
         ([*TRAIN, "--layout", "ade"], "--layout cannot be ade; allowed is folder, ade20k"),
         ([*TRAIN, "--layout", "ade20k"], "has no train split in this layout (images/training with"),
         ([*TRAIN, "--schedule", "steps"], "--schedule cannot be steps; allowed is poly, cosine, constant"),

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import time
 import pytest
 import torch
 from drawn_data import write_data
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from evals.segmentation.history import LOG, read_history
 from evals.segmentation.optimization import WARMUP_START, Optimization
@@ -99,6 +100,18 @@ def test_other_settings_are_refused_until_overwritten(data, small_checkpoint, tm
     assert main([*command, "--seed", "1", "--overwrite", "true"]) == 0
     second = load_file(tmp_path / "head.safetensors")
     assert not torch.equal(first["classifier.weight"], second["classifier.weight"])
+
+
+def test_other_weights_of_the_same_name_are_refused(data, small_checkpoint, tmp_path, capsys):
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(small_checkpoint, checkpoint)
+    command = train(data, tmp_path / "run", checkpoint, "--steps", "6")
+    assert main(command) == 0
+    tensors = load_file(checkpoint / "model.safetensors")
+    name = next(name for name in tensors if "layers.2.mlp" in name)
+    save_file({**tensors, name: 2 * tensors[name]}, checkpoint / "model.safetensors", {"format": "pt"})
+    assert main(command) == 2
+    assert "weights was" in capsys.readouterr().err
 
 
 def test_folders_of_others_are_not_overwritten(data, small_checkpoint, tmp_path, capsys):

@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 from heads.contract import FeatureSource, HeadError, SavedHead, save_head
 from heads.dense import IGNORE
-from heads.dense import loss as loss_module
+from heads.dense.enlarging import CHUNK_ELEMENTS
 from heads.dense.linear import LinearHead
 from heads.dense.loss import upsampled_cross_entropy
 from heads.dense.neighbors import NeighborHead, class_shares
@@ -34,7 +34,7 @@ def some_labels(n=2, height=10 * ROWS, width=10 * COLUMNS, classes=CLASSES):
 
 @pytest.mark.parametrize("chunk", [1, 700, 2**26])
 def test_loss_and_gradient_are_those_of_the_enlarged_logits(chunk, monkeypatch):
-    monkeypatch.setitem(loss_module._CHUNK_ELEMENTS, "cpu", chunk)
+    monkeypatch.setitem(CHUNK_ELEMENTS, "cpu", chunk)
     logits, labels = torch.randn(3, CLASSES, ROWS, COLUMNS, requires_grad=True), some_labels(3)
     enlarged = F.interpolate(logits, labels.shape[1:], mode="bilinear", align_corners=False)
     expected = F.cross_entropy(enlarged, labels.long(), ignore_index=IGNORE)
@@ -175,6 +175,8 @@ def test_unknown_heads_and_options_name_what_there_is(tmp_path):
         build_dense_head("lineer", [6], 2)
     with pytest.raises(HeadError, match="the linear head has no option 'width'; it has dropout"):
         build_dense_head("linear", [6], 2, width=3)
+    with pytest.raises(HeadError, match=r"linear head cannot be built with {'dropout': 3}: dropout probability"):
+        build_dense_head("linear", [6], 2, dropout=3)
     save_head(tmp_path, SavedHead("ridge", {}, None, {"w": torch.zeros(1)}))
     with pytest.raises(HeadError, match="of kind 'ridge'"):
         load_dense_head(tmp_path)

@@ -8,8 +8,8 @@ from PIL import Image
 from torch.nn import functional as F
 
 from heads.contract import FeatureSource
-from heads.dense import inference as module
-from heads.dense.inference import Canvas, Inference, enlarged_argmax, predict, window_starts
+from heads.dense.enlarging import CHUNK_ELEMENTS, most_likely
+from heads.dense.inference import Canvas, Inference, predict, window_starts
 from heads.dense.linear import LinearHead
 from heads.dense.segmenter import Segmenter
 from sail_encoder import load_backbone
@@ -140,12 +140,15 @@ def test_many_images_in_packs_are_as_one_by_one(small_backbone):
             assert (predict_one(segmenter, way, image) == labels).mean() > 0.999
 
 
-def test_the_enlarged_argmax_is_exact_in_any_chunk(monkeypatch):
-    logits = torch.randn(11, 5, 7, generator=torch.Generator().manual_seed(0))
-    expected = F.interpolate(logits[None], (63, 41), mode="bilinear", align_corners=False)[0].argmax(0)
-    for elements in (1, 63 * 41 * 4, 2**25):
-        monkeypatch.setattr(module, "_CHUNK_ELEMENTS", elements)
-        np.testing.assert_array_equal(enlarged_argmax(logits, (63, 41)), expected)
+@pytest.mark.parametrize("elements", [1, 41 * 11 * 4, 2**26])
+def test_classes_are_those_of_the_enlarged_logits_in_any_chunk(elements, monkeypatch):
+    monkeypatch.setitem(CHUNK_ELEMENTS, "cpu", elements)
+    generator = torch.Generator().manual_seed(0)
+    views = [torch.randn(11, rows, columns, generator=generator) for rows, columns in ((5, 7), (90, 40))]
+    enlarged = [F.interpolate(view[None], (63, 41), mode="bilinear", align_corners=False)[0] for view in views]
+    np.testing.assert_array_equal(most_likely(views[:1], (63, 41)), enlarged[0].argmax(0))
+    expected = (enlarged[0].softmax(0) + enlarged[1].softmax(0)).argmax(0)
+    np.testing.assert_array_equal(most_likely(views, (63, 41)), expected)
 
 
 def test_the_backbone_stops_at_the_deepest_layer_and_has_no_gradients(small_backbone):
