@@ -110,7 +110,7 @@ class VisionBackbone(ABC):
             images: Paths, PIL images, arrays [height, width, 3] or tensors [3, height, width].
             layers: Which blocks, see `sail_encoder.layers.LayerSpec`.
             norm: Whether to apply the model's final norm; without it the raw residual stream is returned.
-            resize: A rule, or its text form (`native`, `224`, `448x672`); the backbone's own by default.
+            resize: A rule, or its text form (`native`, `short512`, `224`, `448x672`); the backbone's own by default.
             exif_rotate: Whether to turn photographs upright as their EXIF orientation says.
             token_budget: Patches in one forward pass; by default what memory allows.
 
@@ -287,7 +287,7 @@ def load_backbone(
 
     Args:
         name: `sail-tiny`, a folder with a SAIL checkpoint (published or native format), its name on the Hugging Face
-            Hub, or `timm/` and the name of a timm model.
+            Hub, `timm/` and the name of a timm model, or `raw/14` for raw patches of 14 pixels, as a baseline.
         device: `cpu`, `cuda`, `cuda:1`, `mps`; `auto` takes a GPU where there is one.
         dtype: `float32`, `bfloat16` or `float16`; `auto` is bfloat16 on a GPU and float32 on a CPU.
         layers: Load the first so many blocks alone; layers then count within these.
@@ -309,6 +309,10 @@ def load_backbone(
         from sail_encoder.timm_backbone import load_timm
 
         return load_timm(name, where, precision, layers, pretrained)
+    if name.startswith("raw/"):
+        from sail_encoder.raw_patches import load_raw
+
+        return load_raw(name, where, precision, layers)
     from sail_encoder.sail.backbone import load_sail
 
     return load_sail(name, where, precision, layers, revision, pretrained, **token_ids)

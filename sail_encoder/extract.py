@@ -49,12 +49,13 @@ def extract(
     Args:
         source: Image files, folders, globs, lists (.txt, .csv, .tsv, .parquet) or .tar shards.
         out: Folder for features, index.parquet, failures.csv and run.json.
-        model: sail-tiny, a folder, a Hub name such as ByteDance-Seed/SAIL-7B, or timm/NAME.
+        model: sail-tiny, a folder, a Hub name such as ByteDance-Seed/SAIL-7B, timm/NAME, or raw/14 for raw patches.
         layers: Blocks to take features from: -1, 0,11,23, all, last4 or even4.
         norm: Whether to apply the model's final norm; without it the raw residual stream is stored.
         pool: Whether to store the grid of patches (none), or one vector an image (mean, max).
         dtype: Type of the stored values; an image whose features do not fit float16 is recorded as failed.
-        resize: The model's own rule (auto), native (keep size and aspect), a side such as 224, or 448x672.
+        resize: The model's own rule (auto), native (keep size and aspect), short512 (the shorter side), a side such as
+            224, or 448x672.
         max_tokens: Patches of an image at most under the native rule; by default the model's own, 4096 for SAIL-7B.
         exif_rotate: Whether to turn photographs upright as their EXIF orientation says. Off by default, because the
             published models were trained and data sets are annotated in stored pixels.

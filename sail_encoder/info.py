@@ -30,7 +30,7 @@ def info(model: str = TINY) -> int:
     rows = {"model": model}
     if model == TINY:
         rows["about"] = json.loads((TINY_FOLDER / "training.json").read_text(encoding="utf-8"))["about"]
-    if not model.startswith("timm/"):
+    if not model.startswith(("timm/", "raw/")):
         from sail_encoder.hub import find_checkpoint
         from sail_encoder.sail.checkpoint import open_sail
 

@@ -54,6 +54,10 @@ def describe(name: str, revision: str | None = None) -> BackboneSpec:
         from sail_encoder.timm_backbone import describe_timm
 
         return describe_timm(name)
+    if name.startswith("raw/"):
+        from sail_encoder.raw_patches import describe_raw
+
+        return describe_raw(name)
     from sail_encoder.sail.backbone import describe_sail
 
     return describe_sail(name, revision)

@@ -41,7 +41,19 @@ def test_parsing():
     assert Resize.parse("native", 100) == Resize(None, 100)
     assert Resize.parse("224").grid((10, 900), 14) == (16, 16)
     assert Resize.parse("448x672").grid((10, 900), 14) == (32, 48)
-    assert [str(Resize.parse(text)) for text in ("native", "224", "448x672")] == ["native", "224x224", "448x672"]
+    texts = ("native", "224x224", "448x672", "short512")
+    assert [str(Resize.parse(text)) for text in texts] == list(texts)
+    assert str(Resize.parse("224")) == "224x224"
+
+
+def test_shorter_side():
+    rule = Resize.parse("short224", 4096)
+    assert rule.grid((100, 200), 14) == (16, 32)
+    assert rule.grid((900, 450), 14) == (32, 16)
+    assert rule.grid((225, 224), 14) == Resize.parse("native").grid((225, 224), 14)
+    rows, columns = rule.grid((10, 9000), 14)
+    assert rows * columns <= 4096
+    assert rule.override("auto", 64) == Resize(None, 64, 224)
 
 
 def test_override_keeps_what_is_not_said():
@@ -53,7 +65,7 @@ def test_override_keeps_what_is_not_said():
     assert Resize((224, 224)).override("native", None).fixed is None
 
 
-@pytest.mark.parametrize("text", ["nativ", "", "12x", "1x2x3", "-5", "0", "0x14", "3.5"])
+@pytest.mark.parametrize("text", ["nativ", "", "12x", "short", "short0", "shortx", "1x2x3", "-5", "0", "0x14", "3.5"])
 def test_what_is_not_understood(text):
     with pytest.raises(UserError, match="resize"):
         Resize.parse(text)

@@ -1,0 +1,87 @@
+"""Raw patches as a backbone: what a head reaches on pixels alone is the floor that every model is held against."""
+
+from collections.abc import Collection, Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from sail_encoder.backbone import Encoded, VisionBackbone
+from sail_encoder.errors import CheckpointError, UserError
+from sail_encoder.pixels import IMAGENET_MEAN, IMAGENET_STD
+from sail_encoder.resizing import Resize, Size
+from sail_encoder.spec import BackboneSpec
+
+PREFIX = "raw/"
+
+
+class RawPatches(VisionBackbone):
+    """A backbone of one layer that returns the normalised pixels of each patch.
+
+    Args:
+        name: What it was loaded as.
+        patch_size: Side of a patch in pixels.
+        device: Where features are to be.
+        dtype: Their precision.
+    """
+
+    image_mean = IMAGENET_MEAN
+    image_std = IMAGENET_STD
+    num_layers = 1
+
+    def __init__(self, name: str, patch_size: int, device: torch.device, dtype: torch.dtype) -> None:
+        self.name = name
+        self.patch_size = patch_size
+        self.embed_dim = 3 * patch_size**2
+        self.resize = Resize()
+        self._device, self._dtype = device, dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._dtype
+
+    def forward_patches(self, pixel_values: Tensor, grids: Sequence[Size], layers: Collection[int]) -> Encoded:
+        return Encoded({0: pixel_values.to(self.dtype)})
+
+    def final_norm(self, states: Tensor) -> Tensor:
+        return states
+
+    def named_weights(self, depth: int) -> Iterable[tuple[str, Tensor]]:
+        yield "patch_size", torch.tensor([self.patch_size])
+
+    def bytes_per_token(self) -> int:
+        return 3 * self.embed_dim * self.dtype.itemsize
+
+
+def load_raw(name: str, device: torch.device, dtype: torch.dtype, layers: int | None) -> RawPatches:
+    """Reads `raw/` and a patch size; see `load_backbone`."""
+    if layers not in (None, 1):
+        raise UserError(f"layers={layers} cannot be loaded; {name} has one layer")
+    return RawPatches(name, _patch_size(name), device, dtype)
+
+
+def _patch_size(name: str) -> int:
+    side = name.removeprefix(PREFIX)
+    if not side.isdecimal() or int(side) < 1:
+        raise CheckpointError(f"no raw patches '{name}'; give their side in pixels, such as raw/14")
+    return int(side)
+
+
+def describe_raw(name: str) -> BackboneSpec:
+    """The sizes of raw patches; see `describe`."""
+    side = _patch_size(name)
+    return BackboneSpec(
+        name=name,
+        kind="raw patches",
+        patch_size=side,
+        embed_dim=3 * side**2,
+        num_layers=1,
+        block_parameters=0,
+        other_parameters=0,
+        attention_dim=0,
+        extra_tokens=0,
+        resize=Resize(),
+    )
