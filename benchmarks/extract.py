@@ -168,7 +168,7 @@ def published_forward(model: SailForCausalLM, pixels: Tensor, grid: Size) -> lis
     config = model.config
     dtype, device = trunk.vis_embed.weight.dtype, pixels.device
     prefixes = trunk._lay_out(pixels, torch.tensor([grid]))
-    hidden = trunk._embed(prefixes.input_ids, pixels, prefixes.patch_index)[None]
+    hidden = trunk._add_pixels(trunk.embed_tokens(prefixes.input_ids), pixels, prefixes.patch_index)[None]
     length = hidden.shape[1]
     allowed = torch.ones(length, length, dtype=torch.bool, device=device)
     mask = torch.zeros(1, 1, length, length, dtype=dtype, device=device)

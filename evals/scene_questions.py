@@ -1,6 +1,6 @@
 """Questions about drawn scenes, with the answers that the drawing makes certain."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from numpy.random import Generator
@@ -30,12 +30,12 @@ class Question:
     kind: str
 
 
-def ask_about(scene: Scene, rng: Generator, count: int) -> list[Question]:
-    """Asks `count` questions of random kinds; a kind that the scene cannot answer for certain is passed over, as is a
-    repetition.
+def ask_about(scene: Scene, rng: Generator, count: int, kinds: Sequence[str] | None = None) -> list[Question]:
+    """Asks up to `count` questions of random kinds, of all `KINDS` where none are given; a kind that the scene cannot
+    answer for certain is passed over, as is a repetition.
     """
     questions: dict[str, Question] = {}
-    for kind in rng.choice(list(KINDS), size=4 * count):
+    for kind in rng.choice(list(kinds or KINDS), size=4 * count):
         pair = KINDS[kind](scene, rng)
         if pair and len(questions) < count:
             questions.setdefault(pair[0], Question(*pair, kind=str(kind)))

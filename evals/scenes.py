@@ -113,7 +113,11 @@ class Scene:
 
 
 def draw_scene(
-    seed: int, things: int | Sequence[int] = (1, 2, 3, 4), height: int | None = None, width: int | None = None
+    seed: int,
+    things: int | Sequence[int] = (1, 2, 3, 4),
+    height: int | None = None,
+    width: int | None = None,
+    sizes: Sequence[str] = tuple(RADII),
 ) -> Scene:
     """Draws the scene of a seed.
 
@@ -122,6 +126,7 @@ def draw_scene(
         things: How many objects, or the numbers to choose from. Fewer are drawn where no room is left.
         height: Height in pixels; chosen between 96 and 224 where left out.
         width: Width in pixels, likewise.
+        sizes: Sizes to choose from, keys of `RADII`. Three things or more are never large.
 
     Returns:
         The scene.
@@ -133,15 +138,17 @@ def draw_scene(
     background = str(rng.choice(BACKGROUNDS))
     canvas = _draw_background(background, height, width, rng)
     mask = np.zeros((height, width), np.uint8)
-    drawn = [_draw_thing(canvas, mask, *spot, rng) for spot in _find_room(count, height, width, rng)]
+    drawn = [_draw_thing(canvas, mask, *spot, rng) for spot in _find_room(count, height, width, sizes, rng)]
     things_in_order = tuple(sorted(drawn, key=lambda thing: (thing.row // (height / 3), thing.column)))
     return Scene(canvas.round().clip(0, 255).astype(np.uint8), mask, things_in_order, background, seed)
 
 
-def _find_room(count: int, height: int, width: int, rng: Generator) -> list[tuple[float, float, float, str]]:
+def _find_room(
+    count: int, height: int, width: int, sizes: Sequence[str], rng: Generator
+) -> list[tuple[float, float, float, str]]:
     """Chooses (row, column, radius, size word) for up to `count` things that do not touch."""
     spots: list[tuple[float, float, float, str]] = []
-    sizes = list(RADII) if count < 3 else ["small", "medium"]
+    sizes = [size for size in sizes if count < 3 or size != "large"]
     for _ in range(40 * count):
         if len(spots) == count:
             break

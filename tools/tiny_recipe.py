@@ -15,7 +15,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from transformers import AddedToken, PreTrainedTokenizerFast
 
 from evals.scene_questions import CAPTION_PROMPT, Question, ask_about
-from evals.scenes import TRAINING_SEEDS, Array, Scene, draw_scene
+from evals.scenes import RADII, TRAINING_SEEDS, Array, Scene, draw_scene
 from sail_encoder.pixels import IMAGENET_MEAN, IMAGENET_STD, patchify
 from sail_encoder.sail.configuration_sail import SailConfig
 from sail_encoder.sail.published import UNUSED_VISION_TOKENS
@@ -43,20 +43,24 @@ class Stage:
         things: Numbers of things in a scene.
         sides: Shortest and longest side of a grid.
         patches: Patches of a grid at most.
+        sizes: Sizes of the things.
+        kinds: Kinds of questions; all where empty.
     """
 
     until: float
     things: tuple[int, ...]
     sides: tuple[int, int]
     patches: int
+    sizes: tuple[str, ...] = tuple(RADII)
+    kinds: tuple[str, ...] = ()
 
 
 STAGES = (
-    Stage(0.15, (1,), (6, 9), 64),
-    Stage(0.5, (1,), (5, 13), 120),
-    Stage(1.0, (1, 1, 2, 3, 4), (5, 20), MAX_TOKENS),
+    Stage(0.2, (1,), (6, 8), 49, ("medium", "large"), ("shape", "corners", "outline", "color", "where")),
+    Stage(0.6, (1,), (5, 13), 120),
+    Stage(1.0, (1, 1, 1, 2, 3, 4), (5, 20), MAX_TOKENS),
 )
-"""Easy scenes first: shapes are learned on single things, binding and counting on several."""
+"""Easy scenes first: outlines are learned on single large things, binding and counting on several of any size."""
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -158,9 +162,9 @@ class SceneBatches(IterableDataset[Batch]):
         grid = choose_grid(rng, stage)
         scenes = min(MOST_SCENES, TOKENS_PER_STEP // (grid[0] * grid[1] + TEXT_TOKENS))
         first_seed = TRAINING_SEEDS.start + step * MOST_SCENES
-        drawn = [draw_to_grid(seed, grid, stage.things) for seed in range(first_seed, first_seed + scenes)]
+        drawn = [draw_to_grid(seed, grid, stage) for seed in range(first_seed, first_seed + scenes)]
         patches = torch.from_numpy(np.concatenate([patches for _, patches in drawn]))
-        rows = [encode(self.tokenizer, grid, converse(scene, rng)) for scene, _ in drawn]
+        rows = [encode(self.tokenizer, grid, converse(scene, rng, stage)) for scene, _ in drawn]
         return Batch(normalize(patches), grid, *pad(rows, self.tokenizer.pad_token_id))
 
 
@@ -173,18 +177,21 @@ def choose_grid(rng: Generator, stage: Stage) -> tuple[int, int]:
             return rows, columns
 
 
-def draw_to_grid(seed: int, grid: tuple[int, int], things: tuple[int, ...]) -> tuple[Scene, Array]:
+def draw_to_grid(seed: int, grid: tuple[int, int], stage: Stage) -> tuple[Scene, Array]:
     """Draws a scene a little smaller than the grid and stretches it, as the native rule does with most images."""
     rng = np.random.default_rng((11, seed))
     height, width = (side * PATCH - int(rng.integers(PATCH)) * int(rng.integers(2)) for side in grid)
-    scene = draw_scene(seed, things, height, width)
+    scene = draw_scene(seed, stage.things, height, width, stage.sizes)
     image = Image.fromarray(scene.image).resize((grid[1] * PATCH, grid[0] * PATCH), Image.Resampling.BILINEAR)
     return scene, patchify(np.asarray(image), PATCH)
 
 
-def converse(scene: Scene, rng: Generator) -> list[Question]:
+def converse(scene: Scene, rng: Generator, stage: Stage) -> list[Question]:
     """The caption and several questions, in random order."""
-    turns = [Question(CAPTION_PROMPT, scene.caption, "caption"), *ask_about(scene, rng, QUESTIONS_PER_SCENE)]
+    turns = [
+        Question(CAPTION_PROMPT, scene.caption, "caption"),
+        *ask_about(scene, rng, QUESTIONS_PER_SCENE, stage.kinds),
+    ]
     return [turns[index] for index in rng.permutation(len(turns))]
 
 

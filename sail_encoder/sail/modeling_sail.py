@@ -136,7 +136,7 @@ class SailModel(SailPreTrainedModel):
         self, pixel_values: Tensor, prefixes: ImagePrefixes, past_key_values: Cache | None = None
     ) -> Iterator[Tensor]:
         """The embedding, then the output of each block in turn, [tokens, hidden_size]; runs as far as it is read."""
-        hidden = self._embed(prefixes.input_ids, pixel_values, prefixes.patch_index)
+        hidden = self._add_pixels(self.embed_tokens(prefixes.input_ids), pixel_values, prefixes.patch_index)
         yield hidden
         rotary = self.rotary_emb(hidden, prefixes.position_ids)
         for layer in self.layers:
@@ -148,9 +148,8 @@ class SailModel(SailPreTrainedModel):
             )[0]
             yield hidden
 
-    def _embed(self, input_ids: Tensor, pixel_values: Tensor, patch_index: Tensor) -> Tensor:
+    def _add_pixels(self, tokens: Tensor, pixel_values: Tensor, patch_index: Tensor) -> Tensor:
         """Token embeddings [tokens, hidden_size] with the mapped pixels added where the patches are."""
-        tokens = self.embed_tokens(input_ids)
         pixels = self.vis_embed(pixel_values.to(tokens.dtype))
         return tokens.index_add(0, patch_index, pixels.to(tokens.dtype))
 
@@ -176,7 +175,8 @@ class SailModel(SailPreTrainedModel):
             attention_mask: [batch, length], zero at padding.
             position_ids: [3, batch, length] (time, row, column); derived where left out.
             past_key_values: Cache of earlier tokens.
-            inputs_embeds: [batch, length, hidden_size] in place of `input_ids`, for text alone.
+            inputs_embeds: [batch, length, hidden_size] in place of `input_ids`; images are where it holds the
+                embeddings of vision tokens.
             use_cache: Whether to return a cache.
             kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
 
@@ -231,11 +231,11 @@ class SailModel(SailPreTrainedModel):
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        blocks = None
-        if input_ids is None or pixel_values is None:
-            hidden = self._embed_text(input_ids, inputs_embeds, pixel_values)
+        if pixel_values is None:
+            hidden, blocks = self._embed_text(input_ids, inputs_embeds), None
         else:
-            hidden = self._embed_text_and_images(input_ids, pixel_values)
+            input_ids = self._recognize(inputs_embeds) if input_ids is None else input_ids
+            hidden = self._embed_text_and_images(input_ids, inputs_embeds, pixel_values)
             blocks = self._image_blocks(input_ids, past_key_values)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
@@ -266,12 +266,8 @@ class SailModel(SailPreTrainedModel):
         cache = past_key_values if use_cache else None
         return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden), past_key_values=cache)
 
-    def _embed_text(
-        self, input_ids: Tensor | None, inputs_embeds: Tensor | None, pixel_values: Tensor | None
-    ) -> Tensor:
+    def _embed_text(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
         if inputs_embeds is not None:
-            if input_ids is not None or pixel_values is not None:
-                raise ValueError("inputs_embeds stands alone: pass input_ids instead where there are images")
             return inputs_embeds
         # A prompt is looked through for images that came without pixels; the single tokens of decoding are not, for
         # that would make the device wait at each of them.
@@ -281,11 +277,21 @@ class SailModel(SailPreTrainedModel):
                 raise ValueError("input_ids holds an image, but there are no pixel_values")
         return self.embed_tokens(input_ids)
 
-    def _embed_text_and_images(self, input_ids: Tensor, pixel_values: Tensor) -> Tensor:
-        tokens = input_ids.flatten()
-        patch_index = torch.eq(tokens, self.config.vision_token_ids[1]).nonzero().squeeze(1)
-        _check_patches(pixel_values, len(patch_index), "input_ids holds")
-        return self._embed(tokens, pixel_values, patch_index).unflatten(0, input_ids.shape)
+    def _embed_text_and_images(self, input_ids: Tensor, inputs_embeds: Tensor | None, pixel_values: Tensor) -> Tensor:
+        tokens = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        patch_index = torch.eq(input_ids.flatten(), self.config.vision_token_ids[1]).nonzero().squeeze(1)
+        _check_patches(pixel_values, len(patch_index), "the prompt holds")
+        return self._add_pixels(tokens.flatten(0, 1), pixel_values, patch_index).view_as(tokens)
+
+    def _recognize(self, inputs_embeds: Tensor | None) -> Tensor:
+        """Token ids of embedded text as far as they are of vision tokens, -1 elsewhere."""
+        if inputs_embeds is None:
+            raise ValueError("pixel_values need input_ids or inputs_embeds that say where the image is")
+        ids = torch.full(inputs_embeds.shape[:2], -1, device=inputs_embeds.device)
+        for token_id in self.config.vision_token_ids:
+            is_token = (inputs_embeds == self.embed_tokens.weight[token_id]).all(dim=-1)
+            ids = ids.masked_fill(is_token, token_id)
+        return ids
 
     def _derive_positions(
         self,
@@ -301,9 +307,9 @@ class SailModel(SailPreTrainedModel):
                 raise ValueError("position_ids are needed to go on from a cache that another model has filled")
             return (start[:, None] + torch.arange(hidden.shape[1], device=hidden.device)).expand(3, -1, -1)
         if input_ids is None:
-            return torch.arange(hidden.shape[1], device=hidden.device).expand(3, hidden.shape[0], -1)
+            input_ids = torch.full(hidden.shape[:2], -1, device=hidden.device)
         grids = [] if image_grid_hw is None else as_grids(image_grid_hw)
-        _, patch_id, end_id = self.config.vision_token_ids if grids else (-1, -1, -1)
+        _, patch_id, end_id = self.config.vision_token_ids if grids else (-2, -2, -2)
         return text_and_image_positions(input_ids, grids, patch_id, end_id, attention_mask)
 
     def _image_blocks(self, input_ids: Tensor, past_key_values: Cache | None) -> Tensor:
@@ -359,7 +365,7 @@ class SailForCausalLM(SailPreTrainedModel, SailGenerationMixin):
             attention_mask: [batch, length], zero at padding.
             position_ids: [3, batch, length] (time, row, column); derived where left out.
             past_key_values: Cache of earlier tokens.
-            inputs_embeds: [batch, length, hidden_size] in place of `input_ids`, for text alone.
+            inputs_embeds: [batch, length, hidden_size] in place of `input_ids`.
             labels: int64 [batch, length], -100 where nothing is to be learned.
             use_cache: Whether to return a cache.
             logits_to_keep: Compute logits for the last so many positions, or for these positions; 0 means all.

@@ -11,8 +11,8 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from sail_encoder.sail.image_processing_sail import SailImageProcessor
 from sail_encoder.sail.positions import Grid, as_grids
 
-PLACEHOLDER = "<vision><vpatch></vision>"
-"""What stands for an image in a text before its size is known."""
+PLACEHOLDER = re.compile("(?:<vision>)?<vpatch>(?:</vision>)?")
+"""What stands for an image in a text before its size is known: `<vpatch>`, with or without its delimiters."""
 
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
@@ -125,10 +125,10 @@ class SailProcessor(ProcessorMixin):
 
 def expand_images(texts: list[str], grids: list[Grid]) -> list[str]:
     """Puts as many `<vpatch>` into each placeholder as its image has patches."""
-    expected = sum(text.count(PLACEHOLDER) for text in texts)
+    expected = sum(len(PLACEHOLDER.findall(text)) for text in texts)
     if expected != len(grids):
         raise ValueError(
-            f"the text holds {expected} images ({PLACEHOLDER}), but {len(grids)} were given; write prompts with "
+            f"the text holds {expected} images (<vpatch>), but {len(grids)} were given; write prompts with "
             "apply_chat_template"
         )
     remaining = iter(grids)
@@ -137,4 +137,4 @@ def expand_images(texts: list[str], grids: list[Grid]) -> list[str]:
         rows, columns = next(remaining)
         return f"<vision>{'<vpatch>' * (rows * columns)}</vision>"
 
-    return [re.sub(re.escape(PLACEHOLDER), expand, text) for text in texts]
+    return [PLACEHOLDER.sub(expand, text) for text in texts]

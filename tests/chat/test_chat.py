@@ -44,13 +44,13 @@ def chat(loaded):
 def count_images(loaded, monkeypatch):
     """How many patches each forward pass embeds."""
     counts = []
-    embed = type(loaded.model.model)._embed
+    add_pixels = type(loaded.model.model)._add_pixels
 
-    def counted(self, input_ids, pixel_values, patch_index):
+    def counted(self, tokens, pixel_values, patch_index):
         counts.append(len(patch_index))
-        return embed(self, input_ids, pixel_values, patch_index)
+        return add_pixels(self, tokens, pixel_values, patch_index)
 
-    monkeypatch.setattr(type(loaded.model.model), "_embed", counted)
+    monkeypatch.setattr(type(loaded.model.model), "_add_pixels", counted)
     return counts
 
 

@@ -114,7 +114,7 @@ def test_image_tokens_without_pixels_are_refused(small_model):
 
 def test_pixels_that_do_not_fit_are_refused(small_model):
     patches, grids = random_patches([(2, 2)]), torch.tensor([(2, 2)])
-    with pytest.raises(ValueError, match="4 patches, but input_ids holds 6"):
+    with pytest.raises(ValueError, match="4 patches, but the prompt holds 6"):
         small_model(input_ids=torch.tensor([prompt((2, 3))]), pixel_values=patches, image_grid_hw=grids)
     with pytest.raises(ValueError, match="4 patches, but image_grid_hw describes 6"):
         small_model.model(pixel_values=patches, image_grid_hw=torch.tensor([(2, 3)]))
