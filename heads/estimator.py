@@ -1,7 +1,7 @@
 """What the scikit-learn estimators among the probes share: one hyper-parameter, chosen on validation, then a refit."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,8 +43,8 @@ class VectorProbe(Probe, BaseEstimator):
         """Values of the hyper-parameter, the simplest model first: it wins where several are equally good."""
 
     @abstractmethod
-    def compare(self, rows: Rows, encoded: Array, values: Sequence[float], held: Rows) -> list[Array]:
-        """Fits each value on `rows`, and returns the scores [n, outputs] of `held` for each."""
+    def compare(self, rows: Rows, encoded: Array, values: Sequence[float], held: Rows) -> Iterable[Array]:
+        """Fits each value on `rows`, and gives the scores [n, outputs] of `held` for each in turn."""
 
     @abstractmethod
     def learn(self, rows: Rows, encoded: Array, value: float) -> None:
@@ -71,16 +71,18 @@ class VectorProbe(Probe, BaseEstimator):
         self.learn(rows, encoded, self.chosen_)
         return self
 
-    def _choose(self, rows: Rows, encoded: Array, values: list[float], validation: Validation) -> tuple[Rows, Array]:
+    def _choose(
+        self, rows: Rows, encoded: Array, values: Sequence[float], validation: Validation
+    ) -> tuple[Rows, Array]:
         """Sets the path and the choice; returns what the choice is to be fitted on."""
         if validation is None:
             train, held = hold_out(encoded, self.targets_.kind, self.held_out, self.seed)
             parts = rows.take(train), encoded[train], rows.take(held), encoded[held]
             everything = rows, encoded
         else:
-            X, y = self._check_more(validation[0]), self.targets_.encode(validation[1])
-            if not len(X):
+            if not len(validation[1]):
                 raise HeadError("the validation set is empty; give samples, or None to hold some out")
+            X, y = self._check_more(validation[0]), self.targets_.encode(validation[1])
             parts = rows, encoded, self._rows(X), y
             everything = rows + parts[2], np.concatenate((encoded, y))
         outputs = self.compare(*parts[:2], values, parts[2])
@@ -136,9 +138,11 @@ class VectorProbe(Probe, BaseEstimator):
     def _check(self, X: Any, reset: bool) -> Array:
         """What scikit-learn asks of features: two dimensions, numbers, finite, as many columns as before."""
         try:
-            return validate_data(self, X=as_array(X), dtype="numeric", reset=reset)
+            X = validate_data(self, X=as_array(X), dtype="numeric", ensure_all_finite=False, reset=reset)
         except ValueError as error:
             raise HeadError(" ".join(str(error).split())) from None
+        self._rows(X).check_finite()
+        return X
 
 
 def is_classifier(probe: VectorProbe) -> bool:

@@ -131,7 +131,7 @@ class KNNProbe(VectorProbe):
 
     @available_if(is_classifier)
     def predict_proba(self, X: Any) -> Array | list[Array]:
-        """Shares of the votes [n, classes]; for labels one array [n, 2] each, as scikit-learn's neighbours have them."""
+        """Shares of the votes [n, classes]; for labels an array [n, 2] each, as scikit-learn's neighbours have them."""
         shares = self.scores(X)
         if self.targets_.kind == "classification":
             return shares

@@ -1,6 +1,6 @@
 """Ridge regression on features: closed form, the whole regularisation path from one decomposition."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,9 +61,9 @@ class RidgeProbe(VectorProbe):
     def candidates(self) -> list[float]:
         return sorted((float(alpha) for alpha in self.alphas), reverse=True)
 
-    def compare(self, rows: Rows, encoded: Array, values: Sequence[float], held: Rows) -> list[Array]:
+    def compare(self, rows: Rows, encoded: Array, values: Sequence[float], held: Rows) -> Iterator[Array]:
         path = RidgePath(rows, self._regressands(encoded), self.standardize)
-        return [held.project(*path.solve(alpha)) for alpha in values]
+        return (held.project(*path.solve(alpha)) for alpha in values)
 
     def learn(self, rows: Rows, encoded: Array, value: float) -> None:
         self.coef_, self.intercept_ = RidgePath(rows, self._regressands(encoded), self.standardize).solve(value)

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from heads.contract import HeadError
+
 Array = np.ndarray[Any, Any]
 
 WORKING_MEMORY = 2**30
@@ -73,6 +75,18 @@ class Rows:
                 tensor = torch.from_numpy(np.array(block, numpy_dtype)).to(self.device, dtype)
                 yield slice(done + start, done + stop), tensor
             done += count
+
+    def check_finite(self) -> None:
+        """Makes sure that every value is a number.
+
+        Raises:
+            HeadError: If one is not.
+        """
+        for where, block in self.blocks(self.precision):
+            sums = block.sum(1)
+            if not sums.isfinite().all() and not (finite := block.isfinite().all(1)).all():
+                row = where.start + int(finite.logical_not().nonzero()[0, 0])
+                raise HeadError(f"row {row} of the features holds NaN or inf; extract it again or leave it out")
 
     def project(self, coef: Array, intercept: Array) -> Array:
         """A linear map of all rows: float64 [n, outputs] from `coef` [outputs, C] and `intercept` [outputs]."""

@@ -11,7 +11,7 @@ from heads.contract import HeadError
 
 Array = np.ndarray[Any, Any]
 Task = Literal["classification", "regression"]
-"""What is asked of a head; targets of classification that are a matrix of zeros and ones are labels, several at once."""
+"""What is asked of a head; a matrix of zeros and ones as targets of classification is several labels at once."""
 
 Kind = Literal["classification", "multilabel", "regression"]
 
@@ -158,11 +158,12 @@ class TargetSpace:
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "TargetSpace":
         """The inverse of `to_json`."""
-        return cls(**{name: np.asarray(value) if isinstance(value, list) else value for name, value in fields.items()})
+        arrays = {name: np.asarray(fields[name]) for name in ("classes", "mean", "scale")}
+        return cls(fields["kind"], flat=fields["flat"], **arrays)
 
 
 def hold_out(encoded: Array, kind: Kind, share: float, seed: int) -> tuple[Array, Array]:
-    """Sets aside samples for validation: of each class its share and at least one, as long as one is left to learn from.
+    """Sets aside samples for validation: of each class its share, at least one, as long as one is left to learn from.
 
     Args:
         encoded: Targets as `TargetSpace.encode` returns them.

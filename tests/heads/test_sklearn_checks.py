@@ -3,9 +3,11 @@
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from heads.knn import KNNProbe
+from heads.logistic import LogisticProbe
 from heads.ridge import RidgeProbe
 
 ESTIMATORS = [
+    LogisticProbe(C=(0.01, 1.0)),
     RidgeProbe(),
     RidgeProbe(alphas=(1.0,), task="regression"),
     KNNProbe(k=(5,)),
