@@ -121,7 +121,9 @@ class Probe(ABC):
     def from_saved(cls, saved: SavedHead, source: FeatureSource | None = None) -> Self:
         """Builds the probe that was saved; see `load`."""
         if saved.kind != cls.kind:
-            raise HeadError(f"the saved head is of kind '{saved.kind}', not '{cls.kind}'; use heads.load_probe")
+            raise HeadError(
+                f"the saved head is of kind '{saved.kind}', not '{cls.kind}'; use heads.registry.load_probe"
+            )
         if source is not None and saved.source is not None:
             saved.source.check(source)
         probe = cls(**saved.settings)

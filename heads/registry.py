@@ -2,9 +2,10 @@
 
 from importlib import import_module
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
-from heads.contract import HeadError
+from heads.contract import FeatureSource, HeadError, load_head
 
 GROUP = "sail_encoder.heads"
 
@@ -35,3 +36,17 @@ def get_head(name: str) -> type[Any]:
         if entry.name == name:
             return entry.load()
     raise HeadError(f"no head '{name}'; there is {', '.join(head_names())}")
+
+
+def load_probe(folder: str | Path, source: FeatureSource | None = None) -> Any:
+    """Loads a saved probe of any kind.
+
+    Args:
+        folder: What `Probe.save` has written.
+        source: The features that it is to be used on; a probe of other features is refused.
+
+    Raises:
+        HeadError: If there is none, or it was fitted on features of another source.
+    """
+    saved = load_head(folder)
+    return get_head(saved.kind).from_saved(saved, source)
