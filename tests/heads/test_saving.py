@@ -95,7 +95,7 @@ def test_other_packages_add_heads(monkeypatch):
     monkeypatch.setattr(registry, "entry_points", lambda group: EntryPoints([entry]).select(group=group))
     assert head_names()[-1] == "another"
     assert get_head("another") is RidgeProbe
-    with pytest.raises(HeadError, match="no head 'linaer'; there is linear, .*, another"):
+    with pytest.raises(HeadError, match=r"no head 'linaer'; there is linear, .*, another"):
         get_head("linaer")
 
 

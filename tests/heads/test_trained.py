@@ -119,7 +119,7 @@ def test_several_labels_and_numbers(digits):
 
 
 def test_a_head_that_diverges_is_not_chosen(digits):
-    X, y, more, labels = digits
+    X, y, more, _ = digits
     probe = LinearProbe(lrs=(0.1, 1e30), task="regression", epochs=2).fit(X, y.astype(float))
     assert probe.chosen_ == 0.1
     assert np.isfinite(probe.scores(more)).all()
@@ -131,9 +131,11 @@ def plain_attention(pool, grid):
     dim = patches.shape[1]
     if pool.key is None:
         weights = (pool.queries @ patches.T / dim**0.5).softmax(1)
-        return torch.cat([weight @ part for weight, part in zip(weights, pool.value(patches).chunk(len(weights), 1))])
-    split = lambda rows: rows.unflatten(1, (pool.parts, -1)).transpose(0, 1)
-    pooled = F.scaled_dot_product_attention(split(pool.queries), split(pool.key(patches)), split(pool.value(patches)))
+        slices = pool.value(patches).chunk(len(weights), 1)
+        return torch.cat([weight @ part for weight, part in zip(weights, slices, strict=True)])
+    parts = pool.queries, pool.key(patches), pool.value(patches)
+    by_head = (rows.unflatten(1, (pool.parts, -1)).transpose(0, 1) for rows in parts)
+    pooled = F.scaled_dot_product_attention(*by_head)
     return pooled.transpose(0, 1).flatten(1).mean(0)
 
 
