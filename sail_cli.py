@@ -38,6 +38,9 @@ class Command:
 
 COMMANDS = {
     "extract": Command("sail_encoder.extract:extract", "Extracts features of images to .npy files.", ("source",)),
+    "probe": Command(
+        "evals.probe:probe", "Fits probes on features of labelled images, and reports what they reach.", ("data",)
+    ),
     "chat": Command("sail_encoder.chat.command:chat", "Answers questions about images.", ("image", "prompt")),
     "info": Command("sail_encoder.info:info", "Describes a checkpoint.", ("model",)),
     "convert": Command(

@@ -86,7 +86,8 @@ class LogisticProbe(VectorProbe):
     def compare(self, rows: Rows, encoded: Array, values: Sequence[float], held: Rows) -> Iterator[Array]:
         descent = self._descent(rows, encoded)
         for value in values:
-            coef, intercept = descent.solve(value, self.max_iter, self.tol)
+            # The choice among penalties does not need the last digits.
+            coef, intercept = descent.solve(value, self.max_iter, max(self.tol, _ROUGH))
             yield self._per_class(held.project(coef, intercept))
 
     def learn(self, rows: Rows, encoded: Array, value: float) -> None:
@@ -150,67 +151,88 @@ class Descent:
         self.targets = torch.as_tensor(encoded, device=rows.device)
         self.outputs = width if encoded.ndim == 1 else encoded.shape[1]
         self.device, self.precision = rows.device, rows.precision
-        sample = self.rows.sample(SAMPLE).double()
-        self.spectrum, self.basis = torch.linalg.eigh(sample.T @ sample / len(sample))
-        self.spectrum.clamp_(min=0)
-        self.weight = torch.zeros(self.outputs, rows.width, dtype=torch.float64, device=rows.device)
+        few = len(rows) <= SAMPLE and 8 * len(rows) * rows.width <= rows.working_memory
+        sample = (
+            torch.cat([x for _, x in self.rows.blocks(torch.float64)]) if few else self.rows.sample(SAMPLE).double()
+        )
+        self.spectrum, self.basis = spectrum_of(sample)
+        self.turned = sample @ self.basis if few else None
+        self.weight = torch.zeros(self.outputs, len(self.spectrum), dtype=torch.float64, device=rows.device)
         self.bias = torch.zeros(self.outputs, dtype=torch.float64, device=rows.device)
+        self.sample = sample @ self.basis
         self.steps = 0
 
     def solve(self, C: float, max_iter: int, tol: float) -> tuple[Array, Array]:
         """Coefficients [outputs, C] and intercepts [outputs] for one inverse penalty."""
         self.steps = 0
         if self.precision == torch.float32:
-            self._descend(C, max_iter, _ROUGH, torch.float32)
-        self._descend(C, max_iter, tol, torch.float64)
-        coef = self.weight / self.rows.scale
+            self._descend(C, max_iter, max(tol, _ROUGH), torch.float32)
+        if self.precision == torch.float64 or tol < _ROUGH:
+            self._descend(C, max_iter, tol, torch.float64)
+        coef = self.weight @ self.basis.T / self.rows.scale
         return coef.cpu().numpy(), (self.bias - coef @ self.rows.mean).cpu().numpy()
 
     def _descend(self, C: float, max_iter: int, tol: float, precision: torch.dtype) -> None:
         """Takes steps until they lower the objective by a share of less than `tol`."""
         penalty = 1 / (C * len(self.rows))
         spread = self._uncertainty()
-        scale = (spread * self.spectrum + penalty).rsqrt()
-        bias_scale = (spread + 1e-12) ** -0.5
+        scale = torch.cat((spread * self.spectrum + penalty, spread[None] + 1e-12)).rsqrt()
 
         def unpack(flat: Array) -> tuple[Tensor, Tensor]:
-            both = torch.from_numpy(flat).to(self.device).view(self.outputs, -1)
-            return (both[:, :-1] * scale) @ self.basis.T, both[:, -1] * bias_scale
-
-        def pack(weight: Tensor, bias: Tensor) -> Array:
-            return torch.cat((weight, bias[:, None]), 1).cpu().numpy().ravel()
+            both = torch.from_numpy(flat).to(self.device).view(self.outputs, -1) * scale
+            return both[:, :-1], both[:, -1]
 
         def objective(flat: Array) -> tuple[float, Array]:
             weight, bias = unpack(flat)
             loss, weight_slope, bias_slope = self.evaluate(weight, bias, precision)
-            loss += penalty / 2 * float(weight.square().sum())
-            slope = (weight_slope + penalty * weight) @ self.basis * scale
-            return loss, pack(slope, bias_slope * bias_scale)
+            slope = torch.cat((weight_slope + penalty * weight, bias_slope[:, None]), 1) * scale
+            return loss + penalty / 2 * float(weight.square().sum()), slope.cpu().numpy().ravel()
 
-        start = pack((self.weight @ self.basis) / scale, self.bias / bias_scale)
+        start = (torch.cat((self.weight, self.bias[:, None]), 1) / scale).cpu().numpy().ravel()
         options = {"maxiter": max_iter, "maxcor": 20, "ftol": 0.0, "gtol": 0.0}
         found = minimize(objective, start, jac=True, method="L-BFGS-B", options=options, callback=_until_flat(tol))
         self.weight, self.bias = unpack(found.x)
         self.steps += int(found.nit)
 
     def evaluate(self, weight: Tensor, bias: Tensor, precision: torch.dtype) -> tuple[float, Tensor, Tensor]:
-        """Mean loss, and its slopes by weight [outputs, C] and bias [outputs], all summed in float64."""
+        """Mean loss, and its slopes by weight [outputs, directions] and bias [outputs], all summed in float64."""
         loss = torch.zeros((), dtype=torch.float64, device=weight.device)
-        weight_slope, bias_slope = torch.zeros_like(weight), torch.zeros_like(bias)
-        weight, bias = weight.to(precision), bias.to(precision)
-        for where, block in self.rows.blocks(precision, self.outputs):
-            more, slope = _loss(torch.addmm(bias, block, weight.T), self.targets[where])
+        turned = (weight if self.turned is not None else weight @ self.basis.T).to(precision)
+        weight_slope, bias_slope = torch.zeros_like(turned, dtype=torch.float64), torch.zeros_like(bias)
+        bias = bias.to(precision)
+        for where, block in self._blocks(precision):
+            more, slope = _loss(torch.addmm(bias, block, turned.T), self.targets[where])
             loss += more
             weight_slope += slope.T @ block
             bias_slope += slope.sum(0, dtype=torch.float64)
+        weight_slope = weight_slope if self.turned is not None else weight_slope @ self.basis
         count = len(self.rows)
         return float(loss) / count, weight_slope / count, bias_slope / count
 
+    def _blocks(self, precision: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+        """Features as they are, or, where these are few, already in the coordinates of the descent."""
+        if self.turned is None:
+            yield from self.rows.blocks(precision, self.outputs)
+        else:
+            yield slice(0, len(self.turned)), self.turned.to(precision)
+
     def _uncertainty(self) -> Tensor:
         """Mean of p(1 - p) over samples and outputs, where the last penalty ended."""
-        logits = self.rows.sample(SAMPLE).double() @ self.weight.T + self.bias
+        logits = self.sample @ self.weight.T + self.bias
         shares = logits.softmax(1) if self.targets.ndim == 1 else logits.sigmoid()
         return (shares * (1 - shares)).mean()
+
+
+def spectrum_of(sample: Tensor) -> tuple[Tensor, Tensor]:
+    """Variances [r] and directions [C, r] of centered rows [n, C]: all of them, or those that n < C rows span."""
+    count, width = sample.shape
+    if count >= width:
+        spectrum, basis = torch.linalg.eigh(sample.T @ sample / count)
+        return spectrum.clamp_min(0), basis
+    spectrum, vectors = torch.linalg.eigh(sample @ sample.T / count)
+    spanned = spectrum > 1e-14 * spectrum[-1]
+    spectrum = spectrum[spanned]
+    return spectrum, sample.T @ vectors[:, spanned] / (count * spectrum).sqrt()
 
 
 def _loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

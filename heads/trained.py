@@ -44,7 +44,8 @@ class TrainedProbe(Probe):
     Args:
         lrs: Learning rates to choose from.
         epochs: Passes over the training set.
-        steps: How many steps in place of `epochs`, or None.
+        least_steps: How many steps at least: small sets are passed more often.
+        steps: How many steps in place of both, or None.
         batch_size: Images in a batch.
         lr_batch: Batch that the learning rates are meant for; they grow with the batch.
         optimizer: `sgd`, `adamw` or `lars`.
@@ -61,6 +62,7 @@ class TrainedProbe(Probe):
 
     lrs: Sequence[float] = LEARNING_RATES
     epochs: float = 10
+    least_steps: int = 1000
     steps: int | None = None
     batch_size: int = 128
     lr_batch: int = 256

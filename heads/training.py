@@ -25,7 +25,8 @@ class Recipe:
     Attributes:
         lrs: Learning rates, one head each, for batches of `lr_batch`; they grow with the batch.
         epochs: Passes over the training set.
-        steps: How many steps in place of `epochs`, or None.
+        least_steps: How many steps at least: small sets are passed more often.
+        steps: How many steps in place of both, or None.
         batch_size: Images in a batch, of all processes together.
         lr_batch: Batch that the learning rates are meant for.
         optimizer: `sgd`, `adamw` or `lars`.
@@ -38,6 +39,7 @@ class Recipe:
 
     lrs: tuple[float, ...]
     epochs: float = 10
+    least_steps: int = 1000
     steps: int | None = None
     batch_size: int = 128
     lr_batch: int = 256
@@ -64,7 +66,7 @@ class Recipe:
 
     def count_steps(self, samples: int) -> int:
         """Steps of the whole training."""
-        return self.steps or max(1, round(self.epochs * samples / min(self.batch_size, samples)))
+        return self.steps or max(1, self.least_steps, round(self.epochs * samples / min(self.batch_size, samples)))
 
     def factor(self, step: int, steps: int) -> float:
         """What learning rates are multiplied with in a step, 0 to 1."""
@@ -161,11 +163,10 @@ def build_optimizer(bank: HeadBank, recipe: Recipe) -> Optimizer:
     groups = []
     for lr, parameters in zip(recipe.lrs, bank.head_parameters(), strict=True):
         scaled = lr * recipe.batch_size / recipe.lr_batch
-        for decays in (True, False):
-            members = [parameter for parameter in parameters if (parameter.ndim > 1) == decays]
-            if members:
-                decay = recipe.weight_decay if decays else 0.0
-                groups.append({"params": members, "lr": scaled, "weight_decay": decay})
+        weights = [parameter for parameter in parameters if parameter.ndim > 1]
+        biases = [parameter for parameter in parameters if parameter.ndim == 1]
+        groups.append({"params": weights, "lr": scaled, "weight_decay": recipe.weight_decay})
+        groups.append({"params": biases, "lr": scaled, "weight_decay": 0.0})
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups)
     if recipe.optimizer == "lars":

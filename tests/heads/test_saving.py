@@ -35,12 +35,12 @@ def features_for(probe, X):
 @pytest.mark.parametrize(
     "probe",
     [
-        LinearProbe(epochs=2),
-        LinearProbe(epochs=2, batch_norm=True, lrs=(0.1,)),
+        LinearProbe(steps=10),
+        LinearProbe(steps=10, batch_norm=True, lrs=(0.1,)),
         LogisticProbe(),
         RidgeProbe(alphas=np.array([1.0, 10.0])),
         KNNProbe(),
-        AttentiveProbe(epochs=1, queries=2, project_keys=False),
+        AttentiveProbe(steps=5, queries=2, project_keys=False),
     ],
 )
 @pytest.mark.parametrize("targets", ["names", "labels", "numbers"])

@@ -42,7 +42,7 @@ def grids():
 @pytest.mark.parametrize("ema", [0.0, 0.9])
 def test_many_learning_rates_at_once_are_each_alone(digits, optimizer, ema):
     X, y, more, labels = digits
-    settings = {"optimizer": optimizer, "ema": ema, "weight_decay": 0.01, "warmup": 0.2, "epochs": 3}
+    settings = {"optimizer": optimizer, "ema": ema, "weight_decay": 0.01, "warmup": 0.2, "steps": 15}
     together = LinearProbe(lrs=RATES, **settings).fit(X, y, validation=(more, labels))
     alone = [LinearProbe(lrs=(lr,), **settings).fit(X, y) for lr in RATES]
     accuracies = [np.mean(one.predict(more) == labels) for one in alone]
@@ -54,7 +54,7 @@ def test_many_learning_rates_at_once_are_each_alone(digits, optimizer, ema):
 
 def test_linear_is_plain_sgd(digits):
     X, y = digits[0], digits[1]
-    probe = LinearProbe(lrs=(0.05,), epochs=2, batch_size=100, seed=3).fit(X, y)
+    probe = LinearProbe(lrs=(0.05,), epochs=2, least_steps=1, batch_size=100, seed=3).fit(X, y)
     torch.manual_seed(3)
     plain = nn.Linear(64, 10)
     torch.manual_seed(3)
@@ -92,8 +92,8 @@ def test_linear_reads_a_memory_map_a_batch_at_a_time(digits, tmp_path):
     X, y, more, _ = digits
     np.save(tmp_path / "x.npy", X)
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
-    whole = LinearProbe(lrs=RATES, epochs=2).fit(X, y)
-    batches = LinearProbe(lrs=RATES, epochs=2, working_memory=1000).fit(mapped, y)
+    whole = LinearProbe(lrs=RATES, steps=10).fit(X, y)
+    batches = LinearProbe(lrs=RATES, steps=10, working_memory=1000).fit(mapped, y)
     np.testing.assert_array_equal(whole.scores(more), batches.scores(more))
 
 
@@ -108,11 +108,11 @@ def test_batch_norm_frees_from_the_scale_of_features(digits):
 def test_several_labels_and_numbers(digits):
     X, y, more, labels = digits
     several = np.stack([y % 2, y > 4], 1).astype(int)
-    probe = LinearProbe(epochs=20).fit(X, several)
+    probe = LinearProbe(steps=100).fit(X, several)
     wanted = np.stack([labels % 2, labels > 4], 1)
     assert np.mean(probe.predict(more) == wanted) > 0.8
     numbers = X[:, 20] * 300 + 1000
-    regression = LinearProbe(epochs=20, task="regression").fit(X, numbers)
+    regression = LinearProbe(steps=100, task="regression").fit(X, numbers)
     assert regression.predict(more).shape == (300,)
     assert np.corrcoef(regression.predict(more), more[:, 20])[0, 1] > 0.9
     assert abs(regression.predict(more).mean() - (more[:, 20] * 300 + 1000).mean()) < 10
@@ -120,7 +120,7 @@ def test_several_labels_and_numbers(digits):
 
 def test_a_head_that_diverges_is_not_chosen(digits):
     X, y, more, _ = digits
-    probe = LinearProbe(lrs=(0.1, 1e30), task="regression", epochs=2).fit(X, y.astype(float))
+    probe = LinearProbe(lrs=(0.1, 1e30), task="regression", steps=10).fit(X, y.astype(float))
     assert probe.chosen_ == 0.1
     assert np.isfinite(probe.scores(more)).all()
 
@@ -163,7 +163,7 @@ def test_attentive_finds_the_patch_that_matters(grids, settings):
     probe.fit(features[:400], classes[:400], validation=(features[400:440], classes[400:440]))
     accuracy = np.mean(probe.predict(features[440:]) == classes[440:])
     means = np.stack([grid.mean((0, 1)) for grid in features])
-    linear = LinearProbe(epochs=60).fit(means[:400], classes[:400])
+    linear = LinearProbe(steps=300).fit(means[:400], classes[:400])
     assert accuracy > 0.8
     assert accuracy > np.mean(linear.predict(means[440:]) == classes[440:])
     assert probe.chosen_ == 1e-2
@@ -234,4 +234,4 @@ def test_data_that_cannot_be_learned(digits, grids):
         LinearProbe().fit(X, y)
     broken = [grids[0][0] * np.nan, *grids[0][1:]]
     with pytest.raises(HeadError, match="NaN or inf"):
-        AttentiveProbe(epochs=1).fit(broken, grids[1])
+        AttentiveProbe(steps=5).fit(broken, grids[1])
