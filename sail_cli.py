@@ -41,6 +41,9 @@ COMMANDS = {
     "probe": Command(
         "evals.probe:probe", "Fits probes on features of labelled images, and reports what they reach.", ("data",)
     ),
+    "sweep": Command(
+        "evals.sweep:sweep", "Probes every layer, from one pass over the images, and names the best.", ("data",)
+    ),
     "chat": Command("sail_encoder.chat.command:chat", "Answers questions about images.", ("image", "prompt")),
     "info": Command("sail_encoder.info:info", "Describes a checkpoint.", ("model",)),
     "convert": Command(

@@ -212,9 +212,9 @@ def _plan(dataset: LabelledImages, settings: FeatureSettings, backbone: VisionBa
 def with_baselines(settings: FeatureSettings) -> list[FeatureSettings]:
     """Raw pixels, the same network with random weights, and the network itself.
 
-    Raw pixels are a single patch as large as the image, brought to 24x24.
+    Raw pixels are a single patch as large as the image, brought to 16x16.
     """
-    pixels = replace(settings, model="raw/24", resize="24x24", max_tokens=None, layers="-1", pool="mean")
+    pixels = replace(settings, model="raw/16", resize="16x16", max_tokens=None, layers="-1", pool="mean")
     return [pixels, replace(settings, pretrained=False), settings]
 
 

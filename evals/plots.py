@@ -2,7 +2,7 @@
 
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +64,7 @@ def plot_confusion(result: Result) -> "Figure":
     return figure
 
 
-def plot_layers(title: str, series: dict[str, Sequence[float]], ylabel: str, log: bool = False) -> "Figure":
+def plot_layers(title: str, series: Mapping[str, Sequence[float]], ylabel: str, log: bool = False) -> "Figure":
     """Lines by layer.
 
     Args:

@@ -107,17 +107,12 @@ def _load(arguments: dict[str, Any]) -> "tuple[LabelledImages, ImageFeatures | N
 def _split(dataset: "LabelledImages", val_share: float, test_share: float, seeds: int) -> "list[Splits]":
     """The splits of each seed; warns where images are on both sides."""
     from evals.datasets.labelled import DatasetError
-    from evals.datasets.splits import split
+    from evals.datasets.splits import split, warn_of_shared
 
     if seeds < 1:
         raise DatasetError(f"seeds is {seeds}; give 1 or more")
     splits = [split(dataset, val_share, test_share, seed) for seed in range(seeds)]
-    if splits[0].shared:
-        print(
-            f"warning: {splits[0].shared:,} images of the test set are in the training or validation set too; "
-            "the results are too good",
-            file=sys.stderr,
-        )
+    warn_of_shared(splits[0])
     return splits
 
 

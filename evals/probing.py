@@ -26,6 +26,9 @@ from sail_encoder.store.line_log import LineLog
 
 ChooseOn = Literal["validation", "test"]
 
+Samples = tuple[Any, Any]
+"""Features and targets."""
+
 GIVEN = ("task", "seed", "device")
 """Settings of a probe that the run decides."""
 
@@ -61,6 +64,44 @@ class Result:
     classes: list[str] = field(default_factory=list)
     left_out: int = 0
     seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class LayerResult:
+    """What one probe has reached on one layer.
+
+    Attributes:
+        layer: Index of the block.
+        probe: Name of the probe.
+        primary: Name of the metric that counts.
+        validation: Quality on the validation set, by which the layer is chosen.
+        value: The metric that counts, on the test set.
+        chosen: The hyper-parameter that was chosen.
+    """
+
+    layer: int
+    probe: str
+    primary: str
+    validation: float
+    value: float
+    chosen: float
+
+
+def probe_layer(probe: Probe, layer: int, train: Samples, val: Samples, test: Samples) -> LayerResult:
+    """Fits a probe on the vectors of one layer and measures it.
+
+    Args:
+        probe: Not fitted yet.
+        layer: Index of the block.
+        train: Vectors and targets to fit on.
+        val: Likewise, to choose the hyper-parameter on.
+        test: Likewise, to measure on.
+    """
+    probe.fit(*train, validation=val)
+    metrics = measure(probe, probe.scores(test[0]), test[1])
+    primary = PRIMARY[probe.targets_.kind]
+    validation = max(candidate.quality for candidate in probe.path_ if candidate.quality is not None)
+    return LayerResult(layer, probe.kind, primary, float(validation), float(metrics[primary]), float(probe.chosen_))
 
 
 def build_probe(name: str, settings: Mapping[str, Any], task: Task, seed: int, device: str) -> Probe:
@@ -190,7 +231,7 @@ class ProbeRun:
             seconds=round(time.perf_counter() - started, 2),
         )
 
-    def _samples(self, probe: Probe, features: ImageFeatures, index: Array) -> tuple[Any, Any]:
+    def _samples(self, probe: Probe, features: ImageFeatures, index: Array) -> Samples:
         """Features and targets of samples; those whose image could not be read are left out."""
         places = [place for place in index if features.has(self.dataset.keys[place])]
         keys = [self.dataset.keys[place] for place in places]

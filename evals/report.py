@@ -5,12 +5,13 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from evals.probing import Result
+from evals.layers import LayerFeatures
+from evals.probing import LayerResult, Result
 
 PERCENT = {"top1", "top5", "mean_per_class", "f1", "f1_micro", "mAP", "exact"}
 """Metrics that are shares, and printed in percent."""
@@ -33,13 +34,63 @@ def write_report(out: Path, results: Sequence[Result], settings: dict[str, Any])
     groups = group(results)
     table = summary_table(groups)
     content = {"settings": settings, "results": [asdict(result) for result in results]}
-    with replacing(out / "results.json") as path:
-        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    with replacing(out / "results.csv") as path, path.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows(_csv_rows(results))
+    write_json(out / "results.json", content)
+    write_csv(out / "results.csv", _csv_rows(results))
     with replacing(out / "results.md") as path:
         path.write_text(f"{table}\n\n{detail_table(groups)}\n", encoding="utf-8")
     return table
+
+
+def write_sweep(out: Path, layers: LayerFeatures, results: Sequence[LayerResult], settings: dict[str, Any]) -> str:
+    """Writes sweep.json, sweep.csv and sweep.md.
+
+    Args:
+        out: Folder of the run.
+        layers: Features of the layers.
+        results: One for each layer and probe.
+        settings: What the run was asked for.
+
+    Returns:
+        A table by layer, in Markdown, and behind it a line that names the best layers.
+    """
+    best = best_layers(results)
+    table = sweep_table(layers, results)
+    lines = "; ".join(f"{name} {one.layer} ({_format(one.value, one.primary)})" for name, one in best.items())
+    text = f"{table}\n\nbest layer on the validation set (test result): {lines}"
+    norms = {"mean": layers.mean_norms.tolist(), "max": layers.max_norms.tolist()}
+    content = {
+        "settings": settings,
+        "best_layer": {name: one.layer for name, one in best.items()},
+        "token_norms": norms,
+        "results": [asdict(result) for result in results],
+    }
+    write_json(out / "sweep.json", content)
+    header = [field.name for field in fields(LayerResult)]
+    write_csv(out / "sweep.csv", [header, *([*asdict(result).values()] for result in results)])
+    with replacing(out / "sweep.md") as path:
+        path.write_text(f"{text}\n", encoding="utf-8")
+    return text
+
+
+def best_layers(results: Sequence[LayerResult]) -> dict[str, LayerResult]:
+    """For each probe its result at the layer that is best on the validation set, the first of several."""
+    best: dict[str, LayerResult] = {}
+    for one in results:
+        if one.probe not in best or one.validation > best[one.probe].validation:
+            best[one.probe] = one
+    return best
+
+
+def sweep_table(layers: LayerFeatures, results: Sequence[LayerResult]) -> str:
+    """The metric that counts by layer and probe, beside the lengths of the tokens' states."""
+    probes = list(dict.fromkeys(result.probe for result in results))
+    values = {(one.layer, one.probe): _format(one.value, one.primary) for one in results}
+    rows = [
+        [str(layer), *(values[layer, probe] for probe in probes), f"{mean_norm:.4g}", f"{max_norm:.4g}"]
+        for layer, (mean_norm, max_norm) in enumerate(zip(layers.mean_norms, layers.max_norms, strict=True))
+    ]
+    primary = _unit(results[0].primary)
+    return markdown(["layer", *(f"{probe} {primary}" for probe in probes), "mean norm", "largest norm"], rows)
 
 
 def group(results: Iterable[Result]) -> Groups:
@@ -92,10 +143,13 @@ def _unit(metric: str) -> str:
 
 def _cell(results: Sequence[Result], metric: str) -> str:
     """The mean, and the standard deviation where there are several seeds."""
-    factor, digits = (100, 1) if metric in PERCENT else (1, 3)
-    values = [factor * result.metrics[metric] for result in results]
-    spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{mean(values):.{digits}f}{spread}"
+    values = [result.metrics[metric] for result in results]
+    spread = f" ± {_format(stdev(values), metric)}" if len(values) > 1 else ""
+    return f"{_format(mean(values), metric)}{spread}"
+
+
+def _format(value: float, metric: str) -> str:
+    return f"{100 * value:.1f}" if metric in PERCENT else f"{value:.3f}"
 
 
 def _csv_rows(results: Sequence[Result]) -> Iterator[list[Any]]:
@@ -104,6 +158,18 @@ def _csv_rows(results: Sequence[Result]) -> Iterator[list[Any]]:
     for one in results:
         values = [one.metrics.get(metric, "") for metric in metrics]
         yield [one.features, one.probe, one.seed, one.parameter, one.chosen, *values, one.seconds]
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a JSON file."""
+    with replacing(path) as unfinished:
+        unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
+    """Writes a CSV file."""
+    with replacing(path) as unfinished, unfinished.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows(rows)
 
 
 @contextmanager

@@ -69,7 +69,7 @@ class Grids:
         patches, counts = pack_patches([torch.as_tensor(self._grids[place]) for place in index.tolist()])
         if not patches.isfinite().all():
             raise HeadError("the features of an image hold NaN or inf; extract it again or leave it out")
-        return patches.to(self._device, torch.float32), counts.to(self._device)
+        return patches.to(self._device, torch.float32), counts
 
 
 class AttentiveBank(HeadBank):

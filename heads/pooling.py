@@ -81,48 +81,54 @@ class AttentionPool(nn.Module):
     def forward(self, patches: Tensor, counts: Tensor) -> Tensor:
         """Pools packed images.
 
+        Patches are pooled before the values are projected, and queries go through the keys' projection in place of
+        the patches: the same sums in another order, which cost a product per image and not per patch.
+
         Args:
             patches: [total patches, C].
-            counts: Patches of each image [images].
+            counts: Patches of each image [images], on the CPU.
 
         Returns:
             [images, C].
         """
-        owner = torch.arange(len(counts), device=counts.device).repeat_interleave(counts, output_size=len(patches))
-        weights = segment_softmax(self._match(patches), owner, len(counts))
-        values = self.value(patches).view(len(patches), self.parts, -1)
-        pooled = values.new_zeros(len(counts), *values.shape[1:])
-        return pooled.index_add(0, owner, weights.unsqueeze(-1) * values).flatten(1)
+        padded, absent = pad_patches(patches, counts)
+        logits = torch.einsum("ntc,cpq->ntpq", padded, self._matchers())
+        weights = logits.masked_fill(absent[..., None, None], -torch.inf).softmax(1).mean(-1)
+        pooled = torch.einsum("ntp,ntc->npc", weights, padded)
+        slices = self.value.weight.unflatten(0, (self.parts, -1))
+        return torch.einsum("npc,pdc->npd", pooled, slices).flatten(1)
 
-    def _match(self, patches: Tensor) -> Tensor:
-        """Logits [total patches, parts, queries of a part]; the queries of a part are averaged after the softmax."""
+    def _matchers(self) -> Tensor:
+        """What patches are multiplied with [C, parts, queries of a part] to give the logits of attention.
+
+        The queries of a part are averaged after the softmax.
+        """
+        dim = self.queries.shape[1]
         if self.key is None:
-            return (patches @ self.queries.T)[..., None] * patches.shape[1] ** -0.5
-        keys = self.key(patches).view(len(patches), self.parts, -1)
-        queries = self.queries.view(len(self.queries), self.parts, -1)
-        return torch.einsum("tpc,qpc->tpq", keys, queries) * keys.shape[-1] ** -0.5
+            return self.queries.T[..., None] * dim**-0.5
+        keys = self.key.weight.unflatten(0, (self.parts, -1))
+        queries = self.queries.unflatten(1, (self.parts, -1))
+        return torch.einsum("pdc,qpd->cpq", keys, queries) * keys.shape[1] ** -0.5
 
 
-def segment_softmax(logits: Tensor, owner: Tensor, count: int) -> Tensor:
-    """Softmax over the patches of each image, averaged over queries.
+def pad_patches(patches: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Brings packed images to one length.
 
     Args:
-        logits: [total patches, parts, queries].
-        owner: Which image each patch belongs to [total patches].
-        count: Number of images.
+        patches: [total patches, C].
+        counts: Patches of each image [images], on the CPU.
 
     Returns:
-        Weights [total patches, parts], which sum to 1 over each image.
+        [images, longest, C] with zeros behind each image, and where these are: bool [images, longest].
     """
-    index = owner[:, None, None].expand_as(logits)
-    largest = logits.new_full((count, *logits.shape[1:]), -torch.inf)
-    largest = largest.scatter_reduce(0, index, logits.detach(), "amax")
-    unnormalised = (logits - largest[owner]).exp()
-    total = logits.new_zeros(count, *logits.shape[1:]).index_add(0, owner, unnormalised)
-    return (unnormalised / total[owner]).mean(-1)
+    longest = int(counts.max())
+    present = torch.arange(longest) < counts[:, None]
+    places = present.flatten().nonzero().squeeze(1).to(patches.device)
+    padded = patches.new_zeros(len(counts) * longest, patches.shape[1]).index_copy(0, places, patches)
+    return padded.unflatten(0, (len(counts), longest)), ~present.to(patches.device)
 
 
 def pack_patches(grids: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Patches [total patches, C] of images [nh, nw, C] of any size, and how many each has [images]."""
+    """Patches [total patches, C] of images [nh, nw, C] of any size, and how many each has [images], on the CPU."""
     patches = [grid.flatten(0, -2) for grid in grids]
-    return torch.cat(patches), torch.tensor([len(one) for one in patches], device=patches[0].device)
+    return torch.cat(patches), torch.tensor([len(one) for one in patches])

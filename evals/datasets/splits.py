@@ -1,6 +1,7 @@
 """Deterministic splits: which sample is for training, for validation, for testing."""
 
 import hashlib
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,6 +63,16 @@ def split(dataset: LabelledImages, val_share: float = 0.1, test_share: float = 0
     seen = {dataset.keys[place] for place in (*train, *val)}
     shared = len({dataset.keys[place] for place in test} & seen)
     return Splits(train, val, test, shared)
+
+
+def warn_of_shared(splits: Splits) -> None:
+    """Warns on stderr where images are on both sides."""
+    if splits.shared:
+        print(
+            f"warning: {splits.shared:,} images of the test set are in the training or validation set too; "
+            "the results are too good",
+            file=sys.stderr,
+        )
 
 
 def _set_aside(dataset: LabelledImages, index: Array, share: float, salt: str) -> tuple[Array, Array]:
