@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from evals.datasets.labelled import LabelledImages
     from evals.datasets.splits import Splits
-    from evals.features import ImageFeatures
+    from evals.features import FeatureSettings, ImageFeatures
     from evals.probing import ProbeRun, Result
 
 ALL = "linear,logistic,ridge,knn,attentive"
@@ -37,6 +37,9 @@ def probe(
     choose_on: Literal["validation", "test"] = "validation",
     seeds: int = 1,
     baselines: bool | None = None,
+    online: bool = False,
+    crop: int = 224,
+    workers: int = 8,
     plots: bool = True,
 ) -> int:
     """Fits probes on features of labelled images, and reports what they reach.
@@ -70,6 +73,10 @@ def probe(
         seeds: How many times to run, each with another validation set and other random numbers.
         baselines: Whether to report raw pixels and the same network with random weights too; by default for digits and
             scenes alone.
+        online: Whether to train on augmented images (random crops and flips) with the backbone in the loop: linear and
+            attentive alone. Runs on several GPUs under torchrun or accelerate: torchrun --nproc-per-node 8 -m sail_cli.
+        crop: Side of the crops in pixels, with --online alone.
+        workers: Processes that read images for each GPU, with --online alone; 0 reads in the process itself.
         plots: Whether to draw hyper-parameter paths and confusion matrices.
 
     Returns:
@@ -82,6 +89,8 @@ def probe(
     dataset, stored = _load(arguments)
     splits = _split(dataset, val_share, test_share, seeds)
     grids = check_probes(chosen, dataset, splits, device)
+    if online:
+        return _probe_online(arguments, chosen, dataset, splits, stored is not None)
     sources = [stored] if stored else _extract(dataset, arguments, grids)
     results: list[Result] = []
     with ProbeRun(Path(out), dataset, choose_on, device) as run:
@@ -89,6 +98,34 @@ def probe(
             results += _run_probes(run, chosen, features, splits)
     _report(Path(out), results, arguments)
     return int(any(result.left_out for result in results))
+
+
+def _probe_online(
+    arguments: dict[str, Any],
+    probes: dict[str, dict[str, Any]],
+    dataset: "LabelledImages",
+    splits: "list[Splits]",
+    stored: bool,
+) -> int:
+    """Trains with the backbone in the loop; all processes take part, and the first one reports."""
+    from evals.datasets.labelled import DatasetError
+    from evals.online import OnlineRun
+
+    if stored:
+        raise DatasetError(f"{arguments['data']} holds features, but --online needs the images; name these")
+    names = ("crop", "choose_on", "workers")
+    run = OnlineRun(Path(arguments["out"]), dataset, _settings(arguments), **{name: arguments[name] for name in names})
+    results = [run.run(name, options, one, seed) for name, options in probes.items() for seed, one in enumerate(splits)]
+    if run.processes.rank == 0:
+        _report(Path(arguments["out"]), results, arguments)
+    return int(any(result.left_out for result in results))
+
+
+def _settings(arguments: dict[str, Any]) -> "FeatureSettings":
+    from evals.features import FeatureSettings
+
+    names = [field.name for field in fields(FeatureSettings) if field.name in arguments]
+    return FeatureSettings(**{name: arguments[name] for name in names})
 
 
 def _load(arguments: dict[str, Any]) -> "tuple[LabelledImages, ImageFeatures | None]":
@@ -119,11 +156,9 @@ def _split(dataset: "LabelledImages", val_share: float, test_share: float, seeds
 def _extract(dataset: "LabelledImages", arguments: dict[str, Any], grids: bool) -> "Iterator[ImageFeatures]":
     """Features of the backbone, behind those of the baselines; each is extracted when it is its turn."""
     from evals.datasets.made import MADE
-    from evals.features import FeatureSettings, extract_features, with_baselines
+    from evals.features import extract_features, with_baselines
 
-    settings = FeatureSettings(
-        **{field.name: arguments[field.name] for field in fields(FeatureSettings) if field.name in arguments}
-    )
+    settings = _settings(arguments)
     baselines = arguments["baselines"]
     wanted = with_baselines(settings) if baselines or (baselines is None and arguments["data"] in MADE) else [settings]
     for one in wanted:

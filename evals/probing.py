@@ -6,7 +6,7 @@ import inspect
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -104,6 +104,37 @@ def probe_layer(probe: Probe, layer: int, train: Samples, val: Samples, test: Sa
     return LayerResult(layer, probe.kind, primary, float(validation), float(metrics[primary]), float(probe.chosen_))
 
 
+def make_result(probe: Probe, title: str, seed: int, scores: Array, truth: Array, started: float) -> Result:
+    """Measures a fitted probe.
+
+    Args:
+        probe: The probe.
+        title: Name of the features.
+        seed: Of the run.
+        scores: [n, outputs] of the test set.
+        truth: Targets of the test set.
+        started: When fitting began, by `time.perf_counter`.
+    """
+    kind, classes, confusion = probe.targets_.kind, [], []
+    if kind == "classification":
+        classes = [str(name) for name in probe.targets_.classes]
+        confusion = confusion_matrix(truth, probe.decide(scores), labels=probe.targets_.classes).tolist()
+    metrics = {name: float(value) for name, value in measure(probe, scores, truth).items()}
+    return Result(
+        features=title,
+        probe=probe.kind,
+        seed=seed,
+        primary=PRIMARY[kind],
+        metrics=metrics,
+        parameter=probe.path_[0].name,
+        chosen=float(probe.chosen_),
+        path=[(float(candidate.value), candidate.quality) for candidate in probe.path_],
+        confusion=confusion,
+        classes=classes,
+        seconds=round(time.perf_counter() - started, 2),
+    )
+
+
 def build_probe(name: str, settings: Mapping[str, Any], task: Task, seed: int, device: str) -> Probe:
     """A probe from its name and settings.
 
@@ -156,6 +187,13 @@ def check_probes(
     return any(probe.takes == "grids" for probe in built)
 
 
+def parts_for(splits: Splits, choose_on: ChooseOn) -> tuple[Array, Array, Array]:
+    """What is fitted on, what hyper-parameters are chosen on, and what is reported."""
+    if choose_on == "test":
+        return np.union1d(splits.train, splits.val), splits.test, splits.test
+    return splits.train, splits.val, splits.test
+
+
 class ProbeRun:
     """Runs probes on features of one data set.
 
@@ -202,34 +240,14 @@ class ProbeRun:
 
     def _fit(self, probe: Probe, features: ImageFeatures, splits: Splits, seed: int) -> Result:
         started = time.perf_counter()
-        indices = splits.train, splits.val, splits.test
-        if self.choose_on == "test":
-            indices = np.union1d(splits.train, splits.val), splits.test, splits.test
-            if hasattr(probe, "refit"):
-                probe.refit = False  # what is chosen on the test set must not be fitted on it
+        if self.choose_on == "test" and hasattr(probe, "refit"):
+            probe.refit = False  # what is chosen on the test set must not be fitted on it
+        indices = parts_for(splits, self.choose_on)
         train, val, test = (self._samples(probe, features, index) for index in indices)
         probe.fit(*train, validation=val)
-        scores = probe.scores(test[0])
-        metrics = {name: float(value) for name, value in measure(probe, scores, test[1]).items()}
+        result = make_result(probe, features.title, seed, probe.scores(test[0]), test[1], started)
         probe.save(self.out / "heads" / slug(features.title) / f"{probe.kind}-seed{seed}", features.source(probe.takes))
-        kind, classes, confusion = probe.targets_.kind, [], []
-        if kind == "classification":
-            classes = [str(name) for name in probe.targets_.classes]
-            confusion = confusion_matrix(test[1], probe.decide(scores), labels=probe.targets_.classes).tolist()
-        return Result(
-            features=features.title,
-            probe=probe.kind,
-            seed=seed,
-            primary=PRIMARY[kind],
-            metrics=metrics,
-            parameter=probe.path_[0].name,
-            chosen=probe.chosen_,
-            path=[(candidate.value, candidate.quality) for candidate in probe.path_],
-            confusion=confusion,
-            classes=classes,
-            left_out=sum(not features.has(key) for key in self.dataset.keys),
-            seconds=round(time.perf_counter() - started, 2),
-        )
+        return replace(result, left_out=sum(not features.has(key) for key in self.dataset.keys))
 
     def _samples(self, probe: Probe, features: ImageFeatures, index: Array) -> Samples:
         """Features and targets of samples; those whose image could not be read are left out."""

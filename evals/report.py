@@ -31,6 +31,7 @@ def write_report(out: Path, results: Sequence[Result], settings: dict[str, Any])
     Returns:
         A table of the metric that counts, features by probes, in Markdown.
     """
+    out.mkdir(parents=True, exist_ok=True)
     groups = group(results)
     table = summary_table(groups)
     content = {"settings": settings, "results": [asdict(result) for result in results]}

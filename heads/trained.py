@@ -109,7 +109,7 @@ class TrainedProbe(Probe):
         self.targets_ = TargetSpace.of(y, self.task)
         encoded, index = self.targets_.encode(y), np.arange(len(samples))
         if validation is None and len(recipe.lrs) == 1:
-            self._keep(self._train(samples, encoded, index, recipe), [Candidate("lr", recipe.lrs[0])])
+            self.keep(self._train(samples, encoded, index, recipe), [Candidate("lr", recipe.lrs[0])])
             return self
         if validation is None:
             index, held = hold_out(encoded, self.targets_.kind, self.held_out, self.seed)
@@ -120,7 +120,7 @@ class TrainedProbe(Probe):
         bank = self._train(samples, encoded, index, recipe)
         outputs = _scores(bank, judges, held)
         qualities = [self.targets_.quality(self.targets_.restore(one), wanted) for one in outputs]
-        self._keep(bank, [Candidate("lr", *pair) for pair in zip(recipe.lrs, qualities, strict=True)])
+        self.keep(bank, [Candidate("lr", *pair) for pair in zip(recipe.lrs, qualities, strict=True)])
         return self
 
     def _samples(self, X: Any, y: Any) -> Samples:
@@ -128,10 +128,11 @@ class TrainedProbe(Probe):
             raise HeadError("the set is empty; give samples, or None in place of a validation set to hold some out")
         if len(X) != len(y):
             raise HeadError(f"{len(X)} rows of features, but {len(y)} targets; give one target a row")
-        return self.samples(X, self._device)
+        return self.samples(X, self.place)
 
     @property
-    def _device(self) -> torch.device:
+    def place(self) -> torch.device:
+        """The device that it computes on."""
         return choose_device(self.device)
 
     def _train(self, samples: Samples, encoded: Array, index: Array, recipe: Recipe) -> HeadBank:
@@ -139,7 +140,7 @@ class TrainedProbe(Probe):
         recipe = effective(recipe, len(index))
         steps = recipe.count_steps(len(index))
         training = Training(bank, recipe, steps, self.targets_.kind)
-        targets, places = torch.as_tensor(encoded, device=self._device), torch.as_tensor(index)
+        targets, places = torch.as_tensor(encoded, device=self.place), torch.as_tensor(index)
         batches = shuffled_batches(len(index), recipe.batch_size, steps, self.seed)
         for chosen in tqdm(batches, self.kind, steps, leave=False, disable=None):
             where = places[chosen]
@@ -150,9 +151,9 @@ class TrainedProbe(Probe):
         """A bank of `count` equal heads on the device, the same for every call with the same seed."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            return self.build(dim, self.targets_.width, count).to(self._device)
+            return self.build(dim, self.targets_.width, count).to(self.place)
 
-    def _keep(self, bank: HeadBank, path: list[Candidate]) -> None:
+    def keep(self, bank: HeadBank, path: list[Candidate]) -> None:
         """Keeps the head of the best learning rate, the first of several."""
         best = int(np.argmax([candidate.quality or 0.0 for candidate in path]))
         self.path_, self.chosen_, self.bank_ = path, path[best].value, bank
@@ -161,7 +162,7 @@ class TrainedProbe(Probe):
     def scores(self, X: Any) -> Array:
         if not hasattr(self, "bank_"):
             raise HeadError(f"this {self.kind} probe is not fitted yet; call fit first")
-        samples = self.samples(X, self._device)
+        samples = self.samples(X, self.place)
         return self.targets_.restore(_scores(self.bank_, samples, np.arange(len(samples)))[0])
 
     def tensors(self) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from math import cos, pi
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -134,6 +135,40 @@ class Training:
         self.scheduler.step()
         if self.average:
             self.average.update_parameters(self.bank)
+
+    def save(self, path: Path, made_of: str, step: int) -> None:
+        """Writes a checkpoint, complete or not at all.
+
+        Args:
+            path: Where to.
+            made_of: All that decides the training, by which another one's checkpoint is told apart.
+            step: How many steps are done.
+        """
+        parts: dict[str, Any] = {
+            "bank": self.bank,
+            "optimizer": self.optimizer,
+            "scheduler": self.scheduler,
+            "average": self.average,
+        }
+        states = {name: part.state_dict() for name, part in parts.items() if part}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f".{path.name}")
+        torch.save({"made_of": made_of, "step": step, **states}, unfinished)
+        unfinished.replace(path)
+
+    def restore(self, path: Path, made_of: str) -> int:
+        """Goes on from a checkpoint of the same training; returns how many steps are done, 0 where there is none."""
+        if not path.exists():
+            return 0
+        states = torch.load(path, map_location="cpu", weights_only=True)
+        if states["made_of"] != made_of:
+            return 0
+        self.bank.load_state_dict(states["bank"])
+        self.optimizer.load_state_dict(states["optimizer"])
+        self.scheduler.load_state_dict(states["scheduler"])
+        if self.average:
+            self.average.load_state_dict(states["average"])
+        return int(states["step"])
 
     def finish(self) -> HeadBank:
         """The bank as it is to be used, in evaluation mode."""

@@ -15,7 +15,7 @@ from sail_encoder.images import ImageList
 DIGIT_SIDE = 56
 """Side to which the 8x8 digits are enlarged, in pixels."""
 
-SCENE_PARTS = {"train": 900, "val": 200, "test": 400}
+SCENE_PARTS = {"train": 700, "val": 150, "test": 350}
 """Scenes of each part; their seeds are below those that `sail-tiny` may be trained on."""
 
 
