@@ -155,7 +155,7 @@ class Descent:
         sample = (
             torch.cat([x for _, x in self.rows.blocks(torch.float64)]) if few else self.rows.sample(SAMPLE).double()
         )
-        self.spectrum, self.basis = spectrum_of(sample)
+        self.spectrum, self.basis = spectrum_of(sample, spanned=few)
         self.turned = sample @ self.basis if few else None
         self.weight = torch.zeros(self.outputs, len(self.spectrum), dtype=torch.float64, device=rows.device)
         self.bias = torch.zeros(self.outputs, dtype=torch.float64, device=rows.device)
@@ -223,16 +223,21 @@ class Descent:
         return (shares * (1 - shares)).mean()
 
 
-def spectrum_of(sample: Tensor) -> tuple[Tensor, Tensor]:
-    """Variances [r] and directions [C, r] of centered rows [n, C]: all of them, or those that n < C rows span."""
+def spectrum_of(sample: Tensor, spanned: bool) -> tuple[Tensor, Tensor]:
+    """Variances [r] and directions [C, r] of centered rows [n, C].
+
+    Args:
+        sample: The rows.
+        spanned: Whether the directions that n < C rows span are enough, because there are no other rows.
+    """
     count, width = sample.shape
-    if count >= width:
+    if count >= width or not spanned:
         spectrum, basis = torch.linalg.eigh(sample.T @ sample / count)
         return spectrum.clamp_min(0), basis
     spectrum, vectors = torch.linalg.eigh(sample @ sample.T / count)
-    spanned = spectrum > 1e-14 * spectrum[-1]
-    spectrum = spectrum[spanned]
-    return spectrum, sample.T @ vectors[:, spanned] / (count * spectrum).sqrt()
+    kept = spectrum > 1e-14 * spectrum[-1]
+    spectrum = spectrum[kept]
+    return spectrum, sample.T @ vectors[:, kept] / (count * spectrum).sqrt()
 
 
 def _loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -43,6 +43,15 @@ def test_logistic_finds_the_minimum_of_scikit_learn(digits, C, dtype):
     np.testing.assert_allclose(ours.predict_proba(more), theirs.predict_proba(more), atol=2e-3)
 
 
+@pytest.mark.parametrize(("rows", "sample"), [(900, 50), (40, 50), (40, 10)])
+def test_logistic_does_not_depend_on_how_its_curvature_is_estimated(digits, rows, sample, monkeypatch):
+    X, y = digits[0][:rows], digits[1][:rows]
+    monkeypatch.setattr("heads.logistic.SAMPLE", sample)
+    ours = LogisticProbe(C=(1.0,)).fit(X, y)
+    theirs = LogisticRegression(C=1.0, tol=1e-9, max_iter=10_000).fit(X, y)
+    np.testing.assert_allclose(ours.coef_, theirs.coef_, atol=1e-3)
+
+
 def test_logistic_of_two_classes_is_one_sigmoid(digits):
     X, y = digits[0], digits[1] % 2
     ours = LogisticProbe(C=(1.0,)).fit(X, y)
