@@ -69,6 +69,11 @@ class Processes:
             dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
         return cls(dist.get_rank(), count)
 
+    def leave(self) -> None:
+        """Parts from the others."""
+        if self.count > 1:
+            dist.destroy_process_group()
+
     def gather(self, part: Any) -> list[Any]:
         """What each process has, in order of rank."""
         parts = [part] * self.count

@@ -118,6 +118,7 @@ def _probe_online(
     results = [run.run(name, options, one, seed) for name, options in probes.items() for seed, one in enumerate(splits)]
     if run.processes.rank == 0:
         _report(Path(arguments["out"]), results, arguments)
+    run.processes.leave()
     return int(any(result.left_out for result in results))
 
 

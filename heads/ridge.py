@@ -63,10 +63,14 @@ class RidgeProbe(VectorProbe):
 
     def compare(self, rows: Rows, encoded: Array, values: Sequence[float], held: Rows) -> Iterator[Array]:
         path = RidgePath(rows, self._regressands(encoded), self.standardize)
+        self._compared = rows, path
         return (held.project(*path.solve(alpha)) for alpha in values)
 
     def learn(self, rows: Rows, encoded: Array, value: float) -> None:
-        self.coef_, self.intercept_ = RidgePath(rows, self._regressands(encoded), self.standardize).solve(value)
+        compared, path = self.__dict__.pop("_compared", (None, None))
+        if compared is not rows:
+            path = RidgePath(rows, self._regressands(encoded), self.standardize)
+        self.coef_, self.intercept_ = path.solve(value)
         self.alpha_ = value
 
     def _regressands(self, encoded: Array) -> Array:

@@ -195,7 +195,7 @@ def online(pets, checkpoint, out, *launcher):
 def test_online_in_one_process_and_in_two(pets, small_checkpoint, tmp_path):
     alone = online(pets, small_checkpoint, tmp_path / "alone")
     assert alone.returncode == 0, alone.stderr
-    launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0")
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     both = online(pets, small_checkpoint, tmp_path / "both", *launcher)
     assert both.returncode == 0, both.stderr
     assert both.stdout.count("top1") == 1

@@ -120,6 +120,8 @@ def test_one_decomposition_gives_the_whole_path(digits, monkeypatch):
     alphas = tuple(10.0 ** np.arange(6, -5, -1))
     probe = RidgeProbe(alphas=alphas).fit(X, y, validation=(more, labels))
     assert len(made) == 2
+    RidgeProbe(alphas=alphas, refit=False).fit(X, y, validation=(more, labels))
+    assert len(made) == 3
     expected = [RidgeClassifier(alpha=alpha).fit(X, y).score(more, labels) for alpha in alphas]
     assert [candidate.quality for candidate in probe.path_] == pytest.approx(expected)
 
