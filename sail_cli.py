@@ -38,6 +38,12 @@ class Command:
 
 COMMANDS = {
     "extract": Command("sail_encoder.extract:extract", "Extracts features of images to .npy files.", ("source",)),
+    "probe": Command(
+        "evals.probe:probe", "Fits probes on features of labelled images, and reports what they reach.", ("data",)
+    ),
+    "sweep": Command(
+        "evals.sweep:sweep", "Probes every layer, from one pass over the images, and names the best.", ("data",)
+    ),
     "chat": Command("sail_encoder.chat.command:chat", "Answers questions about images.", ("image", "prompt")),
     "segment train": Command(
         "evals.segmentation.train:train",

@@ -2,11 +2,10 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -31,6 +30,8 @@ class FeatureSource:
         norm: Whether the final norm was applied.
         resize: The rule of resizing, in text form.
         max_tokens: Patches of an image at most.
+        pool: How patches were pooled, `none` for grids.
+        fuse: What was done with several layers: `concat` or `mean`.
     """
 
     backbone: str
@@ -39,6 +40,8 @@ class FeatureSource:
     norm: bool = True
     resize: str = "native"
     max_tokens: int = 4096
+    pool: str = "none"
+    fuse: str = "concat"
 
     def check(self, other: "FeatureSource") -> None:
         """Compares with the source of other features; names may differ, what decides the values may not.
@@ -46,7 +49,7 @@ class FeatureSource:
         Raises:
             HeadError: If they do not match.
         """
-        for name in ("weights", "layers", "norm"):
+        for name in ("weights", "layers", "norm", "pool", "fuse"):
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs:
                 raise HeadError(
@@ -64,12 +67,14 @@ class SavedHead:
         settings: Arguments from which the head is built.
         source: Which features it was fitted on, None if that was not said.
         tensors: Its weights.
+        fitted: What it has learned beside its weights, such as the names of the classes; JSON.
     """
 
     kind: str
     settings: dict[str, Any]
     source: FeatureSource | None
     tensors: dict[str, Tensor]
+    fitted: dict[str, Any] = field(default_factory=dict)
 
 
 def save_head(folder: str | Path, head: SavedHead) -> None:
@@ -80,6 +85,7 @@ def save_head(folder: str | Path, head: SavedHead) -> None:
         "kind": head.kind,
         "settings": head.settings,
         "source": asdict(head.source) if head.source else None,
+        "fitted": head.fitted,
     }
     unfinished = {name: folder / f".{name}" for name in (WEIGHTS, DESCRIPTION)}
     save_file({name: tensor.contiguous() for name, tensor in head.tensors.items()}, unfinished[WEIGHTS])
@@ -106,9 +112,5 @@ def load_head(folder: str | Path) -> SavedHead:
         dict(description["settings"]),
         FeatureSource(**{**source, "layers": tuple(source["layers"])}) if source else None,
         tensors,
+        description.get("fitted", {}),
     )
-
-
-def as_tensor(values: Any, dtype: torch.dtype | None = None) -> Tensor:
-    """An array or a tensor as a tensor, sharing memory where that is possible."""
-    return torch.as_tensor(values, dtype=dtype)

@@ -6,9 +6,10 @@ Dense heads have a table and a group of their own (`heads.dense.registry`).
 from collections.abc import Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
-from heads.contract import HeadError
+from heads.contract import FeatureSource, HeadError, load_head
 
 GROUP = "sail_encoder.heads"
 
@@ -44,3 +45,17 @@ def get_head(name: str, built_in: Mapping[str, str] = BUILT_IN, group: str = GRO
         if entry.name == name:
             return entry.load()
     raise HeadError(f"no head '{name}'; there is {', '.join(head_names(built_in, group))}")
+
+
+def load_probe(folder: str | Path, source: FeatureSource | None = None) -> Any:
+    """Loads a saved probe of any kind.
+
+    Args:
+        folder: What `Probe.save` has written.
+        source: The features that it is to be used on; a probe of other features is refused.
+
+    Raises:
+        HeadError: If there is none, or it was fitted on features of another source.
+    """
+    saved = load_head(folder)
+    return get_head(saved.kind).from_saved(saved, source)

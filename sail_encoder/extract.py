@@ -19,6 +19,7 @@ from sail_encoder.store.store import FeatureStore, Shard, check_settings
 if TYPE_CHECKING:
     import torch
 
+    from sail_encoder.backbone import VisionBackbone
     from sail_encoder.extraction.pipeline import Request
     from sail_encoder.spec import BackboneSpec
 
@@ -185,25 +186,47 @@ def _extract_on(
 ) -> int:
     """Runs one shard on one device."""
     from sail_encoder.backbone import load_backbone
-    from sail_encoder.extraction.pipeline import Pipeline
 
     backbone = load_backbone(plan.spec.name, str(device), plan.precision, plan.depth)
+    store, progress, status = run_plan(backbone, plan, folder, part, token_budget, readers, overwrite)
+    if status:
+        print(f"stopped; {progress.done:,} images are safe in {folder}, the same command goes on", file=sys.stderr)
+        return status
+    return _conclude(store, part.of(plan.listing.images), progress, folder)
+
+
+def run_plan(
+    backbone: "VisionBackbone",
+    plan: Plan,
+    folder: Path,
+    part: Shard,
+    token_budget: int | Literal["auto"] = "auto",
+    readers: int | Literal["auto"] = "auto",
+    overwrite: bool = False,
+) -> tuple[FeatureStore, Progress, int]:
+    """Extracts what a folder does not have yet.
+
+    Returns:
+        The store, the progress that was made, and 0, or 130 or 143 where a signal has stopped it.
+    """
+    from sail_encoder.extraction.pipeline import Pipeline
+
     settings = {**plan.settings, "weights": backbone.fingerprint(plan.depth - 1)}
     store = FeatureStore(folder, settings, plan.request.pool != "none", plan.request.dtype, part, overwrite)
     stretches = store.missing(part.of(plan.listing.images))
     budget = backbone.default_token_budget() if token_budget == "auto" else token_budget
     threads = min(16, os.cpu_count() or 1) if readers == "auto" else readers
-    progress = Progress(sum(map(len, stretches)), f"{device}")
+    progress = Progress(sum(map(len, stretches)), f"{backbone.device}")
     pipeline = Pipeline(backbone, store, plan.request, budget, threads, progress.add)
     with progress, Interrupt(pipeline.stop.set) as interrupt:
         pipeline.run(stretches)
     if interrupt.status:
         store.suspend()
-        print(f"stopped; {progress.done:,} images are safe in {folder}, the same command goes on", file=sys.stderr)
-        return interrupt.status
-    report = {"shard": str(part), "device": str(device), "token_budget": pipeline.token_budget, **progress.report()}
-    store.finish(plan.listing.images, {"model": plan.spec.name, **report, **describe_machine(device)})
-    return _conclude(store, part.of(plan.listing.images), progress, folder)
+        return store, progress, interrupt.status
+    run = {"shard": str(part), "device": str(backbone.device), "token_budget": pipeline.token_budget}
+    machine = describe_machine(backbone.device)
+    store.finish(plan.listing.images, {"model": plan.spec.name, **run, **progress.report(), **machine})
+    return store, progress, 0
 
 
 def _conclude(store: FeatureStore, images: Sequence[ImageFile], progress: Progress, folder: Path) -> int:

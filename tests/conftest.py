@@ -9,6 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from sail_encoder import load_backbone
+from sail_encoder.hub import find_checkpoint
 from sail_encoder.sail.configuration_sail import SailConfig
 from sail_encoder.sail.modeling_sail import SailForCausalLM
 
@@ -49,6 +50,20 @@ def golden_backbone():
 @pytest.fixture(scope="session")
 def tiny():
     return load_backbone("sail-tiny")
+
+
+@pytest.fixture(scope="session")
+def published_tiny(tmp_path_factory):
+    """sail-tiny as the Hub holds SAIL-7B: the config says "mistral" and lacks the ids of the vision tokens."""
+    folder, native = tmp_path_factory.mktemp("published"), find_checkpoint("sail-tiny")
+    for name in ("model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        (folder / name).symlink_to(native / name)
+    config = json.loads((native / "config.json").read_text())
+    config = {key: value for key, value in config.items() if not key.endswith(("_token_id", "_token_ids"))}
+    (folder / "config.json").write_text(
+        json.dumps({**config, "model_type": "mistral", "bos_token_id": 1, "eos_token_id": 2})
+    )
+    return folder
 
 
 def small_config(**changes):

@@ -1,7 +1,7 @@
 """Every command and every line of Python in README.md, in order, as a newcomer would run them.
 
-Two things stand in: a checkpoint in the published format for SAIL-7B, which cannot be downloaded here, and `--help` for
-measurements that take minutes.
+Three things stand in: a checkpoint in the published format for SAIL-7B, which cannot be downloaded here, `--help` for
+measurements that take minutes, and `--print_config` for probes and segmentation, which have tests of their own.
 """
 
 import io
@@ -17,25 +17,12 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 import sail_cli
-from sail_encoder.hub import find_checkpoint
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(sh|python)\n(.*?)```", README, re.DOTALL)
+PARSED_ONLY = ("probe", "sweep", "segment")
 SAIL_7B = "ByteDance-Seed/SAIL-7B"
-
-
-@pytest.fixture(scope="module")
-def published(tmp_path_factory):
-    """sail-tiny's weights as the Hub holds SAIL-7B: the config says "mistral" and lacks the ids of vision tokens."""
-    folder, native = tmp_path_factory.mktemp("published"), find_checkpoint("sail-tiny")
-    for name in ("model.safetensors", "tokenizer.json", "tokenizer_config.json"):
-        (folder / name).symlink_to(native / name)
-    config = json.loads((native / "config.json").read_text())
-    missing = ("vision_start_token_id", "image_token_id", "vision_end_token_id", "unused_vision_token_ids")
-    config = {key: value for key, value in config.items() if key not in missing} | {"model_type": "mistral"}
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
 
 
 @pytest.fixture
@@ -48,15 +35,20 @@ def workplace(tmp_path, monkeypatch):
         Image.fromarray(pixels).resize((90, 60)).save(tmp_path / "more" / f"small_{name}.jpg")
     [line] = re.findall(r"has lines such as `(.*?)`", README)
     (tmp_path / "prompts.jsonl").write_text(line + "\n")
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
     return tmp_path
 
 
-def run(line, published, monkeypatch):
-    stand_in = line.replace(SAIL_7B, str(published)).replace("--layers 24", "--layers 4")
+def run(line, published_tiny, monkeypatch):
+    stand_in = line.replace(SAIL_7B, str(published_tiny)).replace("--layers 24", "--layers 4")
     words = shlex.split(stand_in, comments=True)
-    if words[0] == "sail":
+    if words[0] == "sail" and words[1] in PARSED_ONLY:
+        with pytest.raises(SystemExit) as ended:
+            sail_cli.main([*words[1:], "--print_config"])
+        assert ended.value.code == 0, line
+    elif words[0] == "sail":
         monkeypatch.setattr(sys, "argv", words)
         assert sail_cli.main(words[1:]) == 0, line
     elif words[0] == "make":
@@ -66,14 +58,14 @@ def run(line, published, monkeypatch):
         subprocess.run([sys.executable, *words[1:3], "--help"], cwd=ROOT, check=True, capture_output=True)
 
 
-def test_everything_in_order(workplace, published, monkeypatch):
+def test_everything_in_order(workplace, published_tiny, monkeypatch):
     names = {}
     for kind, block in BLOCKS:
         if kind == "python":
             exec(compile(block, "<README.md>", "exec"), names)
             continue
         for line in filter(None, (line.strip() for line in block.splitlines())):
-            run(line, published, monkeypatch)
+            run(line, published_tiny, monkeypatch)
     assert names["grid"].ndim == 3
     assert len(json.loads(Path("answers.jsonl").read_text())["answer"]) > 0
 

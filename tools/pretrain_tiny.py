@@ -7,7 +7,7 @@
 
 Drawn scenes (`evals/scenes.py`) take the place of image-text pairs. Each image is followed by a conversation in the
 published format: its caption and several questions. As in the paper's recipe the loss counts the answers alone, the
-images come in mixed sizes, and easy data comes first. About two hours on two cores.
+images come in mixed sizes, and easy data comes first. About an hour on one core.
 """
 
 import argparse

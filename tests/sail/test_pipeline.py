@@ -1,7 +1,5 @@
 """A converted checkpoint in the hands of transformers' own interfaces."""
 
-import json
-
 import pytest
 import torch
 from PIL import Image
@@ -9,24 +7,14 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 
 from evals.scenes import draw_scene
 from sail_encoder import SailProcessor, load_chat
-from sail_encoder.hub import find_checkpoint
 from sail_encoder.sail.convert import convert
-
-VISION_IDS = ("vision_start_token_id", "image_token_id", "vision_end_token_id", "unused_vision_token_ids")
 
 
 @pytest.fixture(scope="module")
-def converted(tmp_path_factory):
-    """sail-tiny as the Hub would hold it, converted: its config says "mistral" and lacks the vision ids."""
-    folder, published = tmp_path_factory.mktemp("models"), find_checkpoint("sail-tiny")
-    (folder / "published").mkdir()
-    for name in ("model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json"):
-        (folder / "published" / name).symlink_to(published / name)
-    config = json.loads((published / "config.json").read_text())
-    config = {key: value for key, value in config.items() if key not in VISION_IDS} | {"model_type": "mistral"}
-    (folder / "published" / "config.json").write_text(json.dumps(config))
-    assert convert(str(folder / "published"), str(folder / "native")) == 0
-    return folder / "native"
+def converted(published_tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "native"
+    assert convert(str(published_tiny), str(folder)) == 0
+    return folder
 
 
 def scenes():

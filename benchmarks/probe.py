@@ -1,0 +1,177 @@
+"""Probes against scikit-learn, side by side in one run.
+
+    python benchmarks/probe.py                       # 20,000 x 1,024 features of 100 classes; about half an hour
+    python benchmarks/probe.py --samples 4000 --dim 256 --classes 20
+
+- logistic against LogisticRegression at the same objective: ours goes on until its objective is not above theirs;
+- the ridge path against a loop of RidgeClassifier fits;
+- knn against KNeighborsClassifier and, where it is installed, faiss;
+- the peak memory that reading a memory-mapped array larger than a stated block takes.
+"""
+
+import argparse
+import importlib
+import importlib.util
+import json
+import multiprocessing
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.linear_model import LogisticRegression, RidgeClassifier
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.preprocessing import normalize
+
+from heads.knn import KNNProbe
+from heads.logistic import LogisticProbe
+from heads.ridge import ALPHAS, RidgeProbe
+
+Array = np.ndarray[Any, Any]
+
+
+def make_features(samples: int, dim: int, classes: int) -> tuple[Array, Array]:
+    """Gaussian classes whose variances fall off as those of real features do, float32."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, classes, samples)
+    spectrum = np.arange(1, dim + 1) ** -0.7
+    turn = np.linalg.qr(rng.normal(size=(dim, dim)))[0]
+    centers = 0.25 * rng.normal(size=(classes, dim))
+    features = ((rng.normal(size=(samples, dim)) + centers[labels]) * spectrum) @ turn * 3 + rng.normal(size=dim)
+    return features.astype(np.float32), labels
+
+
+def objective(coef: Array, intercept: Array, features: Array, labels: Array, penalty: float) -> float:
+    """scikit-learn's objective of logistic regression, in float64."""
+    logits = features.astype(np.float64) @ coef.T + intercept
+    logits -= logits.max(1, keepdims=True)
+    losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(len(labels)), labels]
+    return float((coef**2).sum() / 2 + penalty * losses.sum())
+
+
+def seconds(function: Callable[[], Any]) -> tuple[float, Any]:
+    """How long a call takes, and what it returns."""
+    started = time.perf_counter()
+    result = function()
+    return time.perf_counter() - started, result
+
+
+def compare_logistic(features: Array, labels: Array, penalty: float) -> dict[str, float]:
+    """Time to the same objective; both of scikit-learn's precisions are measured."""
+    ours_seconds, ours = seconds(lambda: LogisticProbe(C=(penalty,)).fit(features, labels))
+    reached = objective(ours.coef_, ours.intercept_, features, labels, penalty)
+    report = {"C": penalty, "ours_seconds": ours_seconds, "ours_objective": reached}
+    for name in ("float64", "float32"):
+        model = LogisticRegression(C=penalty, max_iter=5000)
+        taken, theirs = seconds(partial(model.fit, features.astype(name), labels))
+        found = objective(theirs.coef_, theirs.intercept_, features, labels, penalty)
+        excess = found / reached - 1
+        report |= {
+            f"sklearn_{name}_seconds": taken,
+            f"sklearn_{name}_excess": excess,
+            f"ratio_{name}": taken / ours_seconds,
+        }
+    return report
+
+
+def compare_ridge(features: Array, labels: Array) -> dict[str, float]:
+    """The whole path, with a validation set, against one fit after the other, in the float64 that ours computes in."""
+    cut = len(features) * 9 // 10
+    held = features[cut:], labels[cut:]
+    train = features[:cut], labels[:cut]
+    exact = train[0].astype(np.float64), train[1]
+    ours_seconds, _ = seconds(lambda: RidgeProbe(refit=False).fit(*train, validation=held))
+    loop_seconds, _ = seconds(lambda: [RidgeClassifier(alpha=alpha).fit(*exact).score(*held) for alpha in ALPHAS])
+    return {"ours_seconds": ours_seconds, "loop_seconds": loop_seconds, "ratio": loop_seconds / ours_seconds}
+
+
+def compare_knn(features: Array, labels: Array) -> dict[str, float]:
+    """Twenty neighbours of a tenth of the samples among the others."""
+    cut = len(features) * 9 // 10
+    train, queries = features[:cut], features[cut:]
+    ours_seconds, _ = seconds(lambda: KNNProbe(k=(20,)).fit(train, labels[:cut]).predict(queries))
+    model = KNeighborsClassifier(20, weights=lambda distance: np.exp((1 - distance**2 / 2) / 0.07), algorithm="brute")
+    their_seconds, _ = seconds(lambda: model.fit(normalize(train), labels[:cut]).predict(normalize(queries)))
+    report = {"ours_seconds": ours_seconds, "sklearn_seconds": their_seconds, "ratio": their_seconds / ours_seconds}
+    if importlib.util.find_spec("faiss"):
+        faiss_seconds, _ = seconds(lambda: search_with_faiss(normalize(train), normalize(queries)))
+        report |= {"faiss_seconds": faiss_seconds, "ratio_faiss": faiss_seconds / ours_seconds}
+    return report
+
+
+def search_with_faiss(train: Array, queries: Array) -> Any:
+    faiss = importlib.import_module("faiss")
+
+    index = faiss.IndexFlatIP(train.shape[1])
+    index.add(train)
+    return index.search(queries, 20)
+
+
+def fit_mapped(kind: str, path: str, labels: Array, working_memory: int, queue: Any) -> None:
+    """Fits a probe on a memory-mapped array; reports by how much the process grew beyond the map's own pages."""
+    mapped = np.load(path, mmap_mode="r")
+    probes = {"ridge": RidgeProbe, "knn": KNNProbe, "logistic": LogisticProbe}
+    settings: dict[str, dict[str, Any]] = {
+        "ridge": {"alphas": (1.0,)},
+        "logistic": {"C": (0.01,), "max_iter": 5},
+        "knn": {"k": (5,)},
+    }
+    probes[kind](**settings[kind]).fit(mapped[:500], labels[:500])
+    before = anonymous_peak()
+    probe = probes[kind](**settings[kind], working_memory=working_memory).fit(mapped, labels)
+    probe.predict(mapped[:1000])
+    queue.put(anonymous_peak() - before)
+
+
+def anonymous_peak() -> int:
+    """Bytes of this process that are not pages of files; the peak resident size where the system does not tell."""
+    try:
+        status = Path("/proc/self/status").read_text()
+        return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("RssAnon")))
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def measure_memory(samples: int, dim: int, classes: int, block: int) -> dict[str, Any]:
+    """Growth of the process for arrays eight times as large as the working memory."""
+    features, labels = make_features(samples, dim, classes)
+    report: dict[str, Any] = {"array_bytes": features.nbytes, "working_memory_bytes": block}
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "features.npy")
+        np.save(path, features)
+        for kind in ("ridge", "logistic", "knn"):
+            queue = context.Queue()
+            process = context.Process(target=fit_mapped, args=(kind, path, labels, block, queue))
+            process.start()
+            report[f"{kind}_growth_bytes"] = queue.get()
+            process.join()
+    return report
+
+
+def main() -> None:
+    """Runs everything and prints JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, default=20_000)
+    parser.add_argument("--dim", type=int, default=1024)
+    parser.add_argument("--classes", type=int, default=100)
+    parser.add_argument("--penalties", type=float, nargs="+", default=[0.01, 1.0])
+    arguments = parser.parse_args()
+    features, labels = make_features(arguments.samples, arguments.dim, arguments.classes)
+    report: dict[str, Any] = {
+        "memory": measure_memory(arguments.samples, arguments.dim, arguments.classes, features.nbytes // 8),
+        "knn": compare_knn(features, labels),
+        "ridge": compare_ridge(features, labels),
+    }
+    for penalty in arguments.penalties:
+        report[f"logistic C={penalty}"] = compare_logistic(features, labels, penalty)
+    print(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""Labelled images, and the kinds of targets that they may have."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from sail_encoder.errors import UserError
+from sail_encoder.images import ImageFile, ImageList
+
+Array = np.ndarray[Any, Any]
+Task = Literal["classification", "multilabel", "regression"]
+
+PARTS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+"""Names of folders, splits and shards that say which part of a set an image belongs to."""
+
+
+class DatasetError(UserError):
+    """A data set that cannot be used; the message says why in one line."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MadeImage(ImageFile):
+    """An image that is in no file of its own.
+
+    Attributes:
+        make: Gives the bytes of the encoded image.
+    """
+
+    make: Callable[[], bytes]
+
+    def open(self) -> bytes:
+        return self.make()
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledImages:
+    """A data set. The same image may occur in it more than once.
+
+    Attributes:
+        name: For reports.
+        images: Every image once.
+        keys: For each sample the key of its image.
+        targets: For each sample its class [n], zeros and ones [n, labels], or numbers [n] or [n, outputs].
+        parts: For each sample `train`, `val`, `test`, or an empty string where the set does not say.
+        task: Kind of the targets.
+        labels: Names of the columns of `targets`, where there are several labels.
+    """
+
+    name: str
+    images: ImageList
+    keys: list[str]
+    targets: Array
+    parts: list[str]
+    task: Task = "classification"
+    labels: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def take(self, index: Sequence[int]) -> "LabelledImages":
+        """Some of the samples."""
+        keys = [self.keys[place] for place in index]
+        wanted = set(keys)
+        images = ImageList(self.images.root, [image for image in self.images.images if image.key in wanted])
+        parts = [self.parts[place] for place in index]
+        return LabelledImages(self.name, images, keys, self.targets[list(index)], parts, self.task, self.labels)
+
+
+def part_and_class(key: str) -> tuple[str, str]:
+    """The part and the class of an image that lies in a folder named after its class.
+
+    Args:
+        key: `[part/]class/.../name`.
+
+    Raises:
+        DatasetError: If the image is in no such folder.
+    """
+    folders = key.split("/")[:-1]
+    part = PARTS.get(folders[0].lower(), "") if folders else ""
+    if part:
+        folders = folders[1:]
+    if not folders:
+        raise DatasetError(
+            f"'{key}' is in no folder that names its class; use class/name, train/class/name or --labels"
+        )
+    return part, folders[0]
+
+
+def parse_targets(values: Sequence[Any], task: Task) -> tuple[Array, list[str]]:
+    """Targets from what is written in a table.
+
+    Args:
+        values: One cell a sample, or a list of cells where there are several columns of numbers.
+        task: `classification` keeps names; `multilabel` splits at `|`; `regression` reads numbers.
+
+    Returns:
+        The targets, and the names of the labels where there are several.
+
+    Raises:
+        DatasetError: If a label is missing, or is no number where numbers are needed.
+    """
+    missing = [place for place, value in enumerate(values) if _is_missing(value)]
+    if missing and task != "multilabel":
+        raise DatasetError(f"{len(missing)} of {len(values)} labels are missing, the first in row {missing[0] + 1}")
+    if task == "classification":
+        return np.array([str(value) for value in values]), []
+    if task == "regression":
+        return np.array([_numbers(value) for value in values]), []
+    sets = [set() if _is_missing(value) else _label_set(value) for value in values]
+    labels = sorted(set().union(*sets))
+    if not labels:
+        raise DatasetError("no sample has a label; write several labels of one image as cat|dog")
+    return np.array([[label in one for label in labels] for one in sets]).astype(int), labels
+
+
+def _is_missing(value: Any) -> bool:
+    cells = value if isinstance(value, (list, tuple)) else [value]
+    return any(cell is None or cell == "" or cell != cell for cell in cells)
+
+
+def _label_set(value: Any) -> set[str]:
+    cells = value if isinstance(value, (list, tuple)) else str(value).split("|")
+    return {str(cell).strip() for cell in cells}
+
+
+def _numbers(value: Any) -> Any:
+    try:
+        return [float(cell) for cell in value] if isinstance(value, (list, tuple)) else float(value)
+    except (TypeError, ValueError):
+        raise DatasetError(
+            f"'{value}' is not a number, but the task is regression; use --task classification"
+        ) from None

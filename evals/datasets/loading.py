@@ -1,0 +1,58 @@
+"""From what a user names to a data set."""
+
+import difflib
+import glob
+from pathlib import Path
+
+from evals.datasets.folders import image_folder, imagenet, is_imagenet
+from evals.datasets.labelled import DatasetError, LabelledImages, Task
+from evals.datasets.made import MADE
+from evals.datasets.shards import is_saved_dataset, saved_dataset, webdataset
+from evals.datasets.tables import TABLE_SUFFIXES, image_table
+
+
+def load_dataset(
+    name: str, labels: str | None = None, label_column: str | None = None, task: Task = "classification"
+) -> LabelledImages:
+    """Loads a data set, of whatever kind it is.
+
+    Args:
+        name: A name of `MADE`; a folder of images in folders of classes, in the layout of ImageNet-1k, or written by
+            Hugging Face's save_to_disk; a table (.csv, .tsv, .parquet); or tar shards (a file, a folder, a glob).
+        labels: The labels of ImageNet's validation images: the devkit or a list of synsets.
+        label_column: Where labels are in tables and shards; found by its name where left out.
+        task: How to read the labels of tables and shards.
+
+    Raises:
+        DatasetError: If there is no such data set, or it has no labels.
+    """
+    if name in MADE:
+        made = MADE[name]()
+        if task not in ("classification", made.task):
+            raise DatasetError(f"{name} has targets of {made.task}, not of {task}; leave --task out")
+        return made
+    path = Path(name).expanduser()
+    shards = _tar_shards(path, name)
+    if shards:
+        return webdataset(shards, path.stem or name, label_column, task)
+    if path.is_file() and path.suffix.lower() in TABLE_SUFFIXES:
+        return image_table(path, label_column, task)
+    if not path.is_dir():
+        nearest = difflib.get_close_matches(name, list(MADE), n=1)
+        hint = f", did you mean '{nearest[0]}'?" if nearest else f"; use {', '.join(MADE)}, a folder, a table or shards"
+        raise DatasetError(f"no data set '{name}'{hint}")
+    if is_saved_dataset(path):
+        return saved_dataset(path, label_column, task)
+    if task != "classification":
+        raise DatasetError(f"folders name classes, but the task is {task}; give a table with the targets")
+    return imagenet(path, Path(labels) if labels else None) if is_imagenet(path) else image_folder(path)
+
+
+def _tar_shards(path: Path, name: str) -> list[str]:
+    """The tar files that a file, a folder of them, or a glob names."""
+    if path.suffix == ".tar" and path.is_file():
+        return [str(path)]
+    if path.is_dir():
+        return sorted(str(shard) for shard in path.glob("*.tar"))
+    matches = sorted(glob.glob(name, recursive=True)) if glob.has_magic(name) else []
+    return [match for match in matches if match.endswith(".tar")]

@@ -1,0 +1,236 @@
+"""Features of a data set: extracted into a folder that is used again, or read from one that `sail extract` has made."""
+
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from evals.datasets.labelled import Array, LabelledImages
+from heads.contract import FeatureSource
+from heads.pooling import Pooling, pool_grid
+from sail_encoder.backbone import VisionBackbone, load_backbone
+from sail_encoder.errors import UserError
+from sail_encoder.extract import Plan, run_plan
+from sail_encoder.extraction.pipeline import Request
+from sail_encoder.layers import resolve_layers
+from sail_encoder.spec import describe
+from sail_encoder.store.reading import FeatureFolder
+from sail_encoder.store.store import Shard
+
+Fuse = Literal["concat", "mean"]
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal has stopped an extraction; what was done is safe."""
+
+
+@dataclass(frozen=True)
+class FeatureSettings:
+    """Which features are wanted.
+
+    Attributes:
+        model: Name of the backbone.
+        layers: Which blocks, in text form.
+        norm: Whether the final norm is applied.
+        fuse: What is done with several layers: one behind the other, or their mean.
+        pool: How vectors are pooled from patches.
+        resize: The rule of resizing, in text form.
+        max_tokens: Patches of an image at most; None for the model's own limit.
+        dtype: Type in which features are stored.
+        precision: Precision of weights and computation.
+        device: Where the backbone runs.
+        pretrained: Whether the weights are read, or random.
+    """
+
+    model: str = "sail-tiny"
+    layers: str = "-1"
+    norm: bool = True
+    fuse: Fuse = "concat"
+    pool: Pooling = "mean"
+    resize: str = "auto"
+    max_tokens: int | None = None
+    dtype: Literal["float16", "float32"] = "float16"
+    precision: str = "auto"
+    device: str = "auto"
+    pretrained: bool = True
+
+    @property
+    def title(self) -> str:
+        """What the backbone is called in reports."""
+        if self.model.startswith("raw/"):
+            return f"raw pixels, {self.resize}"
+        return self.model if self.pretrained else f"{self.model}, random weights"
+
+
+class ImageFeatures:
+    """Features of images, by key.
+
+    Args:
+        title: Name of the backbone in reports.
+        folder: Where they are.
+        backbone: Name of the backbone.
+        fuse: What is done with several layers.
+        pool: How vectors are pooled from grids; vectors that are stored are taken as they are.
+    """
+
+    def __init__(self, title: str, folder: FeatureFolder, backbone: str, fuse: Fuse, pool: Pooling) -> None:
+        self.title = title
+        self.folder = folder
+        self.backbone = backbone
+        self.fuse, self.pool = fuse, pool
+        self._places = {entry.path: place for place, entry in enumerate(folder.entries)}
+        self._vectors: Array | None = None
+
+    def has(self, key: str) -> bool:
+        """Whether an image has features."""
+        return key in self._places
+
+    @property
+    def has_grids(self) -> bool:
+        """Whether patches were stored."""
+        return not self.folder.is_pooled
+
+    def vectors(self, keys: Sequence[str]) -> Array:
+        """[len(keys), C]; a view where the images are stored in a row."""
+        if self._vectors is None:
+            self._vectors = self._pool_all()
+        places = np.array([self._places[key] for key in keys])
+        if len(places) and (np.diff(places) == 1).all():
+            return self._vectors[places[0] : places[-1] + 1]
+        return self._vectors[places]
+
+    def _pool_all(self) -> Array:
+        if not self.folder.is_pooled:
+            entries = range(len(self.folder.entries))
+            return np.stack(
+                [pool_grid(torch.from_numpy(self._grid(place)).float(), self.pool).numpy() for place in entries]
+            )
+        layers = [self.folder.matrix(layer) for layer in self.folder.layers]
+        if len(layers) == 1:
+            return layers[0]
+        return np.concatenate(layers, 1) if self.fuse == "concat" else np.stack(layers).mean(0, dtype=np.float32)
+
+    def grids(self, keys: Sequence[str]) -> "Grids":
+        """A grid [nh, nw, C] an image, read when it is needed."""
+        return Grids(self, [self._places[key] for key in keys])
+
+    def _grid(self, place: int) -> Array:
+        entry = self.folder.entries[place]
+        layers = [self.folder.read(entry, layer) for layer in self.folder.layers]
+        if len(layers) == 1:
+            return layers[0]
+        return np.concatenate(layers, 2) if self.fuse == "concat" else np.stack(layers).mean(0, dtype=np.float32)
+
+    def source(self, takes: str) -> FeatureSource:
+        """What a head that is fitted on these is to remember."""
+        settings = self.folder.settings
+        stored = settings["pool"]
+        return FeatureSource(
+            backbone=self.backbone,
+            weights=settings["weights"],
+            layers=tuple(settings["layers"]),
+            norm=settings["norm"],
+            resize=settings["resize"],
+            max_tokens=settings["max_tokens"],
+            pool="none" if takes == "grids" else self.pool if stored == "none" else stored,
+            fuse=self.fuse,
+        )
+
+
+class Grids(Sequence[Array]):
+    """Grids of some images, each read from its file when it is asked for."""
+
+    def __init__(self, features: ImageFeatures, places: Sequence[int]) -> None:
+        self._features, self._places = features, places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._features._grid(self._places[index])
+
+
+def open_features(folder: str, fuse: Fuse, pool: Pooling) -> ImageFeatures:
+    """Features that `sail extract` has left.
+
+    Raises:
+        StoreError: If there is no finished run in the folder.
+    """
+    stored = FeatureFolder(folder)
+    runs = json.loads((Path(folder) / "run.json").read_text(encoding="utf-8"))["runs"]
+    return ImageFeatures(runs[-1]["model"], stored, runs[-1]["model"], fuse, pool)
+
+
+def extract_features(dataset: LabelledImages, settings: FeatureSettings, cache: Path, grids: bool) -> ImageFeatures:
+    """Extracts what the cache does not hold.
+
+    The folder of the cache is named after all that decides the features, so that other settings, other weights or
+    another data set never meet the same files.
+
+    Args:
+        dataset: The images.
+        settings: Which features.
+        cache: Folder of all caches.
+        grids: Whether patches are needed, or vectors alone.
+
+    Raises:
+        Stopped: If a signal has stopped it.
+    """
+    backbone = load_backbone(settings.model, settings.device, settings.precision, pretrained=settings.pretrained)
+    plan = _plan(dataset, settings, backbone, grids or settings.pool == "gem")
+    decisive = {**plan.settings, "weights": backbone.fingerprint(plan.depth - 1), "name": dataset.name}
+    digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:10]
+    folder = cache / f"{slug(settings.title)}-{digest}"
+    _, progress, status = run_plan(backbone, plan, folder, Shard())
+    if status:
+        print(f"stopped; {progress.done:,} images are safe, the same command goes on", file=sys.stderr)
+        raise Stopped
+    return ImageFeatures(settings.title, FeatureFolder(folder), settings.model, settings.fuse, settings.pool)
+
+
+def _plan(dataset: LabelledImages, settings: FeatureSettings, backbone: VisionBackbone, grids: bool) -> Plan:
+    rule = backbone.resize.override(settings.resize, settings.max_tokens)
+    request = Request(
+        layers=tuple(resolve_layers(settings.layers, backbone.num_layers)),
+        norm=settings.norm,
+        pool="none" if grids or settings.pool == "gem" else settings.pool,
+        dtype=settings.dtype,
+        resize=rule,
+        exif_rotate=False,
+    )
+    precision = str(backbone.dtype).removeprefix("torch.")
+    return Plan(dataset.images, describe(settings.model), request, precision)
+
+
+def with_baselines(settings: FeatureSettings) -> list[FeatureSettings]:
+    """Raw pixels, the same network with random weights, and the network itself.
+
+    Raw pixels are a single patch as large as the image, brought to 16x16.
+    """
+    pixels = replace(settings, model="raw/16", resize="16x16", max_tokens=None, layers="-1", pool="mean")
+    return [pixels, replace(settings, pretrained=False), settings]
+
+
+def slug(title: str) -> str:
+    """A name for files."""
+    return re.sub(r"[^\w.]+", "-", title).strip("-")
+
+
+def require_grids(features: ImageFeatures, probe: str) -> None:
+    """Makes sure that patches were stored.
+
+    Raises:
+        UserError: If they were not.
+    """
+    if not features.has_grids:
+        raise UserError(
+            f"{probe} needs grids, but {features.folder.folder} holds pooled vectors; extract with --pool none, or "
+            "leave it out of --probes"
+        )

@@ -1,0 +1,98 @@
+"""Pictures of results; they need matplotlib, which is not installed with the package itself."""
+
+import importlib.util
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evals.features import slug
+from evals.probing import Result
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+INK, ACCENT, MUTED = "#222222", "#1b6ca8", "#b0b0b0"
+
+
+def can_plot() -> bool:
+    """Whether matplotlib is there; says what to do where it is not."""
+    if importlib.util.find_spec("matplotlib"):
+        return True
+    print("no plots, since matplotlib is not installed: pip install 'sail-encoder[plots]'", file=sys.stderr)
+    return False
+
+
+def plot_results(out: Path, results: Sequence[Result]) -> list[Path]:
+    """Draws, for the first seed of each probe, the hyper-parameter path and, for classes, the confusion matrix.
+
+    Returns:
+        The pictures.
+    """
+    drawn = []
+    for result in (one for one in results if one.seed == 0):
+        name = f"{slug(result.features)}-{result.probe}"
+        if len(result.path) > 1:
+            drawn.append(save(plot_path(result), out / "plots" / f"path-{name}.png"))
+        if result.confusion:
+            drawn.append(save(plot_confusion(result), out / "plots" / f"confusion-{name}.png"))
+    return drawn
+
+
+def plot_path(result: Result) -> "Figure":
+    """Quality on the validation set by hyper-parameter."""
+    figure, axes = _axes(f"{result.probe} on {result.features}")
+    values, qualities = zip(*sorted(result.path), strict=True)
+    axes.plot(values, qualities, color=ACCENT, marker="o", markersize=3)
+    axes.axvline(result.chosen, color=MUTED, linestyle="--", label=f"chosen: {result.chosen:.3g}")
+    axes.set(xscale="log", xlabel=result.parameter, ylabel=f"{result.primary} on validation")
+    axes.legend(frameon=False)
+    return figure
+
+
+def plot_confusion(result: Result) -> "Figure":
+    """Share of each true class that was taken for each class."""
+    figure, axes = _axes(f"{result.probe} on {result.features}")
+    shares = [[count / max(1, sum(row)) for count in row] for row in result.confusion]
+    picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set(xlabel="predicted", ylabel="true")
+    if len(result.classes) <= 30:
+        places = range(len(result.classes))
+        axes.set_xticks(places, result.classes, rotation=90)
+        axes.set_yticks(places, result.classes)
+    figure.colorbar(picture, ax=axes, label="share of the true class")
+    return figure
+
+
+def plot_layers(title: str, series: Mapping[str, Sequence[float]], ylabel: str, log: bool = False) -> "Figure":
+    """Lines by layer.
+
+    Args:
+        title: What stands above.
+        series: For each line its values, layer 0 first.
+        ylabel: What the values are.
+        log: Whether they are on a logarithmic scale.
+    """
+    figure, axes = _axes(title)
+    for name, values in series.items():
+        axes.plot(range(len(values)), values, marker="o", markersize=3, label=name)
+    axes.set(xlabel="layer", ylabel=ylabel, yscale="log" if log else "linear")
+    axes.legend(frameon=False)
+    return figure
+
+
+def save(figure: "Figure", path: Path) -> Path:
+    """Writes a picture."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    return path
+
+
+def _axes(title: str) -> tuple["Figure", Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(title, fontsize=10, color=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes

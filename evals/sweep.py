@@ -1,0 +1,125 @@
+"""`sail sweep`: which layer knows most, from one pass over the images."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from evals.datasets.labelled import LabelledImages
+    from evals.datasets.splits import Splits
+    from evals.layers import LayerFeatures
+    from evals.probing import LayerResult
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "ridge": {},
+    "logistic": {"C": [1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0]},
+    "knn": {"k": [10, 20, 100]},
+}
+"""Settings of the probes where none are given: a coarse path, since every layer is probed."""
+
+
+def sweep(
+    data: str,
+    out: str,
+    model: str = "sail-tiny",
+    probes: str | dict[str, dict[str, Any] | None] = "ridge,logistic,knn",
+    norm: bool = True,
+    pool: Literal["mean", "max"] = "mean",
+    resize: str = "auto",
+    max_tokens: int | None = None,
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    device: str = "auto",
+    labels: str | None = None,
+    label_column: str | None = None,
+    task: Literal["classification", "multilabel", "regression"] = "classification",
+    val_share: float = 0.1,
+    test_share: float = 0.2,
+    plots: bool = True,
+) -> int:
+    """Probes every layer, from one pass over the images, and names the best.
+
+    Features of all layers are pooled in memory, float32: images x layers x channels x 4 bytes. The best layer is chosen
+    on the validation set; the table shows the test set. Norms of the tokens tell where a few of them dominate.
+
+    Args:
+        data: digits, scenes, a folder, a table, shards, ...; as in sail probe.
+        out: Folder for sweep.json, sweep.csv, sweep.md and plots.
+        model: sail-tiny, a folder, a Hub name such as ByteDance-Seed/SAIL-7B, or timm/NAME.
+        probes: Names separated by commas; in a file also their settings. Those that take vectors alone.
+        norm: Whether to apply the model's final norm to every layer.
+        pool: How patches become one vector.
+        resize: The model's own rule (auto), native, short512 (the shorter side), a side such as 224, or 448x672.
+        max_tokens: Patches of an image at most under the native rule.
+        precision: Precision of the backbone; auto is bfloat16 on a GPU and float32 on a CPU.
+        device: auto (a GPU where there is one), cpu, cuda:1, ...
+        labels: For ImageNet its devkit or a list of synsets.
+        label_column: Column of the labels in tables and shards.
+        task: Kind of the labels in tables and shards.
+        val_share: Share of the training set to choose the layer and hyper-parameters on, where the data has none.
+        test_share: Share to test on, where the data has no test set.
+        plots: Whether to draw accuracy and norms by layer.
+
+    Returns:
+        Exit status: 0 done, 1 done although some images could not be read.
+    """
+    arguments = dict(locals())
+    from evals.datasets.labelled import DatasetError
+    from evals.datasets.loading import load_dataset
+    from evals.datasets.splits import split, warn_of_shared
+    from evals.layers import pool_layers
+    from evals.probing import check_probes, parse_probes
+    from sail_encoder.backbone import load_backbone
+
+    chosen = {name: {**SETTINGS.get(name, {}), **settings} for name, settings in parse_probes(probes).items()}
+    dataset = load_dataset(data, labels, label_column, task)
+    splits = split(dataset, val_share, test_share)
+    warn_of_shared(splits)
+    if check_probes(chosen, dataset, [splits], device):
+        raise DatasetError("a sweep pools the patches, so it has no probes of grids; use ridge, logistic, knn, linear")
+    backbone = load_backbone(model, device, precision)
+    rule = backbone.resize.override(resize, max_tokens)
+    layers = pool_layers(backbone, dataset.images.images, rule, norm, pool)
+    results = list(_probe_layers(chosen, layers, dataset, splits, device))
+    _report(Path(out), layers, results, arguments)
+    missing = len(dataset.images.images) - len(layers.keys)
+    if missing:
+        print(f"{missing:,} images could not be read and were left out", file=sys.stderr)
+    return int(missing > 0)
+
+
+def _probe_layers(
+    probes: dict[str, dict[str, Any]], layers: "LayerFeatures", dataset: "LabelledImages", splits: "Splits", device: str
+) -> "Iterator[LayerResult]":
+    """Each probe on each layer."""
+    import numpy as np
+    from tqdm import tqdm
+
+    from evals.probing import build_probe, head_task, probe_layer
+
+    rows = {key: row for row, key in enumerate(layers.keys)}
+    parts = []
+    for index in (splits.train, splits.val, splits.test):
+        places = [place for place in index if dataset.keys[place] in rows]
+        parts.append((np.array([rows[dataset.keys[place]] for place in places], int), dataset.targets[places]))
+    todo = [(layer, name) for layer in range(len(layers.vectors)) for name in probes]
+    for layer, name in tqdm(todo, "probes", disable=None):
+        probe = build_probe(name, probes[name], head_task(dataset), 0, device)
+        samples = [(layers.vectors[layer][where], targets) for where, targets in parts]
+        yield probe_layer(probe, layer, *samples)
+
+
+def _report(out: Path, layers: "LayerFeatures", results: "Sequence[LayerResult]", settings: dict[str, Any]) -> None:
+    """Writes everything, prints the table, and names the best layers."""
+    from evals.plots import can_plot, plot_layers, save
+    from evals.report import write_sweep
+
+    out.mkdir(parents=True, exist_ok=True)
+    print(write_sweep(out, layers, results, settings))
+    if settings["plots"] and can_plot():
+        names = list(dict.fromkeys(result.probe for result in results))
+        series = {name: [result.value for result in results if result.probe == name] for name in names}
+        title, primary = f"{settings['model']} on {settings['data']}", results[0].primary
+        save(plot_layers(title, series, f"{primary} on the test set"), out / "plots" / "accuracy.png")
+        norms = {"largest": layers.max_norms.tolist(), "mean": layers.mean_norms.tolist()}
+        save(plot_layers(title, norms, "length of a token's state", log=True), out / "plots" / "norms.png")

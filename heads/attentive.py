@@ -1,0 +1,110 @@
+"""Attentive probes: learned queries choose which patches count, then a linear classifier.
+
+A mean over patches hides what only some of them know. With one query, heads of attention and projected keys this is
+AIM's probe (El-Nouby et al. 2024, arXiv 2401.08541); with many queries and no projected keys it is efficient probing
+(Psomas et al. 2025, arXiv 2506.10178).
+"""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from heads.contract import HeadError
+from heads.pooling import AttentionPool, pack_patches
+from heads.trained import TrainedProbe
+from heads.training import HeadBank, OptimizerName
+
+
+@dataclass(eq=False)
+class AttentiveProbe(TrainedProbe):
+    """Pools the grids [nh, nw, C] of images of any size by attention, and classifies.
+
+    Args:
+        queries: Learned queries.
+        heads: Heads of attention, with `project_keys` alone.
+        project_keys: Whether keys are projected.
+    """
+
+    kind = "attentive"
+    takes = "grids"
+
+    lrs: Sequence[float] = (1e-3,)
+    lr_batch: int = 128
+    optimizer: OptimizerName = "adamw"
+    warmup: float = 0.1
+    batch_norm: bool = True
+    queries: int = 1
+    heads: int = 1
+    project_keys: bool = True
+
+    def samples(self, X: Any, device: torch.device) -> "Grids":
+        return Grids(X, device)
+
+    def build(self, dim: int, outputs: int, count: int) -> "AttentiveBank":
+        pool = AttentionPool(dim, self.queries, self.heads, self.project_keys)
+        return AttentiveBank(pool, nn.Linear(dim, outputs), count, self.batch_norm)
+
+    def dim_of(self, tensors: dict[str, Tensor]) -> int:
+        return tensors["classifiers.0.weight"].shape[1]
+
+
+class Grids:
+    """Grids of features [nh, nw, C], of any size each; packed a batch at a time."""
+
+    def __init__(self, grids: Sequence[Any], device: torch.device) -> None:
+        shape = tuple(grids[0].shape) if len(grids) else ()
+        if len(shape) != 3:
+            raise HeadError(f"features of an image have the shape {shape}; an attentive probe takes grids [nh, nw, C]")
+        self.dim = shape[-1]
+        self._grids, self._device = grids, device
+
+    def __len__(self) -> int:
+        return len(self._grids)
+
+    def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        patches, counts = pack_patches([torch.as_tensor(self._grids[place]) for place in index.tolist()])
+        if not patches.isfinite().all():
+            raise HeadError("the features of an image hold NaN or inf; extract it again or leave it out")
+        return patches.to(self._device, torch.float32), counts
+
+
+class AttentiveBank(HeadBank):
+    """Attentive classifiers behind one batch norm.
+
+    Args:
+        pool: The first one's pooling.
+        classifier: The first one's classifier.
+        count: How many; they start equal, so that each is what it would be alone.
+        batch_norm: Whether a batch norm without weights comes first.
+    """
+
+    def __init__(self, pool: AttentionPool, classifier: nn.Linear, count: int, batch_norm: bool) -> None:
+        super().__init__()
+        self.norm: nn.Module = nn.Identity()
+        if batch_norm:
+            self.norm = nn.BatchNorm1d(classifier.in_features, affine=False, eps=1e-6)
+        nn.init.zeros_(classifier.bias)
+        self.pools = nn.ModuleList(_copies(pool, count))
+        self.classifiers = nn.ModuleList(_copies(classifier, count))
+
+    def forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        patches, counts = batch
+        patches = self.norm(patches)
+        pairs = zip(self.pools, self.classifiers, strict=True)
+        return torch.stack([classifier(pool(patches, counts)) for pool, classifier in pairs])
+
+    def head_parameters(self) -> list[list[nn.Parameter]]:
+        pairs = zip(self.pools, self.classifiers, strict=True)
+        return [[*pool.parameters(), *classifier.parameters()] for pool, classifier in pairs]
+
+    def keep(self, index: int) -> None:
+        self.pools = nn.ModuleList([self.pools[index]])
+        self.classifiers = nn.ModuleList([self.classifiers[index]])
+
+
+def _copies(module: nn.Module, count: int) -> list[nn.Module]:
+    return [module, *(deepcopy(module) for _ in range(count - 1))]

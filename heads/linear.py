@@ -1,0 +1,93 @@
+"""Linear classifiers trained by gradient descent, many learning rates at once.
+
+The protocol of DINOv2 (Oquab et al. 2023, arXiv 2304.07193) and DINOv3: SGD with momentum, no weight decay, a cosine
+to 0, weights from N(0, 0.01), and one head a learning rate, of which the best on validation counts.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from heads.contract import HeadError
+from heads.probe import as_array
+from heads.rows import WORKING_MEMORY, Rows
+from heads.trained import TrainedProbe
+from heads.training import HeadBank
+
+
+@dataclass(eq=False)
+class LinearProbe(TrainedProbe):
+    """One linear map of features [n, C] a learning rate.
+
+    Args:
+        working_memory: Bytes for features; larger matrices are read a batch at a time.
+    """
+
+    kind = "linear"
+
+    working_memory: int = WORKING_MEMORY
+
+    def samples(self, X: Any, device: torch.device) -> "Vectors":
+        return Vectors(X, device, self.working_memory)
+
+    def build(self, dim: int, outputs: int, count: int) -> "LinearBank":
+        return LinearBank(dim, outputs, count, self.batch_norm)
+
+    def dim_of(self, tensors: dict[str, Tensor]) -> int:
+        return tensors["weights.0"].shape[1]
+
+
+class Vectors:
+    """A matrix of features [n, C], on the device where it fits, read a batch at a time where not."""
+
+    def __init__(self, X: Any, device: torch.device, working_memory: int) -> None:
+        matrix = as_array(X)
+        if getattr(matrix, "ndim", 0) != 2:
+            raise HeadError(f"features have the shape {np.shape(matrix)}; a linear probe takes [n, C]")
+        rows = Rows([(matrix, None)], device, working_memory)
+        rows.check_finite()
+        self.dim = rows.width
+        self._array, self._device = matrix, device
+        fits = 4 * matrix.size <= working_memory
+        self._kept = torch.cat([block for _, block in rows.blocks(torch.float32)]) if fits else None
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    def batch(self, index: Tensor) -> Tensor:
+        if self._kept is not None:
+            return self._kept[index.to(self._device)]
+        return torch.from_numpy(np.asarray(self._array[index.numpy()], np.float32)).to(self._device)
+
+
+class LinearBank(HeadBank):
+    """Linear maps that are computed as one product.
+
+    Args:
+        dim: C.
+        outputs: Scores of each.
+        count: How many maps; they start equal, so that each is what it would be alone.
+        batch_norm: Whether a batch norm without weights comes first.
+    """
+
+    def __init__(self, dim: int, outputs: int, count: int, batch_norm: bool) -> None:
+        super().__init__()
+        self.norm: nn.Module = nn.BatchNorm1d(dim, affine=False, eps=1e-6) if batch_norm else nn.Identity()
+        weight = 0.01 * torch.randn(outputs, dim)
+        self.weights = nn.ParameterList(weight.clone() for _ in range(count))
+        self.biases = nn.ParameterList(torch.zeros(outputs) for _ in range(count))
+
+    def forward(self, batch: Tensor) -> Tensor:
+        weight, bias = torch.cat(list(self.weights)), torch.cat(list(self.biases))
+        scores = torch.addmm(bias, self.norm(batch), weight.T)
+        return scores.view(len(batch), len(self.weights), -1).transpose(0, 1)
+
+    def head_parameters(self) -> list[list[nn.Parameter]]:
+        return [list(pair) for pair in zip(self.weights, self.biases, strict=True)]
+
+    def keep(self, index: int) -> None:
+        self.weights = nn.ParameterList([self.weights[index]])
+        self.biases = nn.ParameterList([self.biases[index]])

@@ -1,0 +1,152 @@
+"""What all probes have in common: the small contract that `sail probe`, the registry and other packages rely on."""
+
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from torch import Tensor
+from typing_extensions import Self
+
+from heads.contract import FeatureSource, HeadError, SavedHead, load_head, save_head
+from heads.targets import TargetSpace
+
+Array = np.ndarray[Any, Any]
+Validation = tuple[Any, Any] | None
+"""Features and targets on which hyper-parameters are chosen; without them a share of the training set is held out."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One value of a hyper-parameter, and how good it was.
+
+    Attributes:
+        name: Such as `C`, `alpha`, `k` or `lr`.
+        value: What was tried.
+        quality: Accuracy, mean average precision or R² on the validation set; None if there was nothing to choose.
+    """
+
+    name: str
+    value: float
+    quality: float | None = None
+
+
+class Probe(ABC):
+    """Turns features of an image into scores.
+
+    A probe is built from settings alone, learns with `fit`, and can be saved and loaded. A package adds one of its own
+    by the entry point group `sail_encoder.heads`.
+
+    Attributes:
+        kind: Its name in the registry.
+        takes: `vectors`, a matrix [n, C] with a row an image; or `grids`, a sequence of [nh, nw, C], one an image.
+        targets_: What it was fitted on.
+        path_: The values of its hyper-parameter that were tried.
+        chosen_: The value that it was fitted with in the end.
+    """
+
+    kind: ClassVar[str]
+    takes: ClassVar[Literal["vectors", "grids"]] = "vectors"
+    threshold: ClassVar[float] = 0.0
+    targets_: TargetSpace
+    path_: list[Candidate]
+    chosen_: float
+
+    @abstractmethod
+    def fit(self, X: Any, y: Any, validation: Validation = None) -> Self:
+        """Learns.
+
+        Args:
+            X: Features of images, see `takes`.
+            y: Their targets, see `heads.targets.TargetSpace.of`.
+            validation: Features and targets to choose hyper-parameters on.
+
+        Raises:
+            HeadError: If nothing can be learned from these.
+        """
+
+    @abstractmethod
+    def scores(self, X: Any) -> Array:
+        """Scores [n, outputs], one column a class, a label or a number; higher means more likely."""
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """The arguments from which an equal probe can be built."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """What was learned, by name."""
+
+    @abstractmethod
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Takes over what another probe of the same settings has learned."""
+
+    def decide(self, scores: Array) -> Array:
+        """Predictions from `scores`, in the form of the targets."""
+        return self.targets_.decide(scores, self.threshold)
+
+    def predict(self, X: Any) -> Array:
+        """Predictions [n], or [n, outputs], in the form of the targets."""
+        return self.decide(self.scores(X))
+
+    def save(self, folder: str | Path, source: FeatureSource | None = None) -> None:
+        """Writes head.safetensors and head.json.
+
+        Args:
+            folder: Where to; made if need be.
+            source: Which features it was fitted on, so that it refuses others.
+        """
+        fitted = {
+            "targets": self.targets_.to_json(),
+            "path": [asdict(candidate) for candidate in self.path_],
+            "chosen": self.chosen_,
+        }
+        save_head(folder, SavedHead(self.kind, _as_json(self.settings()), source, self.tensors(), fitted))
+
+    @classmethod
+    def load(cls, folder: str | Path, source: FeatureSource | None = None) -> Self:
+        """Reads what `save` wrote.
+
+        Args:
+            folder: Where it is.
+            source: The features that it is to be used on.
+
+        Raises:
+            HeadError: If there is no such probe in the folder, or it was fitted on features of another source.
+        """
+        return cls.from_saved(load_head(folder), source)
+
+    @classmethod
+    def from_saved(cls, saved: SavedHead, source: FeatureSource | None = None) -> Self:
+        """Builds the probe that was saved; see `load`."""
+        if saved.kind != cls.kind:
+            raise HeadError(
+                f"the saved head is of kind '{saved.kind}', not '{cls.kind}'; use heads.registry.load_probe"
+            )
+        if source is not None and saved.source is not None:
+            saved.source.check(source)
+        probe = cls(**saved.settings)
+        probe.targets_ = TargetSpace.from_json(saved.fitted["targets"])
+        probe.path_ = [Candidate(**fields) for fields in saved.fitted["path"]]
+        probe.chosen_ = saved.fitted["chosen"]
+        probe.restore(saved.tensors)
+        return probe
+
+
+def as_array(features: Any) -> Array:
+    """Features as an array: tensors come to the CPU, bfloat16 becomes float32, memory maps stay what they are."""
+    if isinstance(features, Tensor):
+        features = features.detach().cpu()
+        return (features.float() if features.dtype.itemsize < 4 else features).numpy()
+    return features
+
+
+def _as_json(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings with arrays and tuples as lists, and NumPy's numbers as Python's."""
+    plain = {}
+    for name, value in settings.items():
+        if isinstance(value, (np.ndarray, np.generic)):
+            value = value.tolist()
+        plain[name] = [_as_json({"": item})[""] for item in value] if isinstance(value, (list, tuple)) else value
+    return plain

@@ -1,0 +1,188 @@
+"""What the probes trained by gradient descent share: several learning rates at once, the best chosen on validation."""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from typing_extensions import Self
+
+from heads.contract import HeadError
+from heads.probe import Array, Candidate, Probe, Validation
+from heads.targets import TargetSpace, Task, hold_out
+from heads.training import HeadBank, OptimizerName, Recipe, Training, effective, shuffled_batches
+from sail_encoder.devices import choose_device
+
+LEARNING_RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
+"""What DINOv2 and DINOv3 compare."""
+
+
+class Samples(Protocol):
+    """Features of images, a batch at a time.
+
+    Attributes:
+        dim: C.
+    """
+
+    dim: int
+
+    def __len__(self) -> int:
+        """Number of images."""
+
+    def batch(self, index: Tensor) -> Any:
+        """Features of some images, as the bank takes them."""
+
+
+@dataclass(eq=False)
+class TrainedProbe(Probe):
+    """A probe trained by gradient descent.
+
+    Args:
+        lrs: Learning rates to choose from.
+        epochs: Passes over the training set.
+        least_steps: How many steps at least: small sets are passed more often.
+        steps: How many steps in place of both, or None.
+        batch_size: Images in a batch.
+        lr_batch: Batch that the learning rates are meant for; they grow with the batch.
+        optimizer: `sgd`, `adamw` or `lars`.
+        momentum: Of sgd and lars.
+        nesterov: Whether momentum looks ahead, of sgd and lars.
+        weight_decay: Of weights, not of biases.
+        warmup: Share of the steps over which learning rates rise from 0; then they fall to 0 along a cosine.
+        ema: Decay of a moving average of the weights; 0 for none.
+        batch_norm: Whether features go through a batch norm without weights first.
+        task: `classification` (one class, or several labels) or `regression`.
+        seed: First weights, order of the samples, and which are held out where there is no validation set.
+        device: Where to compute; `auto` takes a GPU where there is one.
+    """
+
+    lrs: Sequence[float] = LEARNING_RATES
+    epochs: float = 10
+    least_steps: int = 1000
+    steps: int | None = None
+    batch_size: int = 128
+    lr_batch: int = 256
+    optimizer: OptimizerName = "sgd"
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    warmup: float = 0.0
+    ema: float = 0.0
+    batch_norm: bool = False
+    task: Task = "classification"
+    seed: int = 0
+    device: str = "auto"
+
+    held_out = 0.1
+
+    def settings(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @abstractmethod
+    def samples(self, X: Any, device: torch.device) -> Samples:
+        """Reads features.
+
+        Raises:
+            HeadError: If they are not what this probe takes.
+        """
+
+    @abstractmethod
+    def build(self, dim: int, outputs: int, count: int) -> HeadBank:
+        """A bank of equal heads, drawn from torch's random numbers."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """How it is trained.
+
+        Raises:
+            HeadError: If a setting is not possible.
+        """
+        settings = {field.name: getattr(self, field.name) for field in fields(Recipe)}
+        return Recipe(**{**settings, "lrs": tuple(float(lr) for lr in self.lrs)})
+
+    def fit(self, X: Any, y: Any, validation: Validation = None) -> Self:
+        recipe, samples = self.recipe, self._samples(X, y)
+        self.targets_ = TargetSpace.of(y, self.task)
+        encoded, index = self.targets_.encode(y), np.arange(len(samples))
+        if validation is None and len(recipe.lrs) == 1:
+            self.keep(self._train(samples, encoded, index, recipe), [Candidate("lr", recipe.lrs[0])])
+            return self
+        if validation is None:
+            index, held = hold_out(encoded, self.targets_.kind, self.held_out, self.seed)
+            judges, wanted = samples, encoded[held]
+        else:
+            judges, wanted = self._samples(*validation), self.targets_.encode(validation[1])
+            held = np.arange(len(judges))
+        bank = self._train(samples, encoded, index, recipe)
+        outputs = _scores(bank, judges, held)
+        qualities = [self.targets_.quality(self.targets_.restore(one), wanted) for one in outputs]
+        self.keep(bank, [Candidate("lr", *pair) for pair in zip(recipe.lrs, qualities, strict=True)])
+        return self
+
+    def _samples(self, X: Any, y: Any) -> Samples:
+        if not len(y):
+            raise HeadError("the set is empty; give samples, or None in place of a validation set to hold some out")
+        if len(X) != len(y):
+            raise HeadError(f"{len(X)} rows of features, but {len(y)} targets; give one target a row")
+        return self.samples(X, self.place)
+
+    @property
+    def place(self) -> torch.device:
+        """The device that it computes on."""
+        return choose_device(self.device)
+
+    def _train(self, samples: Samples, encoded: Array, index: Array, recipe: Recipe) -> HeadBank:
+        bank = self.make_bank(samples.dim, len(recipe.lrs)).train()
+        recipe = effective(recipe, len(index))
+        steps = recipe.count_steps(len(index))
+        training = Training(bank, recipe, steps, self.targets_.kind)
+        targets, places = torch.as_tensor(encoded, device=self.place), torch.as_tensor(index)
+        batches = shuffled_batches(len(index), recipe.batch_size, steps, self.seed)
+        for chosen in tqdm(batches, self.kind, steps, leave=False, disable=None):
+            where = places[chosen]
+            training.step(samples.batch(where), targets[where.to(targets.device)])
+        return training.finish()
+
+    def make_bank(self, dim: int, count: int) -> HeadBank:
+        """A bank of `count` equal heads on the device, the same for every call with the same seed."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            return self.build(dim, self.targets_.width, count).to(self.place)
+
+    def keep(self, bank: HeadBank, path: list[Candidate]) -> None:
+        """Keeps the head of the best learning rate, the first of several."""
+        best = int(np.argmax([candidate.quality or 0.0 for candidate in path]))
+        self.path_, self.chosen_, self.bank_ = path, path[best].value, bank
+        bank.keep(best)
+
+    def scores(self, X: Any) -> Array:
+        if not hasattr(self, "bank_"):
+            raise HeadError(f"this {self.kind} probe is not fitted yet; call fit first")
+        samples = self.samples(X, self.place)
+        return self.targets_.restore(_scores(self.bank_, samples, np.arange(len(samples)))[0])
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {name: tensor.cpu() for name, tensor in self.bank_.state_dict().items()}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        self.bank_ = self.make_bank(self.dim_of(tensors), 1).eval()
+        self.bank_.load_state_dict(tensors)
+
+    @abstractmethod
+    def dim_of(self, tensors: dict[str, Tensor]) -> int:
+        """C, told from saved tensors."""
+
+
+@torch.no_grad()
+def _scores(bank: HeadBank, samples: Samples, index: Array) -> Array:
+    """Scores float64 [heads, images, outputs]; those of a head that has diverged are 0."""
+    parts = [bank(samples.batch(chosen)) for chosen in _in_order(index)]
+    return torch.cat(parts, 1).nan_to_num(0, 0, 0).double().cpu().numpy()
+
+
+def _in_order(index: Array, size: int = 256) -> Iterator[Tensor]:
+    yield from torch.as_tensor(index).split(size)

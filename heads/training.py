@@ -1,0 +1,236 @@
+"""Training heads by gradient descent: several learning rates at once, each batch of features used for all of them."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from math import cos, pi
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from heads.contract import HeadError
+from heads.targets import Kind
+
+OptimizerName = Literal["sgd", "adamw", "lars"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How heads are trained.
+
+    Attributes:
+        lrs: Learning rates, one head each, for batches of `lr_batch`; they grow with the batch.
+        epochs: Passes over the training set.
+        least_steps: How many steps at least: small sets are passed more often.
+        steps: How many steps in place of both, or None.
+        batch_size: Images in a batch, of all processes together.
+        lr_batch: Batch that the learning rates are meant for.
+        optimizer: `sgd`, `adamw` or `lars`.
+        momentum: Of sgd and lars.
+        nesterov: Whether momentum looks ahead, of sgd and lars.
+        weight_decay: Of weights, not of biases.
+        warmup: Share of the steps over which learning rates rise from 0; then they fall to 0 along a cosine.
+        ema: Decay of the moving average of the weights that is used in the end; 0 takes the last weights.
+    """
+
+    lrs: tuple[float, ...]
+    epochs: float = 10
+    least_steps: int = 1000
+    steps: int | None = None
+    batch_size: int = 128
+    lr_batch: int = 256
+    optimizer: OptimizerName = "sgd"
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    warmup: float = 0.0
+    ema: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.lrs or min(self.lrs) <= 0:
+            raise HeadError(f"lrs is {list(self.lrs)}; give one positive learning rate or several")
+        if self.optimizer not in ("sgd", "adamw", "lars"):
+            raise HeadError(f"optimizer '{self.optimizer}' is unknown; use sgd, adamw or lars")
+        for name in ("epochs", "batch_size", "lr_batch"):
+            if getattr(self, name) <= 0:
+                raise HeadError(f"{name} is {getattr(self, name)}; give a positive number")
+        for name in ("momentum", "warmup", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise HeadError(f"{name} is {getattr(self, name)}; allowed is 0 up to, but not, 1")
+        if self.steps is not None and self.steps < 1:
+            raise HeadError(f"steps is {self.steps}; give 1 or more, or null to count in epochs")
+
+    def count_steps(self, samples: int) -> int:
+        """Steps of the whole training."""
+        return self.steps or max(1, self.least_steps, round(self.epochs * samples / min(self.batch_size, samples)))
+
+    def factor(self, step: int, steps: int) -> float:
+        """What learning rates are multiplied with in a step, 0 to 1."""
+        rising = round(self.warmup * steps)
+        if step < rising:
+            return (step + 1) / rising
+        return (1 + cos(pi * (step - rising) / max(1, steps - rising))) / 2
+
+
+class HeadBank(nn.Module):
+    """Several heads of one shape, one a learning rate, that see the same batches."""
+
+    @abstractmethod
+    def forward(self, batch: Any) -> Tensor:
+        """Scores [heads, images, outputs]."""
+
+    @abstractmethod
+    def head_parameters(self) -> list[list[nn.Parameter]]:
+        """The parameters of each head."""
+
+    @abstractmethod
+    def keep(self, index: int) -> None:
+        """Drops all heads but one."""
+
+
+class Training:
+    """Takes steps of gradient descent for a bank of heads.
+
+    The sum of the heads' losses gives each head the gradient that it would have alone.
+
+    Args:
+        bank: The heads.
+        recipe: How they are trained.
+        steps: How many steps there will be.
+        kind: Kind of the targets.
+        forward: What to call in place of the bank, such as the bank wrapped for several processes.
+    """
+
+    def __init__(
+        self,
+        bank: HeadBank,
+        recipe: Recipe,
+        steps: int,
+        kind: Kind,
+        forward: Callable[[Any], Tensor] | None = None,
+    ) -> None:
+        self.bank = bank
+        self.kind = kind
+        self.forward = forward or bank
+        self.optimizer = build_optimizer(bank, recipe)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: recipe.factor(step, steps))
+        average = get_ema_multi_avg_fn(recipe.ema)
+        self.average = AveragedModel(bank, multi_avg_fn=average, use_buffers=True) if recipe.ema else None
+
+    def step(self, batch: Any, targets: Tensor) -> None:
+        """One step for all heads.
+
+        Args:
+            batch: What the bank takes.
+            targets: Of the batch, see `loss_of`.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        loss_of(self.forward(batch), targets, self.kind).sum().backward()
+        self.optimizer.step()
+        self.scheduler.step()
+        if self.average:
+            self.average.update_parameters(self.bank)
+
+    def save(self, path: Path, made_of: str, step: int) -> None:
+        """Writes a checkpoint, complete or not at all.
+
+        Args:
+            path: Where to.
+            made_of: All that decides the training, by which another one's checkpoint is told apart.
+            step: How many steps are done.
+        """
+        parts: dict[str, Any] = {
+            "bank": self.bank,
+            "optimizer": self.optimizer,
+            "scheduler": self.scheduler,
+            "average": self.average,
+        }
+        states = {name: part.state_dict() for name, part in parts.items() if part}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f".{path.name}")
+        torch.save({"made_of": made_of, "step": step, **states}, unfinished)
+        unfinished.replace(path)
+
+    def restore(self, path: Path, made_of: str) -> int:
+        """Goes on from a checkpoint of the same training; returns how many steps are done, 0 where there is none."""
+        if not path.exists():
+            return 0
+        states = torch.load(path, map_location="cpu", weights_only=True)
+        if states["made_of"] != made_of:
+            return 0
+        self.bank.load_state_dict(states["bank"])
+        self.optimizer.load_state_dict(states["optimizer"])
+        self.scheduler.load_state_dict(states["scheduler"])
+        if self.average:
+            self.average.load_state_dict(states["average"])
+        return int(states["step"])
+
+    def finish(self) -> HeadBank:
+        """The bank as it is to be used, in evaluation mode."""
+        if self.average:
+            self.bank.load_state_dict(self.average.module.state_dict())
+        return self.bank.eval()
+
+
+def loss_of(scores: Tensor, targets: Tensor, kind: Kind) -> Tensor:
+    """Mean loss of each head [heads]: cross-entropy, binary cross-entropy summed over labels, or squared error.
+
+    Args:
+        scores: [heads, images, outputs].
+        targets: Indices [images] of classes, or [images, outputs].
+        kind: Kind of the targets.
+    """
+    if kind == "classification":
+        losses = F.cross_entropy(scores.flatten(0, 1), targets.repeat(len(scores)), reduction="none")
+        return losses.view(len(scores), -1).mean(1)
+    wanted = targets.to(scores.dtype).expand_as(scores)
+    measure = F.binary_cross_entropy_with_logits if kind == "multilabel" else F.mse_loss
+    return measure(scores, wanted, reduction="none").sum(2).mean(1)
+
+
+def build_optimizer(bank: HeadBank, recipe: Recipe) -> Optimizer:
+    """An optimizer with a learning rate of its own for each head."""
+    groups = []
+    for lr, parameters in zip(recipe.lrs, bank.head_parameters(), strict=True):
+        scaled = lr * recipe.batch_size / recipe.lr_batch
+        weights = [parameter for parameter in parameters if parameter.ndim > 1]
+        biases = [parameter for parameter in parameters if parameter.ndim == 1]
+        groups.append({"params": weights, "lr": scaled, "weight_decay": recipe.weight_decay})
+        groups.append({"params": biases, "lr": scaled, "weight_decay": 0.0})
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(groups)
+    if recipe.optimizer == "lars":
+        from timm.optim import Lars
+
+        return Lars(groups, lr=1.0, momentum=recipe.momentum, nesterov=recipe.nesterov)
+    return torch.optim.SGD(groups, momentum=recipe.momentum, nesterov=recipe.nesterov)
+
+
+def shuffled_batches(samples: int, batch_size: int, steps: int, seed: int) -> Iterator[Tensor]:
+    """Sorted indices of each batch; every sample comes once an epoch, and what does not fill a batch waits.
+
+    Args:
+        samples: How many there are.
+        batch_size: How many of them in a batch.
+        steps: How many batches.
+        seed: Which order.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    size = min(batch_size, samples)
+    waiting = torch.empty(0, dtype=torch.int64)
+    for _ in range(steps):
+        if len(waiting) < size:
+            waiting = torch.cat((waiting, torch.randperm(samples, generator=generator)))
+        # Sorted, because rows of a memory map are read in order.
+        yield waiting[:size].sort().values
+        waiting = waiting[size:]
+
+
+def effective(recipe: Recipe, samples: int) -> Recipe:
+    """The recipe for a set that may be smaller than a batch."""
+    return replace(recipe, batch_size=min(recipe.batch_size, samples))

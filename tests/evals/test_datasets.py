@@ -1,0 +1,362 @@
+"""Every kind of data set, and how it is split."""
+
+import csv
+import io
+import json
+import tarfile
+
+import numpy as np
+import pyarrow
+import pytest
+from PIL import Image
+from pyarrow import parquet
+from scipy.io import savemat
+
+from evals.datasets.folders import DEVKIT
+from evals.datasets.labelled import DatasetError, LabelledImages
+from evals.datasets.loading import load_dataset
+from evals.datasets.made import MADE, SCENE_PARTS
+from evals.datasets.splits import split
+from evals.scenes import TRAINING_SEEDS
+from sail_encoder.images import ImageList
+from sail_encoder.pixels import read_image
+
+
+def png(value=0, side=6):
+    buffer = io.BytesIO()
+    Image.new("RGB", (side, side), (value, value, value)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def put(folder, *names):
+    for value, name in enumerate(names):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(value))
+    return folder
+
+
+def opened(dataset):
+    """The mean of each image, by key."""
+    return {image.key: int(np.asarray(read_image(image.open())[0]).mean()) for image in dataset.images.images}
+
+
+def samples(dataset):
+    return sorted(zip(dataset.keys, dataset.targets.tolist(), dataset.parts, strict=True))
+
+
+def test_folders_of_classes(tmp_path):
+    put(tmp_path / "pets", "cat/a.png", "cat/deep/b.png", "dog/a.png")
+    dataset = load_dataset(str(tmp_path / "pets"))
+    assert samples(dataset) == [("cat/a.png", "cat", ""), ("cat/deep/b.png", "cat", ""), ("dog/a.png", "dog", "")]
+    assert opened(dataset) == {"cat/a.png": 0, "cat/deep/b.png": 1, "dog/a.png": 2}
+
+
+def test_folders_of_parts(tmp_path):
+    put(tmp_path, "train/cat/a.png", "valid/cat/b.png", "Test/dog/c.png")
+    assert samples(load_dataset(str(tmp_path))) == [
+        ("Test/dog/c.png", "dog", "test"),
+        ("train/cat/a.png", "cat", "train"),
+        ("valid/cat/b.png", "cat", "val"),
+    ]
+
+
+def test_images_without_a_class(tmp_path):
+    put(tmp_path, "a.png", "cat/b.png")
+    with pytest.raises(DatasetError, match=r"'a.png' is in no folder that names its class"):
+        load_dataset(str(tmp_path))
+
+
+@pytest.fixture
+def imagenet(tmp_path):
+    put(tmp_path, "train/n01440764/x_1.JPEG", "train/n01443537/y_1.JPEG")
+    put(tmp_path, *(f"val/ILSVRC2012_val_0000000{number}.JPEG" for number in (1, 2, 3)))
+    return tmp_path
+
+
+TRUTH = ["n01443537", "n01440764", "n01443537"]
+
+
+def write_devkit(folder):
+    data = folder / DEVKIT / "data"
+    data.mkdir(parents=True)
+    synsets = np.array([(2, "n01440764"), (1, "n01443537")], [("ILSVRC2012_ID", "f8"), ("WNID", "O")])
+    savemat(data / "meta.mat", {"synsets": synsets})
+    (data / "ILSVRC2012_validation_ground_truth.txt").write_text("1\n2\n1\n")
+    return folder / DEVKIT
+
+
+def check_imagenet(dataset):
+    assert dataset.name == "imagenet1k"
+    validation = [(key, target) for key, target, part in samples(dataset) if part == "val"]
+    assert validation == [(f"val/ILSVRC2012_val_0000000{n}.JPEG", TRUTH[n - 1]) for n in (1, 2, 3)]
+    training = [(key, target) for key, target, part in samples(dataset) if part == "train"]
+    assert training == [("train/n01440764/x_1.JPEG", "n01440764"), ("train/n01443537/y_1.JPEG", "n01443537")]
+
+
+def test_imagenet_with_its_devkit(imagenet, tmp_path_factory):
+    devkit = write_devkit(imagenet)
+    check_imagenet(load_dataset(str(imagenet)))
+    archive = tmp_path_factory.mktemp("elsewhere") / f"{DEVKIT}.tar.gz"
+    with tarfile.open(archive, "w:gz") as file:
+        file.add(devkit, DEVKIT)
+    check_imagenet(load_dataset(str(imagenet), labels=str(archive)))
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("val_synsets.txt", TRUTH),
+        ("val.txt", [f"ILSVRC2012_val_0000000{n}.JPEG {TRUTH[n - 1]}" for n in (3, 1, 2)]),
+        (
+            "LOC_val_solution.csv",
+            ["ImageId,PredictionString", *(f"ILSVRC2012_val_0000000{n},{TRUTH[n - 1]} 1 2 3 4" for n in (2, 3, 1))],
+        ),
+    ],
+)
+def test_imagenet_with_a_list(imagenet, name, lines):
+    (imagenet / name).write_text("\n".join(lines) + "\n")
+    check_imagenet(load_dataset(str(imagenet)))
+
+
+def test_imagenet_with_wrong_labels(imagenet):
+    with pytest.raises(DatasetError, match="nor a list of synsets is beside it"):
+        load_dataset(str(imagenet))
+    (imagenet / "val_synsets.txt").write_text("n01440764\n")
+    with pytest.raises(DatasetError, match="has 1 labels for 3 validation images"):
+        load_dataset(str(imagenet))
+    with pytest.raises(DatasetError, match="cannot be read"):
+        load_dataset(str(imagenet), labels="nowhere.txt")
+    (imagenet / "broken").mkdir()
+    with pytest.raises(DatasetError, match="is not the devkit"):
+        load_dataset(str(imagenet), labels=str(imagenet / "broken"))
+
+
+def write_csv(path, rows):
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+ROWS = [
+    {"path": "images/a.png", "label": "001", "split": "train"},
+    {"path": "images/b.png", "label": "002", "split": "test"},
+    {"path": "images/a.png", "label": "001", "split": "test"},
+]
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_tables(tmp_path, kind):
+    put(tmp_path, "images/a.png", "images/b.png")
+    path = tmp_path / f"list.{kind}"
+    if kind == "csv":
+        write_csv(path, ROWS)
+    else:
+        parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
+    dataset = load_dataset(str(path))
+    assert samples(dataset) == [
+        ("images/a.png", "001", "test"),
+        ("images/a.png", "001", "train"),
+        ("images/b.png", "002", "test"),
+    ]
+    assert len(dataset.images.images) == 2
+
+
+def test_tables_of_labels_and_numbers(tmp_path):
+    put(tmp_path, "a.png", "b.png", "c.png")
+    rows = [
+        {"image": "a.png", "tags": "cat|dog", "x": "1.5", "y": "2"},
+        {"image": "b.png", "tags": "", "x": "2.5", "y": "3"},
+        {"image": "c.png", "tags": "bird", "x": "-1", "y": "4"},
+    ]
+    write_csv(tmp_path / "list.csv", rows)
+
+    def load(column, task):
+        return load_dataset(str(tmp_path / "list.csv"), label_column=column, task=task)
+
+    several = load("tags", "multilabel")
+    assert several.labels == ["bird", "cat", "dog"]
+    assert several.targets.tolist() == [[0, 1, 1], [0, 0, 0], [1, 0, 0]]
+    assert load("x", "regression").targets.tolist() == [1.5, 2.5, -1]
+    assert load("x,y", "regression").targets.tolist() == [[1.5, 2], [2.5, 3], [-1, 4]]
+    for column, task, message in (
+        ("tags", "regression", "1 of 3 labels are missing, the first in row 2"),
+        ("tags", "classification", "1 of 3 labels are missing"),
+        ("image", "regression", "'a.png' is not a number"),
+        ("kind", "classification", "no column 'kind'; there is image, tags, x, y"),
+    ):
+        with pytest.raises(DatasetError, match=message):
+            load(column, task)
+
+
+def test_tables_that_cannot_be(tmp_path):
+    put(tmp_path, "a.png")
+    write_csv(tmp_path / "list.csv", [{"path": "a.png", "label": "1", "split": "holdout"}])
+    with pytest.raises(DatasetError, match="split 'holdout' is unknown; allowed is train"):
+        load_dataset(str(tmp_path / "list.csv"))
+    write_csv(tmp_path / "list.csv", [{"where": "a.png", "label": "1"}])
+    with pytest.raises(DatasetError, match="name the one with the paths 'path'"):
+        load_dataset(str(tmp_path / "list.csv"))
+    (tmp_path / "list.csv").write_text("path,label\n")
+    with pytest.raises(DatasetError, match="has no rows"):
+        load_dataset(str(tmp_path / "list.csv"))
+    (tmp_path / "list.parquet").write_bytes(b"nothing")
+    with pytest.raises(DatasetError, match="cannot be read as a table"):
+        load_dataset(str(tmp_path / "list.parquet"))
+
+
+def write_tar(path, members):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as file:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            file.addfile(member, io.BytesIO(content))
+
+
+def test_webdataset(tmp_path):
+    write_tar(
+        tmp_path / "pets-train-000.tar", {"0/1.png": png(1), "0/1.cls": b"7", "0/2.x.png": png(2), "0/2.cls": b"8"}
+    )
+    write_tar(tmp_path / "pets-val-000.tar", {"0/1.json": b'{"label": "9", "age": 4}', "0/1.png": png(3)})
+    expected = [
+        ("pets-train-000/0/1.png", "7", "train"),
+        ("pets-train-000/0/2.x.png", "8", "train"),
+        ("pets-val-000/0/1.png", "9", "val"),
+    ]
+    for name in (str(tmp_path), str(tmp_path / "*.tar")):
+        dataset = load_dataset(name)
+        assert samples(dataset) == expected
+        assert opened(dataset) == {key: value for value, (key, _, _) in enumerate(expected, 1)}
+    ages = load_dataset(str(tmp_path / "pets-val-000.tar"), label_column="age", task="regression")
+    assert ages.targets.tolist() == [4]
+    with pytest.raises(DatasetError, match="has no label beside it"):
+        load_dataset(str(tmp_path), label_column="age")
+    write_tar(tmp_path / "broken.tar", {"1.png": png(), "1.json": b"{"})
+    with pytest.raises(DatasetError, match=r"1\.json is not JSON"):
+        load_dataset(str(tmp_path / "broken.tar"))
+
+
+def save_to_disk(folder, images, labels):
+    """What Hugging Face's `Dataset.save_to_disk` writes."""
+    folder.mkdir(parents=True)
+    cells = [{"bytes": image, "path": None} for image in images]
+    table = pyarrow.table({"image": cells, "label": labels})
+    path = folder / "data-00000-of-00001.arrow"
+    with path.open("wb") as file, pyarrow.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
+    state = {"_data_files": [{"filename": "data-00000-of-00001.arrow"}], "_indices_data_files": None}
+    (folder / "state.json").write_text(json.dumps(state))
+    features = {
+        "image": {"_type": "Image"},
+        "label": {"_type": "ClassLabel", "names": ["cat", "dog"]},
+    }
+    (folder / "dataset_info.json").write_text(json.dumps({"features": features}))
+
+
+def test_hugging_face_datasets_on_disk(tmp_path):
+    save_to_disk(tmp_path / "pets" / "train", [png(1), png(2)], [0, 1])
+    save_to_disk(tmp_path / "pets" / "test", [png(3)], [1])
+    (tmp_path / "pets" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    dataset = load_dataset(str(tmp_path / "pets"))
+    assert samples(dataset) == [
+        ("test/00000000", "dog", "test"),
+        ("train/00000000", "cat", "train"),
+        ("train/00000001", "dog", "train"),
+    ]
+    assert opened(dataset) == {"train/00000000": 1, "train/00000001": 2, "test/00000000": 3}
+    assert samples(load_dataset(str(tmp_path / "pets" / "test"))) == [("test/00000000", "dog", "")]
+    with pytest.raises(DatasetError, match="no column of labels; there is image, label"):
+        load_dataset(str(tmp_path / "pets"), label_column="kind")
+    save_to_disk(tmp_path / "unlabelled", [png(1)], [-1])
+    with pytest.raises(DatasetError, match="1 of 1 labels are missing"):
+        load_dataset(str(tmp_path / "unlabelled"))
+    state = tmp_path / "unlabelled" / "state.json"
+    state.write_text(state.read_text().replace("null", '[{"filename": "indices.arrow"}]'))
+    with pytest.raises(DatasetError, match="flatten_indices"):
+        load_dataset(str(tmp_path / "unlabelled"))
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_made_sets_are_the_same_every_time(name, monkeypatch):
+    monkeypatch.setattr("evals.datasets.made.SCENE_PARTS", {"train": 20, "val": 5, "test": 5})
+    first, second = load_dataset(name), load_dataset(name)
+    assert first.keys == second.keys
+    np.testing.assert_array_equal(first.targets, second.targets)
+    assert first.images.images[3].open() == second.images.images[3].open()
+    assert {"train", "test"} <= set(first.parts)
+    assert (first.targets.ndim == 2) == (name in ("scenes-shapes", "scenes-position"))
+
+
+def test_scenes_for_evaluation_are_not_those_of_training():
+    assert sum(SCENE_PARTS.values()) < TRAINING_SEEDS.start
+
+
+def test_names_that_are_no_data_set(tmp_path):
+    with pytest.raises(DatasetError, match="no data set 'digit', did you mean 'digits'"):
+        load_dataset("digit")
+    with pytest.raises(DatasetError, match="no data set '/nowhere'; use digits"):
+        load_dataset("/nowhere")
+    with pytest.raises(DatasetError, match="digits has targets of classification, not of regression"):
+        load_dataset("digits", task="regression")
+    put(tmp_path, "cat/a.png")
+    with pytest.raises(DatasetError, match="folders name classes, but the task is regression"):
+        load_dataset(str(tmp_path), task="regression")
+
+
+def made(classes, parts=None, keys=None):
+    keys = keys or [f"{number:03d}" for number in range(len(classes))]
+    return LabelledImages("made", ImageList("made", []), keys, np.array(classes), parts or [""] * len(classes))
+
+
+def test_splits_are_stratified_and_do_not_depend_on_order():
+    classes = ["a"] * 50 + ["b"] * 10
+    dataset = made(classes)
+    parts = split(dataset)
+    assert sorted([*parts.train, *parts.val, *parts.test]) == list(range(60))
+    assert [sum(dataset.targets[parts.test] == name) for name in "ab"] == [10, 2]
+    assert [sum(dataset.targets[parts.val] == name) for name in "ab"] == [4, 1]
+    order = np.random.default_rng(0).permutation(60)
+    shuffled = made(dataset.targets[order], keys=[dataset.keys[place] for place in order])
+    again = split(shuffled)
+    for name in ("train", "val", "test"):
+        assert {dataset.keys[i] for i in getattr(parts, name)} == {shuffled.keys[i] for i in getattr(again, name)}
+
+
+def test_seeds_change_validation_and_never_the_test_set():
+    dataset = made(["a", "b"] * 50)
+    first, second = split(dataset, seed=0), split(dataset, seed=1)
+    assert first.test.tolist() == second.test.tolist()
+    assert first.val.tolist() != second.val.tolist()
+
+
+def test_parts_that_are_named_stay():
+    parts = split(made(["a", "b"] * 4, ["train"] * 4 + ["test"] * 4), val_share=0.5)
+    assert parts.test.tolist() == [4, 5, 6, 7]
+    assert sorted([*parts.train, *parts.val]) == [0, 1, 2, 3]
+    custom = split(made(["a", "b"] * 4, ["train"] * 4 + ["val"] * 4), val_share=0.5)
+    assert custom.test.tolist() == [4, 5, 6, 7]
+    three = split(made(["a", "b"] * 3, ["train"] * 2 + ["val"] * 2 + ["test"] * 2))
+    assert (three.train.tolist(), three.val.tolist(), three.test.tolist()) == ([0, 1], [2, 3], [4, 5])
+
+
+def test_images_on_both_sides_are_counted():
+    keys = ["x", "y", "x", "z", "y", "w"]
+    assert split(made(["a", "b"] * 3, ["train", "train", "test", "test", "val", "val"], keys)).shared == 1
+    same = made(["a"] * 40, keys=[f"{number // 2}" for number in range(40)])
+    assert split(same).shared == 0
+
+
+@pytest.mark.parametrize(
+    ("dataset", "settings", "message"),
+    [
+        (made(["a", "b"]), {}, "the validation set of made is empty"),
+        (made(["a"] * 4, ["test"] * 4), {}, "the training set of made is empty"),
+        (made(["a", "b"] * 9), {"test_share": 1.0}, "test_share is 1.0"),
+        (made(["a", "b"] * 9), {"val_share": 0.0}, "val_share is 0.0"),
+    ],
+)
+def test_splits_that_cannot_be(dataset, settings, message):
+    with pytest.raises(DatasetError, match=message):
+        split(dataset, **settings)

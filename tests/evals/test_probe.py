@@ -1,0 +1,249 @@
+"""`sail probe` from end to end, on a backbone that runs in milliseconds."""
+
+import csv
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import evals.probing
+from evals.datasets.loading import load_dataset
+from evals.online import CroppedImages
+from heads.registry import load_probe
+from sail_cli import main
+from sail_encoder.store.reading import FeatureFolder
+
+PROBES = "linear,logistic,ridge,knn,attentive"
+QUICK = {
+    "linear": {"steps": 20},
+    "logistic": {"C": [0.1, 1.0]},
+    "ridge": {},
+    "knn": {"k": [3, 5]},
+    "attentive": {"steps": 20, "batch_size": 16},
+}
+
+
+@pytest.fixture
+def quick(tmp_path):
+    """A configuration with quick settings of every probe."""
+    path = tmp_path / "quick.yaml"
+    path.write_text(json.dumps({"probes": QUICK, "resize": "56"}))
+    return path
+
+
+def results(out):
+    return json.loads((out / "results.json").read_text())["results"]
+
+
+def test_every_probe_with_baselines(pets, small_checkpoint, quick, tmp_path, capsys):
+    out = tmp_path / "out"
+    command = ["probe", str(pets), "--config", str(quick), "--out", str(out), "--model", str(small_checkpoint)]
+    assert main([*command, "--baselines", "true", "--seeds", "2"]) == 0
+    table = capsys.readouterr().out
+    assert re.findall(r"^\| (\S+ \S*)", table, re.MULTILINE)[0] == "top1 %"
+    assert "raw pixels, 16x16" in table
+    assert "random weights" in table
+    assert "±" in table
+    found = results(out)
+    assert len(found) == 3 * 5 * 2
+    assert {one["probe"] for one in found} == set(QUICK)
+    assert all(set(one["metrics"]) == {"top1", "mean_per_class", "f1"} for one in found)
+    assert max(one["metrics"]["top1"] for one in found) > 0.9
+    assert np.sum([one["confusion"] for one in found[:1]]) == 12
+    with (out / "results.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == len(found)
+    assert (out / "results.md").read_text().startswith(table.strip().splitlines()[0])
+    pictures = {path.name for path in (out / "plots").iterdir()}
+    assert {"path-raw-pixels-16x16-knn.png", "confusion-raw-pixels-16x16-knn.png"} <= pictures
+
+
+def test_nothing_is_done_twice(pets, small_checkpoint, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    command = ["probe", str(pets), "--out", str(out), "--model", str(small_checkpoint), "--plots", "false"]
+    assert main([*command, "--probes", "ridge"]) == 0
+    capsys.readouterr()
+    (features,) = (out / "features").iterdir()
+    before = {path: path.stat().st_mtime_ns for path in features.glob("features*")}
+    fitted = []
+    original = evals.probing.ProbeRun._fit
+    monkeypatch.setattr(
+        evals.probing.ProbeRun, "_fit", lambda self, *a: (fitted.append(a[0].kind), original(self, *a))[1]
+    )
+    assert main([*command, "--probes", "ridge,knn"]) == 0
+    assert fitted == ["knn"]
+    assert {path: path.stat().st_mtime_ns for path in features.glob("features*")} == before
+    assert main([*command, "--probes", "ridge", "--layers", "0"]) == 0
+    assert fitted == ["knn", "ridge"]
+    assert len(list((out / "features").iterdir())) == 2
+
+
+def test_heads_are_saved_for_their_features_alone(pets, small_checkpoint, tmp_path):
+    out = tmp_path / "out"
+    assert main(["probe", str(pets), "--out", str(out), "--model", str(small_checkpoint), "--probes", "ridge"]) == 0
+    (folder,) = (out / "heads").glob("*/ridge-seed0")
+    (features,) = (out / "features").iterdir()
+    head, stored = load_probe(folder), FeatureFolder(features)
+    truth = [entry.path.split("/")[0] for entry in stored.entries]
+    assert np.mean(head.predict(stored.matrix()) == truth) > 0.9
+    source = json.loads((folder / "head.json").read_text())["source"]
+    assert source["weights"] == stored.settings["weights"]
+    assert source["pool"] == "mean"
+
+
+@pytest.mark.parametrize("pool", ["none", "mean"])
+def test_features_that_sail_extract_has_left(pets, small_checkpoint, tmp_path, pool, capsys):
+    features = tmp_path / "features"
+    extract = ["extract", str(pets), "--out", str(features), "--model", str(small_checkpoint), "--dtype", "float32"]
+    assert main([*extract, "--pool", pool, "--layers", "0,-1"]) == 0
+    command = ["probe", str(features), "--out", str(tmp_path / "a"), "--probes", "ridge"]
+    assert main(command) == 0
+    direct = ["probe", str(pets), "--out", str(tmp_path / "b"), "--probes", "ridge", "--model", str(small_checkpoint)]
+    assert main([*direct, "--layers", "0,-1", "--dtype", "float32"]) == 0
+    assert results(tmp_path / "a")[0]["metrics"] == results(tmp_path / "b")[0]["metrics"]
+    rows = "".join(f"{entry.path},{len(entry.path)}\n" for entry in FeatureFolder(features).entries)
+    (tmp_path / "labels.csv").write_text(f"path,label\n{rows}")
+    labels = ["--labels", str(tmp_path / "labels.csv"), "--task", "regression"]
+    capsys.readouterr()
+    assert main([*command, *labels]) == 0
+    assert "r2" in capsys.readouterr().out
+    if pool == "mean":
+        assert main(["probe", str(features), "--out", str(tmp_path / "c"), "--probes", "attentive"]) == 2
+        assert "attentive needs grids" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["scenes-shapes", "scenes-position"])
+def test_labels_and_numbers(name, small_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("evals.datasets.made.SCENE_PARTS", {"train": 40, "val": 10, "test": 10})
+    command = ["probe", name, "--out", str(tmp_path), "--model", str(small_checkpoint), "--baselines", "false"]
+    assert main([*command, "--probes", "ridge,knn", "--plots", "false"]) == 0
+    expected = {"mAP", "f1", "f1_micro", "exact"} if name == "scenes-shapes" else {"r2", "mae"}
+    assert set(results(tmp_path)[0]["metrics"]) == expected
+
+
+def test_images_that_cannot_be_read_are_left_out(pets, small_checkpoint, tmp_path, capsys):
+    import shutil
+
+    shutil.copytree(pets, tmp_path / "pets")
+    (tmp_path / "pets" / "cat" / "00.png").write_bytes(b"nothing")
+    command = ["probe", str(tmp_path / "pets"), "--out", str(tmp_path / "out"), "--probes", "ridge"]
+    assert main([*command, "--model", str(small_checkpoint)]) == 1
+    assert "1 images could not be read and were left out" in capsys.readouterr().err
+
+
+def test_images_on_both_sides_are_told(pets, small_checkpoint, tmp_path, capsys):
+    rows = [f"{path},{path.parent.name},train" for path in sorted(pets.rglob("*.png"))]
+    rows += [row.replace(",train", ",test") for row in rows[:7] + rows[-7:]]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label,split", *rows]) + "\n")
+    command = ["probe", str(tmp_path / "list.csv"), "--out", str(tmp_path / "out"), "--probes", "ridge"]
+    assert main([*command, "--model", str(small_checkpoint)]) == 0
+    assert "warning: 14 images of the test set are in the training or validation set too" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--probes", "linaer"], "no head 'linaer'; there is linear"),
+        (["--probes", ""], "no probe was named"),
+        (["--seeds", "0"], "seeds is 0"),
+        (["--val_share", "1"], "val_share is 1"),
+        (["--labels", "x.csv", "--layers", "9"], "layer 9 does not exist"),
+        (["--online", "true", "--probes", "knn"], "knn cannot see augmented images"),
+        (
+            ["--online", "true", "--probes", "linear", "--crop", "30"],
+            "not a multiple of the patch size 14; the nearest",
+        ),
+        (["--config", "{config}"], "probe 'knn' has no setting 'temprature'; did you mean 'temperature'?"),
+    ],
+)
+def test_mistakes_are_one_line(pets, small_checkpoint, tmp_path, arguments, message, capsys):
+    config = tmp_path / "config.yaml"
+    config.write_text("probes: {knn: {temprature: 1}}\n")
+    arguments = [argument.format(config=config) for argument in arguments]
+    command = ["probe", str(pets), "--out", str(tmp_path / "out"), "--model", str(small_checkpoint), *arguments]
+    assert main(command) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("sail: ")]
+    assert len(errors) == 1
+    assert message in errors[0]
+
+
+def test_one_class_is_told_before_anything_is_extracted(pets, small_checkpoint, tmp_path, capsys):
+    command = ["probe", str(pets / "cat"), "--out", str(tmp_path / "out"), "--model", str(small_checkpoint)]
+    assert main(command) == 2
+    assert "is in no folder that names its class" in capsys.readouterr().err
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "cat").symlink_to(pets / "cat")
+    assert main(["probe", str(tmp_path / "one"), *command[2:]]) == 2
+    assert "labels are one class, 'cat'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+ONLINE = {"linear": {"lrs": [0.01, 0.3], "steps": 12, "batch_size": 8}, "attentive": {"steps": 4, "batch_size": 8}}
+
+
+def online(pets, checkpoint, out, *launcher):
+    config = out.with_suffix(".yaml")
+    config.write_text(json.dumps({"probes": ONLINE, "online": True, "crop": 28, "workers": 0, "plots": False}))
+    command = [*launcher, "-m", "sail_cli", "probe", str(pets), "--config", str(config)]
+    return subprocess.run(
+        [sys.executable, *command, "--out", str(out), "--model", str(checkpoint)], capture_output=True, text=True
+    )
+
+
+def test_online_in_one_process_and_in_two(pets, small_checkpoint, tmp_path):
+    alone = online(pets, small_checkpoint, tmp_path / "alone")
+    assert alone.returncode == 0, alone.stderr
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    both = online(pets, small_checkpoint, tmp_path / "both", *launcher)
+    assert both.returncode == 0, both.stderr
+    assert both.stdout.count("top1") == 1
+    first, second = results(tmp_path / "alone"), results(tmp_path / "both")
+    assert first[0]["path"] == second[0]["path"]
+    assert first[0]["metrics"] == second[0]["metrics"]
+    weights = [
+        load_probe(next((tmp_path / name / "heads").glob("*/linear-seed0"))).tensors() for name in ("alone", "both")
+    ]
+    for name, tensor in weights[0].items():
+        np.testing.assert_allclose(tensor, weights[1][name], rtol=1e-3, atol=1e-5)
+    assert first[0]["metrics"]["top1"] > 0.8
+
+
+def test_online_goes_on_from_a_checkpoint(pets, small_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("evals.online.CHECKPOINT_EVERY", 5)
+    arguments = ["--online", "true", "--crop", "28", "--workers", "0", "--plots", "false"]
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps({"probes": {"linear": ONLINE["linear"]}}))
+    command = ["probe", str(pets), "--config", str(config), "--model", str(small_checkpoint), *arguments]
+    assert main([*command, "--out", str(tmp_path / "whole")]) == 0
+    from heads.training import Training
+
+    steps = []
+    original = Training.step
+
+    def stop_at_seven(self, *batch):
+        steps.append(1)
+        if len(steps) == 8:
+            raise KeyboardInterrupt
+        original(self, *batch)
+
+    monkeypatch.setattr(Training, "step", stop_at_seven)
+    assert main([*command, "--out", str(tmp_path / "stopped")]) == 130
+    assert main([*command, "--out", str(tmp_path / "stopped")]) == 0
+    assert len(steps) == 8 + 12 - 5
+    weights = [
+        load_probe(next((tmp_path / name / "heads").glob("*/linear-seed0"))).tensors()["weights.0"]
+        for name in ("whole", "stopped")
+    ]
+    np.testing.assert_array_equal(*weights)
+
+
+def test_augmentation_depends_on_its_number_alone(pets):
+    images = CroppedImages(load_dataset(str(pets)), 14, 28, augment=True)
+    first, again, other = images[3, 7][0], images[3, 7][0], images[3, 8][0]
+    assert first.shape == (4, 3 * 14 * 14)
+    assert (first == again).all()
+    assert (first != other).any()
+    centered = CroppedImages(load_dataset(str(pets)), 14, 28, augment=False)
+    assert (centered[3, 7][0] == centered[3, 8][0]).all()

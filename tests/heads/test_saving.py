@@ -1,0 +1,110 @@
+"""Heads are saved, loaded by name, and refuse features that they were not fitted on."""
+
+import dataclasses
+import subprocess
+import sys
+from importlib.metadata import EntryPoint, EntryPoints
+
+import numpy as np
+import pytest
+
+from heads import registry
+from heads.attentive import AttentiveProbe
+from heads.contract import FeatureSource, HeadError
+from heads.knn import KNNProbe
+from heads.linear import LinearProbe
+from heads.logistic import LogisticProbe
+from heads.registry import get_head, head_names, load_probe
+from heads.ridge import RidgeProbe
+
+SOURCE = FeatureSource("sail-tiny", "abc123", (2, 5), norm=True, pool="mean")
+
+
+@pytest.fixture(scope="module")
+def data():
+    rng = np.random.default_rng(0)
+    names = np.array(["ant", "bee", "cat"])[rng.integers(0, 3, 90)]
+    X = rng.normal(size=(90, 8)).astype(np.float32) + (names == "cat")[:, None] - (names == "ant")[:, None]
+    return X, names
+
+
+def features_for(probe, X):
+    return [row.reshape(2, 1, 4) for row in X] if probe.takes == "grids" else X
+
+
+@pytest.mark.parametrize(
+    "probe",
+    [
+        LinearProbe(steps=10),
+        LinearProbe(steps=10, batch_norm=True, lrs=(0.1,)),
+        LogisticProbe(),
+        RidgeProbe(alphas=np.array([1.0, 10.0])),
+        KNNProbe(),
+        AttentiveProbe(steps=5, queries=2, project_keys=False),
+    ],
+)
+@pytest.mark.parametrize("targets", ["names", "labels", "numbers"])
+def test_saved_and_loaded(data, probe, targets, tmp_path):
+    X, names = features_for(probe, data[0]), data[1]
+    if targets == "numbers":
+        if probe.kind == "logistic":
+            pytest.skip("logistic regression has classes alone")
+        probe = type(probe)(**{**probe.settings(), "task": "regression"})
+    y = {"names": names, "labels": np.stack([names == "ant", names != "bee"], 1) * 1, "numbers": data[0][:, 0] * 9 + 5}
+    probe.fit(X, y[targets])
+    probe.save(tmp_path / "head", SOURCE)
+    again = load_probe(tmp_path / "head", SOURCE)
+    assert type(again) is type(probe)
+    assert again.chosen_ == probe.chosen_
+    assert again.path_ == probe.path_
+    np.testing.assert_array_equal(again.predict(X), probe.predict(X))
+    np.testing.assert_allclose(again.scores(X), probe.scores(X))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weights": "fff"}, "weights abc123 of sail-tiny, not on weights fff"),
+        ({"layers": (5,)}, "layers"),
+        ({"norm": False}, "norm"),
+        ({"pool": "max"}, "pool"),
+        ({"fuse": "mean"}, "fuse"),
+    ],
+)
+def test_features_of_another_source_are_refused(data, change, message, tmp_path):
+    RidgeProbe().fit(*data).save(tmp_path, SOURCE)
+    with pytest.raises(HeadError, match=message):
+        load_probe(tmp_path, dataclasses.replace(SOURCE, **change))
+    load_probe(tmp_path, dataclasses.replace(SOURCE, backbone="a copy elsewhere"))
+    load_probe(tmp_path)
+
+
+def test_folders_without_a_head(data, tmp_path):
+    with pytest.raises(HeadError, match="holds no head that can be read"):
+        load_probe(tmp_path)
+    RidgeProbe().fit(*data).save(tmp_path)
+    with pytest.raises(HeadError, match="of kind 'ridge', not 'knn'"):
+        KNNProbe.load(tmp_path)
+    (tmp_path / "head.safetensors").write_bytes(b"damaged")
+    with pytest.raises(HeadError, match="holds no head that can be read"):
+        load_probe(tmp_path)
+
+
+def test_other_packages_add_heads(monkeypatch):
+    entry = EntryPoint("another", "heads.ridge:RidgeProbe", registry.GROUP)
+    monkeypatch.setattr(registry, "entry_points", lambda group: EntryPoints([entry]).select(group=group))
+    assert head_names()[-1] == "another"
+    assert get_head("another") is RidgeProbe
+    with pytest.raises(HeadError, match=r"no head 'linaer'; there is linear, .*, another"):
+        get_head("linaer")
+
+
+def test_every_built_in_head_is_there():
+    for name in registry.BUILT_IN:
+        assert get_head(name).kind == name
+
+
+def test_importing_heads_costs_nothing():
+    check = "import heads, sys; print([m for m in ('torch', 'sklearn', 'numpy') if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True).stdout
+    assert out.strip() == "[]"

@@ -1,0 +1,237 @@
+"""linear, attentive and pooling: against training each alone, and against a plain computation."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.nn import functional as F
+
+from heads.attentive import AttentiveProbe
+from heads.contract import HeadError
+from heads.linear import LinearProbe
+from heads.pooling import AttentionPool, pack_patches, pool_grid
+from heads.training import Recipe, shuffled_batches
+
+RATES = (1e-3, 1e-2, 0.1)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    X, y = load_digits(return_X_y=True)
+    X = (X / 16).astype(np.float32)
+    return X[:600], y[:600], X[600:900], y[600:900]
+
+
+@pytest.fixture(scope="module")
+def grids():
+    """Grids of different sizes, whose class is told by one patch alone."""
+    rng = np.random.default_rng(0)
+    classes = rng.integers(0, 3, 480)
+    made = []
+    for label in classes:
+        grid = rng.normal(0, 1, (*rng.integers(2, 6, 2), 12)).astype(np.float32)
+        row, column = (rng.integers(side) for side in grid.shape[:2])
+        grid[row, column, :4] = 6.0 * np.eye(4)[label]
+        grid[row, column, 3] = 6.0
+        made.append(grid)
+    return made, classes
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lars"])
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_many_learning_rates_at_once_are_each_alone(digits, optimizer, ema):
+    X, y, more, labels = digits
+    settings = {"optimizer": optimizer, "ema": ema, "weight_decay": 0.01, "warmup": 0.2, "steps": 15}
+    together = LinearProbe(lrs=RATES, **settings).fit(X, y, validation=(more, labels))
+    alone = [LinearProbe(lrs=(lr,), **settings).fit(X, y) for lr in RATES]
+    accuracies = [np.mean(one.predict(more) == labels) for one in alone]
+    assert [candidate.quality for candidate in together.path_] == pytest.approx(accuracies)
+    best = int(np.argmax(accuracies))
+    assert together.chosen_ == RATES[best]
+    np.testing.assert_allclose(together.scores(more), alone[best].scores(more), rtol=1e-3, atol=1e-4)
+
+
+def test_linear_is_plain_sgd(digits):
+    X, y = digits[0], digits[1]
+    probe = LinearProbe(lrs=(0.05,), epochs=2, least_steps=1, batch_size=100, seed=3).fit(X, y)
+    torch.manual_seed(3)
+    plain = nn.Linear(64, 10)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        plain.weight.copy_(0.01 * torch.randn(10, 64))
+        plain.bias.zero_()
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.05 * 100 / 256, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 12)
+    for index in shuffled_batches(600, 100, 12, 3):
+        optimizer.zero_grad()
+        F.cross_entropy(plain(torch.from_numpy(X)[index]), torch.from_numpy(y)[index]).backward()
+        optimizer.step()
+        schedule.step()
+    expected = plain(torch.from_numpy(X)).detach().numpy()
+    np.testing.assert_allclose(probe.scores(X), expected, atol=1e-5)
+
+
+def test_every_sample_comes_once_an_epoch():
+    batches = list(shuffled_batches(50, 16, 25, seed=1))
+    assert {len(batch) for batch in batches} == {16}
+    seen = torch.cat(batches)
+    assert torch.bincount(seen, minlength=50).tolist() == [8] * 50
+    assert not torch.equal(batches[0], next(shuffled_batches(50, 16, 1, seed=2)))
+
+
+def test_schedule_rises_and_falls():
+    recipe = Recipe((0.1,), warmup=0.1)
+    factors = [recipe.factor(step, 100) for step in range(101)]
+    assert factors[:10] == pytest.approx([step / 10 for step in range(1, 11)])
+    assert factors[55] == pytest.approx(0.5)
+    assert factors[100] == pytest.approx(0, abs=1e-12)
+
+
+def test_linear_reads_a_memory_map_a_batch_at_a_time(digits, tmp_path):
+    X, y, more, _ = digits
+    np.save(tmp_path / "x.npy", X)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    whole = LinearProbe(lrs=RATES, steps=10).fit(X, y)
+    batches = LinearProbe(lrs=RATES, steps=10, working_memory=1000).fit(mapped, y)
+    np.testing.assert_array_equal(whole.scores(more), batches.scores(more))
+
+
+def test_batch_norm_frees_from_the_scale_of_features(digits):
+    X, y, more, labels = digits
+    X, more = X * 1000, more * 1000
+    with_norm = LinearProbe(batch_norm=True, lrs=(0.1,)).fit(X, y)
+    assert np.mean(with_norm.predict(more) == labels) > 0.8
+    assert {"norm.running_mean", "norm.running_var"} < with_norm.tensors().keys()
+
+
+def test_several_labels_and_numbers(digits):
+    X, y, more, labels = digits
+    several = np.stack([y % 2, y > 4], 1).astype(int)
+    probe = LinearProbe(steps=100).fit(X, several)
+    wanted = np.stack([labels % 2, labels > 4], 1)
+    assert np.mean(probe.predict(more) == wanted) > 0.8
+    numbers = X[:, 20] * 300 + 1000
+    regression = LinearProbe(steps=100, task="regression").fit(X, numbers)
+    assert regression.predict(more).shape == (300,)
+    assert np.corrcoef(regression.predict(more), more[:, 20])[0, 1] > 0.9
+    assert abs(regression.predict(more).mean() - (more[:, 20] * 300 + 1000).mean()) < 10
+
+
+def test_a_head_that_diverges_is_not_chosen(digits):
+    X, y, more, _ = digits
+    probe = LinearProbe(lrs=(0.1, 1e30), task="regression", steps=10).fit(X, y.astype(float))
+    assert probe.chosen_ == 0.1
+    assert np.isfinite(probe.scores(more)).all()
+
+
+def plain_attention(pool, grid):
+    """The pooling of one image by torch's own attention."""
+    patches = torch.as_tensor(grid).flatten(0, 1)
+    dim = patches.shape[1]
+    if pool.key is None:
+        weights = (pool.queries @ patches.T / dim**0.5).softmax(1)
+        slices = pool.value(patches).chunk(len(weights), 1)
+        return torch.cat([weight @ part for weight, part in zip(weights, slices, strict=True)])
+    parts = pool.queries, pool.key(patches), pool.value(patches)
+    by_head = (rows.unflatten(1, (pool.parts, -1)).transpose(0, 1) for rows in parts)
+    pooled = F.scaled_dot_product_attention(*by_head)
+    return pooled.transpose(0, 1).flatten(1).mean(0)
+
+
+@pytest.mark.parametrize("settings", [(1, 1, True), (1, 4, True), (3, 2, True), (1, 1, False), (6, 1, False)])
+def test_attention_pooling_against_torch(grids, settings):
+    torch.manual_seed(0)
+    pool = AttentionPool(12, *settings)
+    with torch.no_grad():
+        pool.queries.mul_(50)
+    some = [torch.from_numpy(grid) for grid in grids[0][:8]]
+    pooled = pool(*pack_patches(some))
+    torch.testing.assert_close(pooled, torch.stack([plain_attention(pool, grid) for grid in some]))
+
+
+def test_attention_pooling_does_not_overflow():
+    pool = AttentionPool(4, 2, 1, False)
+    pooled = pool(torch.full((3, 4), 1e4), torch.tensor([1, 2]))
+    assert pooled.isfinite().all()
+
+
+@pytest.mark.parametrize("settings", [{"heads": 2}, {"queries": 4, "project_keys": False}])
+def test_attentive_finds_the_patch_that_matters(grids, settings):
+    features, classes = grids
+    probe = AttentiveProbe(lrs=(1e-4, 1e-2), steps=200, batch_size=32, **settings)
+    probe.fit(features[:400], classes[:400], validation=(features[400:440], classes[400:440]))
+    accuracy = np.mean(probe.predict(features[440:]) == classes[440:])
+    means = np.stack([grid.mean((0, 1)) for grid in features])
+    linear = LinearProbe(steps=300).fit(means[:400], classes[:400])
+    assert accuracy > 0.8
+    assert accuracy > np.mean(linear.predict(means[440:]) == classes[440:])
+    assert probe.chosen_ == 1e-2
+
+
+def test_attentive_with_several_rates_is_each_alone(grids):
+    features, classes = grids
+    held = features[400:], classes[400:]
+    settings = {"steps": 20, "batch_size": 32, "queries": 2}
+    together = AttentiveProbe(lrs=(1e-3, 1e-2), **settings).fit(features[:400], classes[:400], validation=held)
+    alone = [AttentiveProbe(lrs=(lr,), **settings).fit(features[:400], classes[:400]) for lr in (1e-3, 1e-2)]
+    best = alone[(1e-3, 1e-2).index(together.chosen_)]
+    np.testing.assert_allclose(together.scores(held[0]), best.scores(held[0]), rtol=1e-3, atol=1e-4)
+
+
+def test_pooling():
+    grid = torch.tensor([[[1.0, -2.0], [3.0, 4.0]]])
+    assert pool_grid(grid, "mean").tolist() == [2, 1]
+    assert pool_grid(grid, "max").tolist() == [3, 4]
+    torch.testing.assert_close(pool_grid(grid, "gem", 1), pool_grid(grid, "mean"))
+    expected = torch.tensor([(28 / 2) ** (1 / 3), (64 / 2) ** (1 / 3) - (8 / 2) ** (1 / 3)])
+    torch.testing.assert_close(pool_grid(grid, "gem", 3), expected)
+    assert pool_grid(torch.zeros(2, 2, 3), "gem").tolist() == [0, 0, 0]
+    with pytest.raises(HeadError, match="pooling 'avg' is unknown; use mean, max, gem"):
+        pool_grid(grid, "avg")
+    with pytest.raises(HeadError, match="power"):
+        pool_grid(grid, "gem", 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lrs": ()}, "give one positive learning rate"),
+        ({"optimizer": "adam"}, "optimizer 'adam' is unknown"),
+        ({"epochs": 0}, "epochs is 0"),
+        ({"warmup": 1.0}, "warmup is 1.0"),
+        ({"steps": 0}, "steps is 0"),
+        ({"task": "ranking"}, "task 'ranking' is unknown"),
+    ],
+)
+def test_settings_that_cannot_be(digits, settings, message):
+    with pytest.raises(HeadError, match=message):
+        LinearProbe(**settings).fit(digits[0], digits[1])
+
+
+@pytest.mark.parametrize("settings", [{"heads": 5}, {"queries": 5, "project_keys": False}, {"queries": 0}])
+def test_channels_that_cannot_be_split(grids, settings):
+    with pytest.raises(HeadError, match="cannot be split"):
+        AttentiveProbe(**settings).fit(*grids)
+    with pytest.raises(HeadError, match="each query is a head"):
+        AttentiveProbe(heads=2, project_keys=False).fit(*grids)
+
+
+def test_data_that_cannot_be_learned(digits, grids):
+    X, y = digits[0][:30].copy(), digits[1][:30]
+    with pytest.raises(HeadError, match="30 rows of features, but 20 targets"):
+        LinearProbe().fit(X, y[:20])
+    with pytest.raises(HeadError, match="the set is empty"):
+        LinearProbe().fit(X, y, validation=(X[:0], y[:0]))
+    with pytest.raises(HeadError, match=r"takes \[n, C\]"):
+        LinearProbe().fit(X[:, :, None], y)
+    with pytest.raises(HeadError, match=r"takes grids \[nh, nw, C\]"):
+        AttentiveProbe().fit(X, y)
+    with pytest.raises(HeadError, match="not fitted yet"):
+        LinearProbe().predict(X)
+    X[4, 2] = np.inf
+    with pytest.raises(HeadError, match="row 4 of the features holds NaN or inf"):
+        LinearProbe().fit(X, y)
+    broken = [grids[0][0] * np.nan, *grids[0][1:]]
+    with pytest.raises(HeadError, match="NaN or inf"):
+        AttentiveProbe(steps=5).fit(broken, grids[1])
