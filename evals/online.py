@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from evals.datasets.splits import Splits
 from evals.features import FeatureSettings, slug
 from evals.probing import ChooseOn, Result, build_probe, head_task, make_result, parts_for
 from heads.contract import FeatureSource, HeadError
+from heads.pooling import pool_grid
 from heads.probe import Candidate
 from heads.targets import TargetSpace
 from heads.trained import TrainedProbe
@@ -231,7 +233,7 @@ class OnlineRun:
         if takes == "grids":
             return features, torch.full((len(patches),), patches.shape[1])
         grids = features.unflatten(0, (len(patches), -1))
-        return grids.amax(1) if self.settings.pool == "max" else grids.mean(1)
+        return torch.vmap(partial(pool_grid, how=self.settings.pool))(grids)
 
     @torch.no_grad()
     def _scores(self, probe: TrainedProbe, bank: HeadBank, index: Array) -> tuple[Array, Array]:

@@ -1,39 +1,12 @@
 import json
-from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from safetensors.torch import load_file
+from helpers import GOLDEN, GOLDEN_IDS, golden_cases, small_config
 
 from sail_encoder import load_backbone
 from sail_encoder.hub import find_checkpoint
-from sail_encoder.sail.configuration_sail import SailConfig
 from sail_encoder.sail.modeling_sail import SailForCausalLM
-
-GOLDEN = Path(__file__).parent / "golden" / "sail"
-GOLDEN_IDS = {"vision_start_token_id": 300, "image_token_id": 301, "vision_end_token_id": 302}
-SMALL_IDS = {"vision_start_token_id": 90, "image_token_id": 91, "vision_end_token_id": 92}
-
-
-@dataclass
-class GoldenCase:
-    """One recorded image of the published code."""
-
-    image: Path
-    size: tuple[int, int]
-    grid: tuple[int, int]
-    prompt_ids: list[int]
-    tensors: dict
-
-
-def golden_cases():
-    cases = json.loads((GOLDEN / "golden.json").read_text())["cases"]
-    for index, case in enumerate(cases):
-        tensors = load_file(GOLDEN / f"case{index}.safetensors")
-        yield GoldenCase(GOLDEN / case["image"], tuple(case["size"]), tuple(case["grid"]), case["prompt_ids"], tensors)
 
 
 @pytest.fixture(scope="session")
@@ -66,19 +39,6 @@ def published_tiny(tmp_path_factory):
     return folder
 
 
-def small_config(**changes):
-    """A SAIL that runs in milliseconds."""
-    sizes = {
-        "vocab_size": 96,
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-    }
-    return SailConfig(**{**sizes, **SMALL_IDS, **changes})
-
-
 @pytest.fixture(scope="session")
 def small_model():
     torch.manual_seed(0)
@@ -95,23 +55,3 @@ def small_checkpoint(small_model, tmp_path_factory):
 @pytest.fixture(scope="session")
 def small_backbone(small_checkpoint):
     return load_backbone(str(small_checkpoint))
-
-
-def noise(height, width, seed=0):
-    """A random image."""
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def save_images(folder, count, seed=0, sides=(20, 150)):
-    """Random images of mixed sizes, as 000.png and so on."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(seed)
-    for index in range(count):
-        height, width = rng.integers(*sides, size=2)
-        Image.fromarray(noise(height, width, seed + index)).save(folder / f"{index:03d}.png")
-    return folder
-
-
-def relative_error(value, reference):
-    """Norm of the difference over the norm of the reference."""
-    return float((value.double() - reference.double()).norm() / reference.double().norm())

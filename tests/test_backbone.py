@@ -3,7 +3,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from conftest import noise, relative_error
+from helpers import noise, relative_error
 
 from sail_encoder import Resize, UserError, load_backbone
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import noise
+from helpers import noise
 from PIL import Image
 
 from sail_encoder.doctor import doctor

@@ -3,7 +3,7 @@ import io
 import numpy as np
 import pytest
 import torch
-from conftest import noise
+from helpers import noise
 from PIL import Image
 
 from sail_encoder.errors import ImageError

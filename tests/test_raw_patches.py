@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import noise
+from helpers import noise
 
 from sail_encoder import load_backbone
 from sail_encoder.errors import UserError

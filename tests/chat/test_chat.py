@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import noise
+from helpers import noise
 from PIL import Image
 
 from evals.scenes import draw_scene

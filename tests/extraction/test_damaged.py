@@ -5,7 +5,7 @@ import zlib
 
 import numpy as np
 import pytest
-from conftest import noise
+from helpers import noise
 from PIL import Image
 from pyarrow import parquet
 

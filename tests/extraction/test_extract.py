@@ -5,7 +5,7 @@ import tarfile
 import numpy as np
 import pytest
 import torch
-from conftest import noise, save_images
+from helpers import noise, save_images
 from PIL import Image
 from pyarrow import parquet
 

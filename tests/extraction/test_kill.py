@@ -10,7 +10,7 @@ import sys
 import time
 
 import pytest
-from conftest import save_images
+from helpers import save_images
 
 from sail_encoder.extract import extract
 

@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import GOLDEN, GOLDEN_IDS, relative_error, small_config
+from helpers import GOLDEN, GOLDEN_IDS, relative_error, small_config
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 

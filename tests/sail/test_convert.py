@@ -2,7 +2,7 @@ import json
 
 import pytest
 import torch
-from conftest import GOLDEN, GOLDEN_IDS
+from helpers import GOLDEN, GOLDEN_IDS
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageTextToText
 
 from sail_encoder import SailForCausalLM, SailImageProcessor, SailModel, UserError, load_backbone

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import GOLDEN, GOLDEN_IDS, SMALL_IDS, small_config
+from helpers import GOLDEN, GOLDEN_IDS, SMALL_IDS, small_config
 
 from sail_encoder import SailForCausalLM
 

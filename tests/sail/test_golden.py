@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import GOLDEN, GOLDEN_IDS, relative_error
+from helpers import GOLDEN, GOLDEN_IDS, relative_error
 from PIL import Image
 from safetensors.torch import load_file
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import noise
+from helpers import noise
 from PIL import Image
 
 from sail_encoder import SailImageProcessor

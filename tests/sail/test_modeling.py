@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from conftest import relative_error, small_config
+from helpers import relative_error, small_config
 
 from sail_encoder.sail.blocks import SailRotaryEmbedding
 from sail_encoder.sail.modeling_sail import SailForCausalLM, SailModel

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import small_config
+from helpers import small_config
 from transformers import (
     AutoBackbone,
     DPTConfig,

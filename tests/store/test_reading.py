@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from conftest import save_images
+from helpers import save_images
 
 from sail_encoder.errors import StoreError
 from sail_encoder.extract import extract

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import noise
+from helpers import noise
 from PIL import Image
 
 from evals.segmentation import class_names

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import small_config
 from drawn_data import draw, save_pair
+from helpers import small_config
 from PIL import Image
 
 from evals.segmentation import scene_data

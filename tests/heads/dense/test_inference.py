@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import noise
+from helpers import noise
 from PIL import Image
 from torch.nn import functional as F
 
