@@ -62,7 +62,7 @@ MOSTLY_SHAPES = (*KINDS, *["shape"] * 4, "corners", "corners", "outline")
 STAGES = (
     Stage(500, (1,), (6, 8), 49, ("medium", "large"), ("shape", "corners", "outline", "color", "where"), long=0.0),
     Stage(1100, (1,), (5, 13), 120, kinds=MOSTLY_SHAPES, long=0.1),
-    Stage(1750, (1, 1, 1, 2, 3, 4), (5, 20), MAX_TOKENS, long=0.2),
+    Stage(1600, (1, 1, 1, 2, 3, 4), (5, 20), MAX_TOKENS, long=0.2),
 )
 """Easy scenes first: outlines are learned on single large things, binding and counting on several of any size."""
 
