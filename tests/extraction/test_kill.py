@@ -82,7 +82,7 @@ def test_killed_at_random_moments(source, server, tmp_path, pool):
     assert list(found) == list(expected)
     assert found == expected
     reports = json.loads((tmp_path / "killed" / "run.json").read_text())["runs"]
-    assert len(reports) == finished + 1
+    assert finished < len(reports) <= KILLS + 1  # a run may be killed between its report and its end
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
