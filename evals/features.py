@@ -110,7 +110,7 @@ class ImageFeatures:
         if not self.folder.is_pooled:
             entries = range(len(self.folder.entries))
             return np.stack(
-                [pool_grid(torch.from_numpy(self._grid(place)).float(), self.pool).numpy() for place in entries]
+                [pool_grid(torch.tensor(self._grid(place)).float(), self.pool).numpy() for place in entries]
             )
         layers = [self.folder.matrix(layer) for layer in self.folder.layers]
         if len(layers) == 1:
