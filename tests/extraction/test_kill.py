@@ -14,7 +14,8 @@ from helpers import save_images
 
 from sail_encoder.extract import extract
 
-KILLS = 20
+KILLS_AT_WORK = 20
+KILLS_AT_THE_END = 5
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,8 @@ def server():
 
 
 def options(out, pool):
-    return {"out": str(out), "pool": pool, "token_budget": 300, "readers": 2, "devices": "cpu"}
+    """A budget that makes a pack of an image or two, so that there are many moments at which to be killed."""
+    return {"out": str(out), "pool": pool, "token_budget": 40, "readers": 2, "devices": "cpu"}
 
 
 def run(source, out, pool):
@@ -57,32 +59,49 @@ def snapshot(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
+def lines(folder):
+    journal = folder / "journal.jsonl"
+    return journal.read_bytes().count(b"\n") if journal.exists() else 0
+
+
+def kill_behind(process, folder, count, delay):
+    """Kills a run a moment after its journal has so many lines; returns how many it had in the end."""
+    process.start()
+    while lines(folder) < count and process.exitcode is None:
+        time.sleep(0.001)
+    time.sleep(delay)
+    process.kill()
+    process.join()
+    return lines(folder)
+
+
 @pytest.mark.parametrize("pool", ["none", "mean"])
 def test_killed_at_random_moments(source, server, tmp_path, pool):
-    whole = server.Process(target=run, args=(source, tmp_path / "whole", pool))
-    started = time.monotonic()
-    whole.start()
-    whole.join()
-    duration = time.monotonic() - started
-    assert whole.exitcode == 1
-    rng = random.Random(0)
-    finished = 0
-    for _ in range(KILLS):
-        process = server.Process(target=run, args=(source, tmp_path / "killed", pool))
-        process.start()
-        process.join(rng.uniform(0.3, 0.6) * duration)
-        finished += process.exitcode is not None
-        process.kill()
-        process.join()
-    last = server.Process(target=run, args=(source, tmp_path / "killed", pool))
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+
+    def process(out):
+        return server.Process(target=run, args=(source, out, pool))
+
+    uninterrupted = process(whole)
+    uninterrupted.start()
+    uninterrupted.join()
+    assert uninterrupted.exitcode == 1
+    rng, packs = random.Random(0), lines(whole)
+    for _ in range(KILLS_AT_WORK):
+        before = lines(killed)
+        after = kill_behind(process(killed), killed, before + rng.randint(0, 2), rng.uniform(0, 0.01))
+        assert after < packs, "the kill has to fall into the work"
+    for _ in range(KILLS_AT_THE_END):
+        kill_behind(process(killed), killed, packs, rng.uniform(0, 0.05))
+    last = process(killed)
     last.start()
     last.join()
     assert last.exitcode == 1
-    expected, found = snapshot(tmp_path / "whole"), snapshot(tmp_path / "killed")
+    expected, found = snapshot(whole), snapshot(killed)
     assert list(found) == list(expected)
     assert found == expected
-    reports = json.loads((tmp_path / "killed" / "run.json").read_text())["runs"]
-    assert finished < len(reports) <= KILLS + 1  # a run may be killed between its report and its end
+    reports = json.loads((killed / "run.json").read_text())["runs"]
+    assert len(reports) <= KILLS_AT_THE_END + 1, "a run that was killed at work reports nothing"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
