@@ -14,6 +14,7 @@ from evals.segmentation.optimization import Optimization
 from evals.segmentation.report import write_report
 from evals.segmentation.scoring import Gallery, score
 from evals.segmentation.training import Pace, Training
+from heads.dense.contract import OnePassHead
 from heads.dense.registry import TrainedHead, save_dense_head
 from heads.dense.segmenter import Segmenter
 from sail_encoder.interrupt import Interrupt
@@ -49,7 +50,10 @@ class Run:
             0, or the exit status where a signal has stopped it.
         """
         head = self.segmenter.head
-        if head.learns_by_gradient:
+        if isinstance(head, OnePassHead):
+            count = min(optimization.steps, math.ceil(images / optimization.batch_size))
+            head.fit(((batch.maps, batch.labels) for batch in batches.between(0, count)), count)
+        else:
             training = Training(head, batches, optimization, self.folder)
             training.resume()
             stop = Event()
@@ -58,9 +62,6 @@ class Run:
             if interrupt.status and not training.finished:
                 print(f"stopped at step {training.step:,}; the same command goes on", file=sys.stderr)
                 return interrupt.status
-        else:
-            count = min(optimization.steps, math.ceil(images / optimization.batch_size))
-            head.fit(((batch.maps, batch.labels) for batch in batches.between(0, count)), count)
         save_dense_head(self.folder, self.trained)
         return 0
 

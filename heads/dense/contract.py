@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +19,9 @@ class DenseHead(nn.Module, ABC):
 
     Attributes:
         settings: The arguments from which an equal head can be built.
-        learns_by_gradient: Whether it is trained by `loss`; otherwise `fit` is called once.
     """
 
     settings: dict[str, Any]
-    learns_by_gradient: ClassVar[bool] = True
 
     @abstractmethod
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
@@ -48,9 +46,13 @@ class DenseHead(nn.Module, ABC):
         """
         return upsampled_cross_entropy(self(maps), labels)
 
+
+class OnePassHead(DenseHead):
+    """A head that is not trained by its loss, but learns from one look at the data."""
+
+    @abstractmethod
     def fit(self, batches: Iterable[Labelled], count: int) -> None:
-        """Learns from `count` batches in one pass; only where `learns_by_gradient` is false."""
-        raise NotImplementedError
+        """Learns from `count` batches."""
 
 
 def concatenate(maps: Sequence[Tensor]) -> Tensor:

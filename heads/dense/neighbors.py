@@ -8,12 +8,12 @@ from torch.nn import functional as F
 
 from heads.contract import HeadError
 from heads.dense import IGNORE
-from heads.dense.contract import DenseHead, Labelled, concatenate
+from heads.dense.contract import Labelled, OnePassHead, concatenate
 
 _CHUNK_ELEMENTS = 2**26
 
 
-class NeighborHead(DenseHead):
+class NeighborHead(OnePassHead):
     """Each patch takes the labels of the training patches that are most like it.
 
     A bank of training patches is kept, with the share of each class among a patch's pixels. A patch is compared with
@@ -27,8 +27,6 @@ class NeighborHead(DenseHead):
         temperature: Divisor of similarities; small values leave the vote to the nearest.
         bank: Training patches that are kept, drawn evenly from all training images.
     """
-
-    learns_by_gradient = False
 
     def __init__(
         self,

@@ -10,6 +10,7 @@ from mmseg.registry import MODELS
 from torch import Tensor
 
 from heads.contract import FeatureSource, HeadError
+from heads.dense.contract import OnePassHead
 from heads.dense.registry import TrainedHead, build_dense_head, save_dense_head
 from heads.mmseg.backbone import SailBackbone
 from sail_encoder.resizing import Size
@@ -51,7 +52,7 @@ class NativeHead(BaseDecodeHead):
         del self.conv_seg
         self.kind = kind
         self.head = build_dense_head(kind, list(in_channels), num_classes, **(head_options or {}))
-        if not self.head.learns_by_gradient:
+        if isinstance(self.head, OnePassHead):
             raise HeadError(f"the {kind} head is not trained by gradients; use sail segment train")
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
