@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from evals.datasets.labelled import Array, LabelledImages
+from evals.datasets.labelled import LabelledImages
 from heads.contract import FeatureSource
 from heads.pooling import Pooling, pool_grid
 from sail_encoder.backbone import VisionBackbone, load_backbone
@@ -20,6 +20,7 @@ from sail_encoder.errors import UserError
 from sail_encoder.extract import Plan, run_plan
 from sail_encoder.extraction.pipeline import Request
 from sail_encoder.layers import resolve_layers
+from sail_encoder.pixels import Array
 from sail_encoder.spec import describe
 from sail_encoder.store.reading import FeatureFolder
 from sail_encoder.store.store import Shard

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from evals.datasets.labelled import Array, DatasetError
+from evals.errors import DatasetError
 from sail_encoder.backbone import VisionBackbone
 from sail_encoder.errors import ImageError
 from sail_encoder.extraction.threads import Behind, map_ahead, prefetch
 from sail_encoder.images import ImageFile
 from sail_encoder.packing import Pack, pack_consecutive
-from sail_encoder.pixels import PatchedImage
+from sail_encoder.pixels import Array, PatchedImage
 from sail_encoder.resizing import Resize
 
 PACKS_AHEAD = 2

@@ -11,10 +11,10 @@ from sklearn.metrics import (
     top_k_accuracy_score,
 )
 
-from evals.datasets.labelled import Array
 from heads.contract import HeadError
 from heads.probe import Probe
 from heads.targets import Kind
+from sail_encoder.pixels import Array
 
 PRIMARY: dict[Kind, str] = {"classification": "top1", "multilabel": "mAP", "regression": "r2"}
 """The one number that stands for a probe."""

@@ -23,8 +23,9 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from evals.datasets.labelled import Array, DatasetError, LabelledImages
+from evals.datasets.labelled import LabelledImages
 from evals.datasets.splits import Splits
+from evals.errors import DatasetError
 from evals.features import FeatureSettings, slug
 from evals.probing import ChooseOn, Result, build_probe, head_task, make_result, parts_for
 from heads.contract import FeatureSource, HeadError
@@ -37,7 +38,7 @@ from sail_encoder.backbone import VisionBackbone, load_backbone
 from sail_encoder.errors import ImageError
 from sail_encoder.layers import resolve_layers
 from sail_encoder.packing import Pack
-from sail_encoder.pixels import patch_image, read_image
+from sail_encoder.pixels import Array, patch_image, read_image
 from sail_encoder.resizing import Resize
 
 CHECKPOINT_EVERY = 500

@@ -108,7 +108,7 @@ def _probe_online(
     stored: bool,
 ) -> int:
     """Trains with the backbone in the loop; all processes take part, and the first one reports."""
-    from evals.datasets.labelled import DatasetError
+    from evals.errors import DatasetError
     from evals.online import OnlineRun
 
     if stored:
@@ -144,8 +144,8 @@ def _load(arguments: dict[str, Any]) -> "tuple[LabelledImages, ImageFeatures | N
 
 def _split(dataset: "LabelledImages", val_share: float, test_share: float, seeds: int) -> "list[Splits]":
     """The splits of each seed; warns where images are on both sides."""
-    from evals.datasets.labelled import DatasetError
     from evals.datasets.splits import split, warn_of_shared
+    from evals.errors import DatasetError
 
     if seeds < 1:
         raise DatasetError(f"seeds is {seeds}; give 1 or more")

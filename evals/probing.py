@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from sklearn.metrics import confusion_matrix
 
-from evals.datasets.labelled import Array, LabelledImages
+from evals.datasets.labelled import LabelledImages
 from evals.datasets.splits import Splits
 from evals.features import ImageFeatures, require_grids, slug
 from evals.metrics import PRIMARY, measure
@@ -22,6 +22,7 @@ from heads.contract import HeadError
 from heads.probe import Probe
 from heads.registry import get_head
 from heads.targets import TargetSpace, Task
+from sail_encoder.pixels import Array
 from sail_encoder.store.line_log import LineLog
 
 ChooseOn = Literal["validation", "test"]

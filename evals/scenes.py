@@ -8,13 +8,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.random import Generator
 from PIL import Image, ImageDraw
 
-Array = np.ndarray[Any, Any]
+from sail_encoder.pixels import Array
 
 COLORS = {
     "red": (215, 30, 35),

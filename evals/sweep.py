@@ -64,9 +64,9 @@ def sweep(
         Exit status: 0 done, 1 done although some images could not be read.
     """
     arguments = dict(locals())
-    from evals.datasets.labelled import DatasetError
     from evals.datasets.loading import load_dataset
     from evals.datasets.splits import split, warn_of_shared
+    from evals.errors import DatasetError
     from evals.layers import pool_layers
     from evals.probing import check_probes, parse_probes
     from sail_encoder.backbone import load_backbone

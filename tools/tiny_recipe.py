@@ -15,8 +15,8 @@ from torch.utils.data import IterableDataset, get_worker_info
 from transformers import AddedToken, PreTrainedTokenizerFast
 
 from evals.scene_questions import CAPTION_PROMPT, KINDS, Question, ask_about
-from evals.scenes import RADII, TRAINING_SEEDS, Array, Scene, draw_scene
-from sail_encoder.pixels import IMAGENET_MEAN, IMAGENET_STD, patchify
+from evals.scenes import RADII, TRAINING_SEEDS, Scene, draw_scene
+from sail_encoder.pixels import IMAGENET_MEAN, IMAGENET_STD, Array, patchify
 from sail_encoder.sail.configuration_sail import SailConfig
 from sail_encoder.sail.published import UNUSED_VISION_TOKENS
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from evals.datasets.labelled import DatasetError, LabelledImages, part_and_class
+from evals.datasets.labelled import LabelledImages, part_and_class
+from evals.errors import DatasetError
 from sail_encoder.images import IMAGE_SUFFIXES, ImageList, list_images
 
 SYNSET = re.compile(r"n\d{8}")

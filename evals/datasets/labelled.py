@@ -2,15 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from sail_encoder.errors import UserError
+from evals.errors import DatasetError
+from heads.targets import Kind
 from sail_encoder.images import ImageFile, ImageList
-
-Array = np.ndarray[Any, Any]
-Task = Literal["classification", "multilabel", "regression"]
+from sail_encoder.pixels import Array
 
 PARTS = {
     "train": "train",
@@ -22,10 +21,6 @@ PARTS = {
     "testing": "test",
 }
 """Names of folders, splits and shards that say which part of a set an image belongs to."""
-
-
-class DatasetError(UserError):
-    """A data set that cannot be used; the message says why in one line."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,19 +56,11 @@ class LabelledImages:
     keys: list[str]
     targets: Array
     parts: list[str]
-    task: Task = "classification"
+    task: Kind = "classification"
     labels: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.keys)
-
-    def take(self, index: Sequence[int]) -> "LabelledImages":
-        """Some of the samples."""
-        keys = [self.keys[place] for place in index]
-        wanted = set(keys)
-        images = ImageList(self.images.root, [image for image in self.images.images if image.key in wanted])
-        parts = [self.parts[place] for place in index]
-        return LabelledImages(self.name, images, keys, self.targets[list(index)], parts, self.task, self.labels)
 
 
 def part_and_class(key: str) -> tuple[str, str]:
@@ -96,7 +83,7 @@ def part_and_class(key: str) -> tuple[str, str]:
     return part, folders[0]
 
 
-def parse_targets(values: Sequence[Any], task: Task) -> tuple[Array, list[str]]:
+def parse_targets(values: Sequence[Any], task: Kind) -> tuple[Array, list[str]]:
     """Targets from what is written in a table.
 
     Args:

@@ -5,14 +5,16 @@ import glob
 from pathlib import Path
 
 from evals.datasets.folders import image_folder, imagenet, is_imagenet
-from evals.datasets.labelled import DatasetError, LabelledImages, Task
+from evals.datasets.labelled import LabelledImages
 from evals.datasets.made import MADE
 from evals.datasets.shards import is_saved_dataset, saved_dataset, webdataset
 from evals.datasets.tables import TABLE_SUFFIXES, image_table
+from evals.errors import DatasetError
+from heads.targets import Kind
 
 
 def load_dataset(
-    name: str, labels: str | None = None, label_column: str | None = None, task: Task = "classification"
+    name: str, labels: str | None = None, label_column: str | None = None, task: Kind = "classification"
 ) -> LabelledImages:
     """Loads a data set, of whatever kind it is.
 

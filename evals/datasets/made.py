@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from evals.datasets.labelled import Array, LabelledImages, MadeImage, Task
+from evals.datasets.labelled import LabelledImages, MadeImage
 from evals.scenes import SHAPES, Scene, draw_scene
+from heads.targets import Kind
 from sail_encoder.images import ImageList
+from sail_encoder.pixels import Array
 
 DIGIT_SIDE = 56
 """Side to which the 8x8 digits are enlarged, in pixels."""
@@ -60,7 +62,7 @@ def _position(scene: Scene) -> list[float]:
     return [thing.row / scene.image.shape[0], thing.column / scene.image.shape[1]]
 
 
-SCENE_TARGETS: dict[str, tuple[Callable[[Scene], Any], Task]] = {
+SCENE_TARGETS: dict[str, tuple[Callable[[Scene], Any], Kind]] = {
     "shape": (lambda scene: scene.things[0].shape, "classification"),
     "color": (lambda scene: scene.things[0].color, "classification"),
     "shapes": (_shapes, "multilabel"),
@@ -85,7 +87,7 @@ def _encode(draw: Callable[[], Image.Image]) -> bytes:
 
 
 def _labelled(
-    name: str, made: list[MadeImage], targets: Array, parts: list[str], task: Task = "classification", labels: Any = ()
+    name: str, made: list[MadeImage], targets: Array, parts: list[str], task: Kind = "classification", labels: Any = ()
 ) -> LabelledImages:
     keys = [image.key for image in made]
     return LabelledImages(name, ImageList(name, list(made)), keys, targets, parts, task, list(labels))

@@ -8,7 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evals.datasets.labelled import PARTS, DatasetError, LabelledImages, MadeImage, Task, parse_targets
+from evals.datasets.labelled import PARTS, LabelledImages, MadeImage, parse_targets
+from evals.errors import DatasetError
+from heads.targets import Kind
 from sail_encoder.images import ImageList, list_images
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ LABEL_MEMBERS = ("cls", "label", "txt")
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "cls", "target")
 
 
-def webdataset(shards: Sequence[str], name: str, column: str | None, task: Task) -> LabelledImages:
+def webdataset(shards: Sequence[str], name: str, column: str | None, task: Kind) -> LabelledImages:
     """Tar shards in which members that share a name belong together: `0001.jpg`, `0001.cls`, or `0001.json`.
 
     Args:
@@ -93,7 +95,7 @@ def is_saved_dataset(folder: Path) -> bool:
     return (folder / "dataset_dict.json").exists() or (folder / "state.json").exists()
 
 
-def saved_dataset(folder: Path, column: str | None, task: Task) -> LabelledImages:
+def saved_dataset(folder: Path, column: str | None, task: Kind) -> LabelledImages:
     """A Hugging Face dataset with images, as `save_to_disk` leaves it; images stay where they are.
 
     Args:

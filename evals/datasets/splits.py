@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evals.datasets.labelled import Array, DatasetError, LabelledImages
+from evals.datasets.labelled import LabelledImages
+from evals.errors import DatasetError
+from sail_encoder.pixels import Array
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,13 +4,15 @@ from pathlib import Path
 
 import numpy as np
 
-from evals.datasets.labelled import DatasetError, LabelledImages, Task, parse_targets, part_and_class
+from evals.datasets.labelled import LabelledImages, parse_targets, part_and_class
 from evals.datasets.tables import label_values, read_part, read_table
+from evals.errors import DatasetError
+from heads.targets import Kind
 from sail_encoder.images import PATH_COLUMNS, ImageList
 from sail_encoder.store.reading import FeatureFolder
 
 
-def label_features(folder: FeatureFolder, labels: str | None, column: str | None, task: Task) -> LabelledImages:
+def label_features(folder: FeatureFolder, labels: str | None, column: str | None, task: Kind) -> LabelledImages:
     """Labels the images of a folder of features, by their folders' names or from a table.
 
     Args:

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evals.datasets.labelled import PARTS, DatasetError, LabelledImages, Task, parse_targets
+from evals.datasets.labelled import PARTS, LabelledImages, parse_targets
+from evals.errors import DatasetError
+from heads.targets import Kind
 from sail_encoder.images import PATH_COLUMNS, list_images
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
@@ -14,7 +16,7 @@ LABEL_COLUMNS = ("label", "class", "target", "labels", "category", "y")
 """Names under which a table may hold the labels, in order of preference."""
 
 
-def image_table(path: Path, column: str | None, task: Task) -> LabelledImages:
+def image_table(path: Path, column: str | None, task: Kind) -> LabelledImages:
     """A table with a column of paths, one or several columns of labels, and perhaps a column `split`.
 
     Args:

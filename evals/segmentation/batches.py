@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from evals.errors import DatasetError
 from evals.segmentation.augment import Augmentation, choose_crop, pad
 from evals.segmentation.data import SegmentationData
-from evals.segmentation.labels import DataError
 from heads.dense import IGNORE
 from heads.dense.segmenter import Segmenter
 from sail_encoder.extraction.threads import map_ahead, prefetch
@@ -186,7 +186,7 @@ def _entries_of(features: FeatureFolder, data: SegmentationData) -> list[Entry]:
     paths = [os.path.abspath(sample.image) for sample in data.samples]
     missing = [path for path in paths if path not in known]
     if missing:
-        raise DataError(
+        raise DatasetError(
             f"{features.folder} has no features of {len(missing):,} images, such as {missing[0]}; "
             f"{features.folder / 'failures.csv'} may say why"
         )

@@ -10,8 +10,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from evals.errors import DatasetError
 from evals.segmentation.data import mode_problem, read_ids
-from evals.segmentation.labels import INVALID, ClassMap, DataError
+from evals.segmentation.labels import INVALID, ClassMap
 from evals.segmentation.pairs import Sample
 from sail_encoder.pixels import image_size
 
@@ -52,7 +53,7 @@ def _inspect(sample: Sample) -> Inspected:
                 shapes = f"{mask.width}x{mask.height} for an image of {size[1]}x{size[0]}"
                 return Inspected(sample, f"has a mask of another size than the image ({shapes})")
         counts = np.bincount(read_ids(sample.mask).ravel(), minlength=256)
-    except (DataError, OSError):
+    except (DatasetError, OSError):
         return Inspected(sample, "has a mask that cannot be read")
     return Inspected(sample, None, {int(key): int(counts[key]) for key in np.flatnonzero(counts)})
 
@@ -61,7 +62,7 @@ def check_samples(inspected: Sequence[Inspected], class_map: ClassMap) -> None:
     """Refuses samples that cannot be used.
 
     Raises:
-        DataError: If there are any; one line that says of each kind of fault how many samples have it, and which.
+        DatasetError: If there are any; one line that says of each kind of fault how many samples have it, and which.
     """
     faulty: dict[str, list[Inspected]] = defaultdict(list)
     for item in inspected:
@@ -69,7 +70,7 @@ def check_samples(inspected: Sequence[Inspected], class_map: ClassMap) -> None:
             faulty[item.fault.partition(" (")[0]].append(item)
     complaints = [*map(_describe, faulty.values()), *_unknown_ids(inspected, class_map)]
     if complaints:
-        raise DataError("; ".join(complaints))
+        raise DatasetError("; ".join(complaints))
 
 
 def _describe(alike: list[Inspected]) -> str:
@@ -103,10 +104,10 @@ def highest_id(inspected: Sequence[Inspected], ignored: Iterable[int]) -> int:
     """The highest id in any mask, those that do not count left out.
 
     Raises:
-        DataError: If no pixel counts.
+        DatasetError: If no pixel counts.
     """
     left_out = set(ignored)
     found = [key for item in inspected for key in item.pixels if key not in left_out]
     if not found:
-        raise DataError("no mask has a pixel that counts; see --ignore_label and --reduce_zero_label")
+        raise DatasetError("no mask has a pixel that counts; see --ignore_label and --reduce_zero_label")
     return max(found)

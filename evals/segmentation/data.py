@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from evals.segmentation.labels import INVALID, ClassMap, DataError
+from evals.errors import DatasetError
+from evals.segmentation.labels import INVALID, ClassMap
 from evals.segmentation.pairs import Sample
 from sail_encoder.errors import ImageError
 from sail_encoder.pixels import Array, read_image
@@ -32,25 +33,25 @@ class SegmentationData:
         """The image of a sample, 8-bit RGB in stored orientation, as the masks are.
 
         Raises:
-            DataError: If it cannot be read.
+            DatasetError: If it cannot be read.
         """
         try:
             return read_image(self.samples[index].image)[0]
         except ImageError as error:
-            raise DataError(str(error)) from None
+            raise DatasetError(str(error)) from None
 
     def read_labels(self, index: int) -> Array:
         """The classes of a sample's pixels, uint8 [height, width], `IGNORE` where they do not count.
 
         Raises:
-            DataError: If the mask cannot be read, or holds an id that the class map does not know.
+            DatasetError: If the mask cannot be read, or holds an id that the class map does not know.
         """
         path = self.samples[index].mask
         ids = read_ids(path)
         labels = self.class_map.table[ids]
         if labels.min(initial=0) == INVALID:
             unknown = np.unique(ids[labels == INVALID])
-            raise DataError(f"{path} has ids that the class map does not know: {', '.join(map(str, unknown))}")
+            raise DatasetError(f"{path} has ids that the class map does not know: {', '.join(map(str, unknown))}")
         return labels.astype(np.uint8)
 
 
@@ -58,15 +59,15 @@ def read_ids(path: Path) -> Array:
     """The ids in a mask, uint8 [height, width].
 
     Raises:
-        DataError: If the file is no mask of 8-bit ids.
+        DatasetError: If the file is no mask of 8-bit ids.
     """
     try:
         with Image.open(path) as mask:
             if mask.mode not in ("L", "P"):
-                raise DataError(f"{path} {mode_problem(mask.mode)}")
+                raise DatasetError(f"{path} {mode_problem(mask.mode)}")
             return np.asarray(mask)
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} cannot be read ({error})") from None
+        raise DatasetError(f"{path} cannot be read ({error})") from None
 
 
 def mode_problem(mode: str) -> str:

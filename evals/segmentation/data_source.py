@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from evals.errors import DatasetError
 from evals.segmentation.check import Inspected, check_samples, highest_id, inspect_samples
 from evals.segmentation.data import SegmentationData
-from evals.segmentation.labels import ClassMap, DataError
+from evals.segmentation.labels import ClassMap
 from evals.segmentation.layouts import LAYOUTS, LayoutName
 from evals.segmentation.pairs import SplitName
 
@@ -41,7 +42,7 @@ class DataSource:
             classes: Their names, where neither the user nor the layout says what they are.
 
         Raises:
-            DataError: If something is wrong with them.
+            DatasetError: If something is wrong with them.
         """
         found = [LAYOUTS[self.layout].list_samples(self.root, split) for split in splits]
         inspected = inspect_samples([sample for samples in found for sample in samples]) if check else []
@@ -59,7 +60,7 @@ class DataSource:
             zero_is_ignored = own is not None and own.ids[0] is None
             return self._number(names, self.reduce_zero_label or zero_is_ignored)
         if own is not None and (self.reduce_zero_label or self.ignore_label != 255):
-            raise DataError(f"the layout {self.layout} has a class map of its own; change it with --class_map FILE")
+            raise DatasetError(f"the layout {self.layout} has a class map of its own; change it with --class_map FILE")
         return self._number(default, self.reduce_zero_label) if own is None and default else own
 
     def _read_names(self) -> list[str]:
@@ -69,20 +70,20 @@ class DataSource:
         names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         repeated = [name for name in names if names.count(name) > 1]
         if repeated:
-            raise DataError(f"{path} names '{repeated[0]}' twice; to join ids into one class use --class_map")
+            raise DatasetError(f"{path} names '{repeated[0]}' twice; to join ids into one class use --class_map")
         return names
 
     def _derive_classes(self, inspected: list[Inspected]) -> ClassMap:
         """One class for each id up to the highest that occurs."""
         if not inspected:
-            raise DataError(
+            raise DatasetError(
                 f"the classes are not known; write their names to {self.root}/{CLASS_FILE}, or use --check true"
             )
         ignored = {self.ignore_label} | ({0} if self.reduce_zero_label else set())
         highest = highest_id(inspected, ignored)
         first = 1 if self.reduce_zero_label else 0
         if highest == first:
-            raise DataError(
+            raise DatasetError(
                 f"the masks have only id {first} besides those that do not count; if {self.ignore_label} is a class "
                 'here, use --class_map with {"0": "background", "255": "object"} or the like'
             )

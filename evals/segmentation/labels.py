@@ -8,16 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from evals.errors import DatasetError
 from heads.dense import IGNORE
-from sail_encoder.errors import UserError
 from sail_encoder.pixels import Array
 
 INVALID = -1
 """What an id becomes that the class map does not know."""
-
-
-class DataError(UserError):
-    """A data set that cannot be used as it is; the message says what is wrong, where, and how much of it."""
 
 
 @dataclass(frozen=True)
@@ -41,18 +37,20 @@ class ClassMap:
         """Reads a class map: JSON with the name of each id, or null where its pixels do not count.
 
         Raises:
-            DataError: If the file is something else.
+            DatasetError: If the file is something else.
         """
         try:
             raw = json.loads(Path(path).read_text(encoding="utf-8"))
             ids = {int(key): name for key, name in raw.items()}
         except (OSError, ValueError, AttributeError) as error:
-            raise DataError(f'{path} is no class map ({error}); write {{"0": null, "1": "road", "2": "car"}}') from None
+            raise DatasetError(
+                f'{path} is no class map ({error}); write {{"0": null, "1": "road", "2": "car"}}'
+            ) from None
         wrong = [
             f"{key}: {name}" for key, name in ids.items() if not (0 <= key <= 255 and isinstance(name, str | None))
         ]
         if wrong:
-            raise DataError(f"{path} maps {wrong[0]}; ids run from 0 to 255, and names are text or null")
+            raise DatasetError(f"{path} maps {wrong[0]}; ids run from 0 to 255, and names are text or null")
         return cls(ids)
 
     @cached_property

@@ -7,7 +7,8 @@ from itertools import product
 from pathlib import Path
 from typing import Literal
 
-from evals.segmentation.labels import ClassMap, DataError
+from evals.errors import DatasetError
+from evals.segmentation.labels import ClassMap
 from sail_encoder.images import IMAGE_SUFFIXES
 
 SplitName = Literal["train", "val"]
@@ -77,16 +78,16 @@ class Layout:
         """The samples of a split, in the order of their names.
 
         Raises:
-            DataError: If the folders are not there or are empty, or images and masks do not pair up.
+            DatasetError: If the folders are not there or are empty, or images and masks do not pair up.
         """
         ways = self.train if split == "train" else self.val
         for base, parts in product([Path(root), *(Path(root) / name for name in self.inside)], ways):
             if all(part.is_in(base) for part in parts):
                 return [sample for part in parts for sample in _pair(base, part)]
         if not Path(root).is_dir():
-            raise DataError(f"no folder {root}")
+            raise DatasetError(f"no folder {root}")
         expected = " and ".join(f"{part.images} with {part.masks}" for part in ways[0])
-        raise DataError(f"{root} has no {split} split in this layout ({expected}); choose another --layout")
+        raise DatasetError(f"{root} has no {split} split in this layout ({expected}); choose another --layout")
 
 
 def _pair(root: Path, part: Part) -> Iterator[Sample]:
@@ -102,7 +103,7 @@ def _pair(root: Path, part: Part) -> Iterator[Sample]:
         others = [name for name in masks if name not in images and name.rpartition("_")[0] not in images]
         _complain(others, "has a mask but no image", root / part.images)
     if not names:
-        raise DataError(f"no images in {root / part.images}")
+        raise DatasetError(f"no images in {root / part.images}")
     formats = ", ".join(sorted(MASK_SUFFIXES))
     _complain([name for name in names if name not in masks], "has no mask", root / part.masks, f" ({formats})")
     for name in sorted(names):
@@ -118,7 +119,7 @@ def _index(folder: Path, suffixes: frozenset[str], ending: str) -> dict[str, Pat
             continue
         name = os.path.relpath(stem.removesuffix(ending), folder).replace(os.sep, "/")
         if name in found:
-            raise DataError(f"{found[name]} and {path} are both named '{name}'; remove one")
+            raise DatasetError(f"{found[name]} and {path} are both named '{name}'; remove one")
         found[name] = Path(path)
     return found
 
@@ -138,4 +139,4 @@ def _complain(names: list[str], what: str, where: Path, hint: str = "") -> None:
     if names:
         shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
         count = f"{len(names):,} of the samples: " if len(names) > 1 else ""
-        raise DataError(f"{count}{shown} {what} in {where}{hint}")
+        raise DatasetError(f"{count}{shown} {what} in {where}{hint}")

@@ -13,10 +13,11 @@ from pyarrow import parquet
 from scipy.io import savemat
 
 from evals.datasets.folders import DEVKIT
-from evals.datasets.labelled import DatasetError, LabelledImages
+from evals.datasets.labelled import LabelledImages
 from evals.datasets.loading import load_dataset
 from evals.datasets.made import MADE, SCENE_PARTS
 from evals.datasets.splits import split
+from evals.errors import DatasetError
 from evals.scenes import TRAINING_SEEDS
 from sail_encoder.images import ImageList
 from sail_encoder.pixels import read_image

@@ -7,11 +7,11 @@ import pytest
 import torch
 from drawn_data import write_data
 
+from evals.errors import DatasetError
 from evals.segmentation.augment import Augmentation
 from evals.segmentation.batches import CachedBatches, OnlineBatches, Sampler
 from evals.segmentation.cache import cache_grids
 from evals.segmentation.data_source import DataSource
-from evals.segmentation.labels import DataError
 from heads.contract import FeatureSource
 from heads.dense import IGNORE
 from heads.dense.linear import LinearHead
@@ -117,12 +117,12 @@ def test_a_budget_that_is_too_small_is_told_before_anything_is_stored(data, tmp_
 
 def test_images_that_the_cache_lacks_are_told(data, cached, tmp_path):
     other = DataSource(str(write_data(tmp_path, train=2))).open("train")[0]
-    with pytest.raises(DataError, match="has no features of 2 images"):
+    with pytest.raises(DatasetError, match="has no features of 2 images"):
         CachedBatches(cached, other, (3, 4), 14, True, 1, 0, torch.device("cpu"))
 
 
 def test_an_image_that_breaks_while_training_is_named(segmenter, tmp_path):
     data = DataSource(str(write_data(tmp_path, train=2))).open("train")[0]
     (tmp_path / "images/train/1.png").write_bytes(b"gone")
-    with pytest.raises(DataError, match=r"^[^:]*images/train/1\.png: not an image"):
+    with pytest.raises(DatasetError, match=r"^[^:]*images/train/1\.png: not an image"):
         list(OnlineBatches(segmenter, data, Augmentation((42, 56)), 2, 0).between(0, 2))

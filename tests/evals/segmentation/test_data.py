@@ -7,9 +7,10 @@ import pytest
 from helpers import noise
 from PIL import Image
 
+from evals.errors import DatasetError
 from evals.segmentation import class_names
 from evals.segmentation.data_source import DataSource
-from evals.segmentation.labels import ClassMap, DataError, palette
+from evals.segmentation.labels import ClassMap, palette
 from heads.dense import IGNORE
 
 SIZE = (30, 40)
@@ -20,9 +21,7 @@ def put(root, image, mask, ids=(0, 1)):
     for path in (image, mask):
         (root / path).parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(noise(*SIZE)).save(root / image)
-    if mask is not None:
-        labels = np.resize(np.array(ids, np.uint8), SIZE)
-        Image.fromarray(labels).save(root / mask)
+    Image.fromarray(np.resize(np.array(ids, np.uint8), SIZE)).save(root / mask)
 
 
 def put_list(root, path, *names):
@@ -117,7 +116,7 @@ def test_any_folder(plain):
     reduced = DataSource(str(plain), reduce_zero_label=True).open("train")[0]
     assert reduced.class_map.names == ["class 1", "class 2"]
     assert reduced.read_labels(0).flatten()[:4].tolist() == [IGNORE, 0, 1, IGNORE]
-    with pytest.raises(DataError, match=r"none of the 2 classes: 255 \("):
+    with pytest.raises(DatasetError, match=r"none of the 2 classes: 255 \("):
         DataSource(str(plain), ignore_label=2, class_map=str(write_map(plain, {"0": "x", "1": "y", "2": None}))).open(
             "train"
         )
@@ -126,7 +125,7 @@ def test_any_folder(plain):
 def test_a_single_id_is_not_taken_for_a_task(plain):
     for path in (plain / "masks").rglob("*.png"):
         Image.fromarray(np.resize(np.array([0, 255], np.uint8), SIZE)).save(path)
-    with pytest.raises(DataError, match="only id 0 besides those that do not count"):
+    with pytest.raises(DatasetError, match="only id 0 besides those that do not count"):
         DataSource(str(plain)).open("train")
     path = write_map(plain, {"0": "background", "255": "cell"})
     assert DataSource(str(plain), class_map=str(path)).open("train")[0].read_labels(0)[0, :2].tolist() == [0, 1]
@@ -149,7 +148,7 @@ def test_names_in_a_file(plain):
     (plain / "classes.txt").write_text("sky\nroad\ncar\n")
     assert DataSource(str(plain)).open("train")[0].class_map.names == ["sky", "road", "car"]
     (plain / "classes.txt").write_text("sky\nsky\n")
-    with pytest.raises(DataError, match="names 'sky' twice"):
+    with pytest.raises(DatasetError, match="names 'sky' twice"):
         DataSource(str(plain)).open("train")
 
 
@@ -228,7 +227,7 @@ def ignore_all(root):
 )
 def test_faults_are_told_in_one_line(spoil, message, plain):
     spoil(plain)
-    with pytest.raises(DataError, match=message) as caught:
+    with pytest.raises(DatasetError, match=message) as caught:
         DataSource(str(plain)).open("train", "val")
     assert "\n" not in str(caught.value)
 
@@ -237,32 +236,32 @@ def test_all_faults_are_told_at_once(plain):
     for spoil in (spoil_size, spoil_colors, spoil_image_bytes):
         spoil(plain)
     Image.fromarray(noise(*SIZE)).save(plain / "masks/val/b.png")
-    with pytest.raises(DataError, match=r"another size.*; a has an image that cannot be read; b has colors"):
+    with pytest.raises(DatasetError, match=r"another size.*; a has an image that cannot be read; b has colors"):
         DataSource(str(plain)).open("train", "val")
 
 
 def test_other_mistakes(plain, tmp_path):
-    with pytest.raises(DataError, match="no folder"):
+    with pytest.raises(DatasetError, match="no folder"):
         DataSource(str(tmp_path / "nowhere")).open("train")
-    with pytest.raises(DataError, match="is no class map"):
+    with pytest.raises(DatasetError, match="is no class map"):
         DataSource(str(plain), class_map=str(plain / "none.json")).open("train")
-    with pytest.raises(DataError, match="maps 300: x; ids run from 0 to 255"):
+    with pytest.raises(DatasetError, match="maps 300: x; ids run from 0 to 255"):
         DataSource(str(plain), class_map=str(write_map(plain, {"300": "x"}))).open("train")
     ade20k(tmp_path)
-    with pytest.raises(DataError, match="has a class map of its own"):
+    with pytest.raises(DatasetError, match="has a class map of its own"):
         DataSource(str(tmp_path), "ade20k", reduce_zero_label=True).open("train")
-    with pytest.raises(DataError, match="the classes are not known"):
+    with pytest.raises(DatasetError, match="the classes are not known"):
         DataSource(str(plain)).open("train", check=False)
     put_list(tmp_path / "VOC2012", "ImageSets/Segmentation/train.txt", "there", "gone")
     put(tmp_path / "VOC2012", "JPEGImages/there.jpg", "SegmentationClass/there.png")
-    with pytest.raises(DataError, match="gone has no image in"):
+    with pytest.raises(DatasetError, match="gone has no image in"):
         DataSource(str(tmp_path), "voc2012").open("train")
 
 
 def test_what_the_check_would_have_found_is_told_while_reading(plain):
     spoil_ids(plain)
     (data,) = DataSource(str(plain)).open("train", check=False)
-    with pytest.raises(DataError, match=r"b.png has ids that the class map does not know: 9"):
+    with pytest.raises(DatasetError, match=r"b.png has ids that the class map does not know: 9"):
         data.read_labels(1)
 
 

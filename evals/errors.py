@@ -1,0 +1,7 @@
+"""Errors of measuring that a user can mend."""
+
+from sail_encoder.errors import UserError
+
+
+class DatasetError(UserError):
+    """A data set that cannot be used; the message says why in one line."""
