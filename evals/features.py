@@ -15,7 +15,9 @@ import torch
 from evals.datasets.labelled import LabelledImages
 from heads.contract import FeatureSource
 from heads.pooling import Pooling, pool_grid
-from sail_encoder.backbone import VisionBackbone, load_backbone
+from heads.rows import Selection
+from sail_encoder.backbone import load_backbone
+from sail_encoder.devices import choose_device, choose_dtype
 from sail_encoder.errors import UserError
 from sail_encoder.extract import Plan, run_plan
 from sail_encoder.extraction.pipeline import Request
@@ -26,10 +28,6 @@ from sail_encoder.store.reading import FeatureFolder
 from sail_encoder.store.store import Shard
 
 Fuse = Literal["concat", "mean"]
-
-
-class Stopped(KeyboardInterrupt):
-    """A signal has stopped an extraction; what was done is safe."""
 
 
 @dataclass(frozen=True)
@@ -86,33 +84,28 @@ class ImageFeatures:
         self.folder = folder
         self.backbone = backbone
         self.fuse, self.pool = fuse, pool
-        self._places = {entry.path: place for place, entry in enumerate(folder.entries)}
+        self._rows = {entry.path: row for row, entry in enumerate(folder.entries)}
         self._vectors: Array | None = None
 
     def has(self, key: str) -> bool:
         """Whether an image has features."""
-        return key in self._places
+        return key in self._rows
 
     @property
     def has_grids(self) -> bool:
         """Whether patches were stored."""
         return not self.folder.is_pooled
 
-    def vectors(self, keys: Sequence[str]) -> Array:
-        """[len(keys), C]; a view where the images are stored in a row."""
+    def vectors(self, keys: Sequence[str]) -> Selection:
+        """[len(keys), C], read when they are needed."""
         if self._vectors is None:
             self._vectors = self._pool_all()
-        places = np.array([self._places[key] for key in keys])
-        if len(places) and (np.diff(places) == 1).all():
-            return self._vectors[places[0] : places[-1] + 1]
-        return self._vectors[places]
+        return Selection(self._vectors, np.array([self._rows[key] for key in keys], np.int64))
 
     def _pool_all(self) -> Array:
         if not self.folder.is_pooled:
-            entries = range(len(self.folder.entries))
-            return np.stack(
-                [pool_grid(torch.tensor(self._grid(place)).float(), self.pool).numpy() for place in entries]
-            )
+            grids = map(self.grid, range(len(self.folder.entries)))
+            return np.stack([pool_grid(torch.tensor(grid).float(), self.pool).numpy() for grid in grids])
         layers = [self.folder.matrix(layer) for layer in self.folder.layers]
         if len(layers) == 1:
             return layers[0]
@@ -120,10 +113,11 @@ class ImageFeatures:
 
     def grids(self, keys: Sequence[str]) -> "Grids":
         """A grid [nh, nw, C] an image, read when it is needed."""
-        return Grids(self, [self._places[key] for key in keys])
+        return Grids(self, [self._rows[key] for key in keys])
 
-    def _grid(self, place: int) -> Array:
-        entry = self.folder.entries[place]
+    def grid(self, row: int) -> Array:
+        """The grid [nh, nw, C] of an image, by its row in the index."""
+        entry = self.folder.entries[row]
         layers = [self.folder.read(entry, layer) for layer in self.folder.layers]
         if len(layers) == 1:
             return layers[0]
@@ -148,23 +142,28 @@ class ImageFeatures:
 class Grids(Sequence[Array]):
     """Grids of some images, each read from its file when it is asked for."""
 
-    def __init__(self, features: ImageFeatures, places: Sequence[int]) -> None:
-        self._features, self._places = features, places
+    def __init__(self, features: ImageFeatures, rows: Sequence[int]) -> None:
+        self._features, self._rows = features, rows
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._rows)
 
     def __getitem__(self, index: Any) -> Any:
-        return self._features._grid(self._places[index])
+        return self._features.grid(self._rows[index])
 
 
 def open_features(folder: str, fuse: Fuse, pool: Pooling) -> ImageFeatures:
     """Features that `sail extract` has left.
 
     Raises:
-        StoreError: If there is no finished run in the folder.
+        UserError: If there is no finished run in the folder, or its vectors were pooled in another way.
     """
     stored = FeatureFolder(folder)
+    if stored.is_pooled and pool not in ("mean", stored.settings["pool"]):
+        raise UserError(
+            f"--pool {pool} has no effect with {folder}, whose vectors are pooled by {stored.settings['pool']}; leave "
+            "it out, or extract with --pool none"
+        )
     runs = json.loads((Path(folder) / "run.json").read_text(encoding="utf-8"))["runs"]
     return ImageFeatures(runs[-1]["model"], stored, runs[-1]["model"], fuse, pool)
 
@@ -179,35 +178,37 @@ def extract_features(dataset: LabelledImages, settings: FeatureSettings, cache: 
         dataset: The images.
         settings: Which features.
         cache: Folder of all caches.
-        grids: Whether patches are needed, or vectors alone.
+        grids: Whether patches are needed, or only vectors.
 
     Raises:
-        Stopped: If a signal has stopped it.
+        SystemExit: If a signal has stopped it; the status says which.
     """
-    backbone = load_backbone(settings.model, settings.device, settings.precision, pretrained=settings.pretrained)
-    plan = _plan(dataset, settings, backbone, grids or settings.pool == "gem")
+    plan = _plan(dataset, settings, grids)
+    backbone = load_backbone(
+        settings.model, settings.device, settings.precision, plan.depth, pretrained=settings.pretrained
+    )
     decisive = {**plan.settings, "weights": backbone.fingerprint(plan.depth - 1), "name": dataset.name}
     digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:10]
     folder = cache / f"{slug(settings.title)}-{digest}"
     _, progress, status = run_plan(backbone, plan, folder, Shard())
     if status:
         print(f"stopped; {progress.done:,} images are safe, the same command goes on", file=sys.stderr)
-        raise Stopped
+        raise SystemExit(status)
     return ImageFeatures(settings.title, FeatureFolder(folder), settings.model, settings.fuse, settings.pool)
 
 
-def _plan(dataset: LabelledImages, settings: FeatureSettings, backbone: VisionBackbone, grids: bool) -> Plan:
-    rule = backbone.resize.override(settings.resize, settings.max_tokens)
+def _plan(dataset: LabelledImages, settings: FeatureSettings, grids: bool) -> Plan:
+    spec = describe(settings.model)
     request = Request(
-        layers=tuple(resolve_layers(settings.layers, backbone.num_layers)),
+        layers=tuple(resolve_layers(settings.layers, spec.num_layers)),
         norm=settings.norm,
         pool="none" if grids or settings.pool == "gem" else settings.pool,
         dtype=settings.dtype,
-        resize=rule,
+        resize=spec.resize.override(settings.resize, settings.max_tokens),
         exif_rotate=False,
     )
-    precision = str(backbone.dtype).removeprefix("torch.")
-    return Plan(dataset.images, describe(settings.model), request, precision)
+    precision = str(choose_dtype(settings.precision, choose_device(settings.device))).removeprefix("torch.")
+    return Plan(dataset.images, spec, request, precision)
 
 
 def with_baselines(settings: FeatureSettings) -> list[FeatureSettings]:

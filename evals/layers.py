@@ -63,27 +63,48 @@ def pool_layers(
     """
     keys: list[str] = []
     parts: list[Tensor] = []
-    lengths = torch.zeros(backbone.num_layers, dtype=torch.float64, device=backbone.device)
-    longest = torch.zeros(backbone.num_layers, device=backbone.device)
-    tokens = 0
+    lengths = TokenLengths(backbone)
     with ThreadPoolExecutor(1, "copy") as copying, tqdm(total=len(images), unit="img", disable=None) as bar:
         behind = Behind(copying, PACKS_AHEAD)
         for group in _read_groups(backbone, images, resize):
-            good = [(image, patched) for image, patched in group if patched is not None]
             bar.update(len(group))
+            good = [(image, patched) for image, patched in group if patched is not None]
             if not good:
                 continue
             pack = Pack.of([patched for _, patched in good], backbone.device.type == "cuda")
             pooled, norms = _pool_pack(backbone, pack, norm, pool)
-            lengths += norms.sum(1, dtype=torch.float64)
-            longest = torch.maximum(longest, norms.amax(1))
-            tokens += norms.shape[1]
+            lengths.add(norms)
             behind.submit(lambda pooled, order: parts.append(pooled.cpu()[:, _inverse(order)]), pooled, pack.order)
             keys += [image.key for image, _ in good]
         behind.drain()
     if not keys:
         raise DatasetError(f"none of {len(images)} images can be read")
-    return LayerFeatures(torch.cat(parts, 1).numpy(), (lengths / tokens).cpu().numpy(), longest.cpu().numpy(), keys)
+    return LayerFeatures(torch.cat(parts, 1).numpy(), lengths.mean, lengths.largest, keys)
+
+
+class TokenLengths:
+    """Sums up how long the states of tokens are, by layer, on the device."""
+
+    def __init__(self, backbone: VisionBackbone) -> None:
+        self._sum = torch.zeros(backbone.num_layers, dtype=torch.float64, device=backbone.device)
+        self._largest = torch.zeros(backbone.num_layers, device=backbone.device)
+        self._tokens = 0
+
+    def add(self, lengths: Tensor) -> None:
+        """Adds the lengths of some tokens [layers, tokens]."""
+        self._sum += lengths.sum(1, dtype=torch.float64)
+        self._largest = torch.maximum(self._largest, lengths.amax(1))
+        self._tokens += lengths.shape[1]
+
+    @property
+    def mean(self) -> Array:
+        """Mean over all tokens [layers]."""
+        return (self._sum / self._tokens).cpu().numpy()
+
+    @property
+    def largest(self) -> Array:
+        """The largest of all [layers]."""
+        return self._largest.cpu().numpy()
 
 
 @torch.no_grad()

@@ -53,8 +53,8 @@ def measure(probe: Probe, scores: Array, truth: Array) -> dict[str, float]:
         raise HeadError(f"{len(unknown)} classes of the test set are not in the training set, such as '{unknown[0]}'")
     metrics = {"top1": accuracy_score(truth, decided)}
     if len(classes) > 5:
-        places = np.searchsorted(classes, truth)
-        metrics["top5"] = top_k_accuracy_score(places, scores, k=5, labels=np.arange(len(classes)))
+        indices = np.searchsorted(classes, truth)
+        metrics["top5"] = top_k_accuracy_score(indices, scores, k=5, labels=np.arange(len(classes)))
     metrics["mean_per_class"] = balanced_accuracy_score(truth, decided)
     metrics["f1"] = f1_score(truth, decided, average="macro", zero_division=0)
     return metrics

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evals.features import slug
-from evals.probing import Result
+from evals.results import Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,9 +57,9 @@ def plot_confusion(result: Result) -> "Figure":
     picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set(xlabel="predicted", ylabel="true")
     if len(result.classes) <= 30:
-        places = range(len(result.classes))
-        axes.set_xticks(places, result.classes, rotation=90)
-        axes.set_yticks(places, result.classes)
+        ticks = range(len(result.classes))
+        axes.set_xticks(ticks, result.classes, rotation=90)
+        axes.set_yticks(ticks, result.classes)
     figure.colorbar(picture, ax=axes, label="share of the true class")
     return figure
 

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,16 +9,18 @@ if TYPE_CHECKING:
     from evals.datasets.labelled import LabelledImages
     from evals.datasets.splits import Splits
     from evals.features import FeatureSettings, ImageFeatures
-    from evals.probing import ProbeRun, Result
-
-ALL = "linear,logistic,ridge,knn,attentive"
+    from evals.options import CropOptions
+    from evals.probing import ChooseOn, ProbeRun
+    from evals.results import Result
+    from heads.probe import Probe
+    from heads.targets import Kind
 
 
 def probe(
     data: str,
     out: str,
     model: str = "sail-tiny",
-    probes: str | dict[str, dict[str, Any] | None] = ALL,
+    probes: str | dict[str, dict[str, Any] | None] | None = None,
     layers: str = "-1",
     norm: bool = True,
     fuse: Literal["concat", "mean"] = "concat",
@@ -38,8 +39,8 @@ def probe(
     seeds: int = 1,
     baselines: bool | None = None,
     online: bool = False,
-    crop: int = 224,
-    workers: int = 8,
+    crop: int | None = None,
+    workers: int | None = None,
     plots: bool = True,
 ) -> int:
     """Fits probes on features of labelled images, and reports what they reach.
@@ -53,17 +54,20 @@ def probe(
             tar shards, a Hugging Face dataset on disk, or what sail extract has left.
         out: Folder for features, heads, results.json, results.csv, results.md and plots.
         model: sail-tiny, a folder, a Hub name such as ByteDance-Seed/SAIL-7B, or timm/NAME.
-        probes: Names separated by commas; in a file also their settings, such as {knn: {k: [20]}, ridge: {}}.
+        probes: Names separated by commas; in a file also their settings, such as {knn: {k: [20]}, ridge: {}}. By
+            default all that fit the data: linear, logistic (not for regression), ridge, knn and attentive.
         layers: Blocks to take features from: -1, 0,11,23, all, last4 or even4.
         norm: Whether to apply the model's final norm.
         fuse: What to do with several layers: one behind the other (concat), or their mean.
         pool: How patches become the vector that all probes but attentive see: mean, max, or generalized mean (gem).
+            The class token of a timm model is left out, so published figures with one are not comparable.
         resize: The model's own rule (auto), native, short512 (the shorter side), a side such as 224, or 448x672.
         max_tokens: Patches of an image at most under the native rule.
         dtype: Type in which features are stored.
         precision: Precision of the backbone; auto is bfloat16 on a GPU and float32 on a CPU.
         device: auto (a GPU where there is one), cpu, cuda:1, ...
-        labels: For ImageNet its devkit or a list of synsets; for features a table with the labels of the images.
+        labels: For ImageNet its devkit or a list of synsets; for features a table with the labels of the images. Other
+            data have labels of their own.
         label_column: Column of the labels in tables and shards; several, separated by commas, for regression.
         task: Kind of the labels in tables and shards; several labels of one image are written cat|dog.
         val_share: Share of the training set to choose hyper-parameters on, where the data has no validation set.
@@ -71,120 +75,133 @@ def probe(
         choose_on: Where hyper-parameters are chosen. On test, as DINOv2 and DINOv3 report their linear probes, the
             result is a little too good.
         seeds: How many times to run, each with another validation set and other random numbers.
-        baselines: Whether to report raw pixels and the same network with random weights too; by default for digits and
-            scenes alone.
-        online: Whether to train on augmented images (random crops and flips) with the backbone in the loop: linear and
-            attentive alone. Runs on several GPUs under torchrun or accelerate: torchrun --nproc-per-node 8 -m sail_cli.
-        crop: Side of the crops in pixels, with --online alone.
-        workers: Processes that read images for each GPU, with --online alone; 0 reads in the process itself.
+        baselines: Whether to report raw pixels and the same network with random weights too; by default only for
+            digits and scenes.
+        online: Whether to train on augmented images (random crops and flips) with the backbone in the loop: only linear
+            and attentive. Runs on several GPUs under torchrun or accelerate: torchrun --nproc-per-node 8 -m sail_cli.
+        crop: Side of the crops in pixels, only with --online; 224 by default.
+        workers: Processes that read images for each GPU, only with --online; 8 by default, 0 for none.
         plots: Whether to draw hyper-parameter paths and confusion matrices.
 
     Returns:
-        Exit status: 0 done, 1 done although some images could not be read.
+        Exit status: 0 done, 1 done although some images could not be read, 130 or 143 stopped by a signal.
     """
-    arguments = dict(locals())
-    from evals.probing import ProbeRun, check_probes, parse_probes
+    asked = dict(locals())
+    from evals.datasets.made import MADE
+    from evals.datasets.splits import split_each_seed
+    from evals.features import FeatureSettings, with_baselines
+    from evals.options import CropOptions, refuse_unread
+    from evals.probing import ProbeRun, check_probes, default_probes, parse_probes
+    from evals.results import ResultLog
 
-    chosen = parse_probes(probes)
-    dataset, stored = _load(arguments)
-    splits = _split(dataset, val_share, test_share, seeds)
-    grids = check_probes(chosen, dataset, splits, device)
+    folder, stored = Path(out), (Path(data) / "index.parquet").exists()
+    refuse_unread(probe, asked, stored)
+    settings = FeatureSettings(model, layers, norm, fuse, pool, resize, max_tokens, dtype, precision, device)
+    dataset, features = _load(data, labels, label_column, task, settings, stored)
+    grids = features is None or features.has_grids
+    chosen = parse_probes(default_probes(dataset.task, grids, online) if probes is None else probes)
+    splits = split_each_seed(dataset, val_share, test_share, seeds)
+    built = check_probes(chosen, dataset, splits, device)
+    _check_use(built, online, features)
     if online:
-        return _probe_online(arguments, chosen, dataset, splits, stored is not None)
-    sources = [stored] if stored else _extract(dataset, arguments, grids)
-    results: list[Result] = []
-    with ProbeRun(Path(out), dataset, choose_on, device) as run:
-        for features in sources:
-            results += _run_probes(run, chosen, features, splits)
-    _report(Path(out), results, arguments)
+        crops = CropOptions.of(crop, workers)
+        results = _train_online(folder, dataset, settings, crops, choose_on, chosen, splits)
+    else:
+        wanted = with_baselines(settings) if baselines or (baselines is None and data in MADE) else [settings]
+        sources = [features] if features else _extract(dataset, wanted, folder / "features", built)
+        with ResultLog(folder) as log:
+            run = ProbeRun(log, folder, dataset, choose_on, device)
+            results = [result for source in sources for result in _run_probes(run, chosen, source, splits)]
+    if results:
+        _report(folder, results, asked)
     return int(any(result.left_out for result in results))
 
 
-def _probe_online(
-    arguments: dict[str, Any],
-    probes: dict[str, dict[str, Any]],
-    dataset: "LabelledImages",
-    splits: "list[Splits]",
-    stored: bool,
-) -> int:
-    """Trains with the backbone in the loop; all processes take part, and the first one reports."""
-    from evals.errors import DatasetError
-    from evals.online import OnlineRun
-
-    if stored:
-        raise DatasetError(f"{arguments['data']} holds features, but --online needs the images; name these")
-    names = ("crop", "choose_on", "workers")
-    run = OnlineRun(Path(arguments["out"]), dataset, _settings(arguments), **{name: arguments[name] for name in names})
-    results = [run.run(name, options, one, seed) for name, options in probes.items() for seed, one in enumerate(splits)]
-    if run.processes.rank == 0:
-        _report(Path(arguments["out"]), results, arguments)
-    run.processes.leave()
-    return int(any(result.left_out for result in results))
-
-
-def _settings(arguments: dict[str, Any]) -> "FeatureSettings":
-    from evals.features import FeatureSettings
-
-    names = [field.name for field in fields(FeatureSettings) if field.name in arguments]
-    return FeatureSettings(**{name: arguments[name] for name in names})
-
-
-def _load(arguments: dict[str, Any]) -> "tuple[LabelledImages, ImageFeatures | None]":
+def _load(
+    data: str, labels: str | None, label_column: str | None, task: "Kind", settings: "FeatureSettings", stored: bool
+) -> "tuple[LabelledImages, ImageFeatures | None]":
     """The data set, and its features where these are what was given."""
     from evals.datasets.loading import load_dataset
     from evals.datasets.stored import label_features
     from evals.features import open_features
 
-    labels, column, task = arguments["labels"], arguments["label_column"], arguments["task"]
-    if not (Path(arguments["data"]) / "index.parquet").exists():
-        return load_dataset(arguments["data"], labels, column, task), None
-    features = open_features(arguments["data"], arguments["fuse"], arguments["pool"])
-    return label_features(features.folder, labels, column, task), features
+    if not stored:
+        return load_dataset(data, labels, label_column, task), None
+    features = open_features(data, settings.fuse, settings.pool)
+    return label_features(features.folder, labels, label_column, task), features
 
 
-def _split(dataset: "LabelledImages", val_share: float, test_share: float, seeds: int) -> "list[Splits]":
-    """The splits of each seed; warns where images are on both sides."""
-    from evals.datasets.splits import split, warn_of_shared
-    from evals.errors import DatasetError
+def _check_use(probes: "list[Probe]", online: bool, stored: "ImageFeatures | None") -> None:
+    """Makes sure that the probes can see what they will be given."""
+    from evals.features import require_grids
+    from evals.probing import check_stepwise
 
-    if seeds < 1:
-        raise DatasetError(f"seeds is {seeds}; give 1 or more")
-    splits = [split(dataset, val_share, test_share, seed) for seed in range(seeds)]
-    warn_of_shared(splits[0])
-    return splits
+    for probe in probes:
+        if online:
+            check_stepwise(probe)
+        elif stored and probe.takes == "grids":
+            require_grids(stored, probe.kind)
 
 
-def _extract(dataset: "LabelledImages", arguments: dict[str, Any], grids: bool) -> "Iterator[ImageFeatures]":
-    """Features of the backbone, behind those of the baselines; each is extracted when it is its turn."""
-    from evals.datasets.made import MADE
-    from evals.features import extract_features, with_baselines
+def _extract(
+    dataset: "LabelledImages", wanted: "list[FeatureSettings]", cache: Path, probes: "list[Probe]"
+) -> "Iterator[ImageFeatures]":
+    """Features for these probes; each are extracted when it is their turn."""
+    from evals.features import extract_features
 
-    settings = _settings(arguments)
-    baselines = arguments["baselines"]
-    wanted = with_baselines(settings) if baselines or (baselines is None and arguments["data"] in MADE) else [settings]
-    for one in wanted:
-        yield extract_features(dataset, one, Path(arguments["out"]) / "features", grids)
+    grids = any(probe.takes == "grids" for probe in probes)
+    for settings in wanted:
+        yield extract_features(dataset, settings, cache, grids)
 
 
 def _run_probes(
     run: "ProbeRun", probes: dict[str, dict[str, Any]], features: "ImageFeatures", splits: "list[Splits]"
-) -> "Iterator[Result]":
+) -> "list[Result]":
+    """All probes with all seeds on one set of features."""
     from tqdm import tqdm
 
     todo = [(name, seed) for name in probes for seed in range(len(splits))]
-    for name, seed in tqdm(todo, features.title, unit="probe", disable=None):
-        yield run.run(name, probes[name], features, splits[seed], seed)
+    bar = tqdm(todo, features.title, unit="probe", disable=None)
+    results = [run.run(name, probes[name], features, splits[seed], seed) for name, seed in bar]
+    if results[0].left_out:
+        reasons = features.folder.folder / "failures.csv"
+        _tell_left_out(results[0].left_out, f"; {reasons} says why")
+    return results
 
 
-def _report(out: Path, results: "list[Result]", settings: dict[str, Any]) -> None:
+def _train_online(
+    out: Path,
+    dataset: "LabelledImages",
+    settings: "FeatureSettings",
+    crops: "CropOptions",
+    choose_on: "ChooseOn",
+    probes: dict[str, dict[str, Any]],
+    splits: "list[Splits]",
+) -> "list[Result]":
+    """Trains with the backbone in the loop; all processes take part, and only the first one has results to report."""
+    from evals.online import OnlineRun
+    from evals.processes import Processes
+
+    with Processes.join() as processes, OnlineRun(out, dataset, settings, crops, choose_on, processes) as run:
+        results = [run.run(name, probes[name], one, seed) for name in probes for seed, one in enumerate(splits)]
+    if processes.rank:
+        return []
+    left_out = max(result.left_out for result in results)
+    if left_out:
+        _tell_left_out(left_out)
+    return results
+
+
+def _tell_left_out(count: int, why: str = "") -> None:
+    print(f"{count:,} images could not be read and were left out{why}", file=sys.stderr)
+
+
+def _report(out: Path, results: "list[Result]", asked: dict[str, Any]) -> None:
     """Writes everything, and prints the table that counts."""
     from evals.plots import can_plot, plot_results
     from evals.report import write_report
 
-    print(write_report(out, results, settings))
-    left_out = max(result.left_out for result in results)
-    if left_out:
-        print(f"{left_out:,} images could not be read and were left out; see failures.csv in {out}", file=sys.stderr)
-    if settings["plots"] and can_plot():
+    print(write_report(out, results, asked))
+    if asked["plots"] and can_plot():
         plot_results(out, results)
     print(f"all metrics are in {out / 'results.md'}", file=sys.stderr)

@@ -1,17 +1,15 @@
 """Tables of results: JSON, CSV and Markdown."""
 
 import csv
-import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from evals.layers import LayerFeatures
-from evals.probing import LayerResult, Result
+from evals.results import LayerResult, Result, best_layers
+from sail_encoder.files import replacing, write_json
 
 PERCENT = {"top1", "top5", "mean_per_class", "f1", "f1_micro", "mAP", "exact"}
 """Metrics that are shares, and printed in percent."""
@@ -31,7 +29,6 @@ def write_report(out: Path, results: Sequence[Result], settings: dict[str, Any])
     Returns:
         A table of the metric that counts, features by probes, in Markdown.
     """
-    out.mkdir(parents=True, exist_ok=True)
     groups = group(results)
     table = summary_table(groups)
     content = {"settings": settings, "results": [asdict(result) for result in results]}
@@ -71,15 +68,6 @@ def write_sweep(out: Path, layers: LayerFeatures, results: Sequence[LayerResult]
     with replacing(out / "sweep.md") as path:
         path.write_text(f"{text}\n", encoding="utf-8")
     return text
-
-
-def best_layers(results: Sequence[LayerResult]) -> dict[str, LayerResult]:
-    """For each probe its result at the layer that is best on the validation set, the first of several."""
-    best: dict[str, LayerResult] = {}
-    for one in results:
-        if one.probe not in best or one.validation > best[one.probe].validation:
-            best[one.probe] = one
-    return best
 
 
 def sweep_table(layers: LayerFeatures, results: Sequence[LayerResult]) -> str:
@@ -130,8 +118,8 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     rules = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     lines = [
         [
-            cell.ljust(width) if not place else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+            cell.ljust(width) if not column else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         for row in (header, rules, *rows)
     ]
@@ -161,21 +149,7 @@ def _csv_rows(results: Sequence[Result]) -> Iterator[list[Any]]:
         yield [one.features, one.probe, one.seed, one.parameter, one.chosen, *values, one.seconds]
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Writes a JSON file."""
-    with replacing(path) as unfinished:
-        unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-
 def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
     """Writes a CSV file."""
     with replacing(path) as unfinished, unfinished.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows(rows)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Gives a path to write to, and puts the file in its place when it is complete."""
-    unfinished = path.with_name(f".{path.name}")
-    yield unfinished
-    os.replace(unfinished, path)

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from evals.datasets.labelled import LabelledImages
     from evals.datasets.splits import Splits
     from evals.layers import LayerFeatures
-    from evals.probing import LayerResult
+    from evals.results import LayerResult
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "ridge": {},
@@ -23,7 +23,7 @@ def sweep(
     data: str,
     out: str,
     model: str = "sail-tiny",
-    probes: str | dict[str, dict[str, Any] | None] = "ridge,logistic,knn",
+    probes: str | dict[str, dict[str, Any] | None] | None = None,
     norm: bool = True,
     pool: Literal["mean", "max"] = "mean",
     resize: str = "auto",
@@ -46,7 +46,8 @@ def sweep(
         data: digits, scenes, a folder, a table, shards, ...; as in sail probe.
         out: Folder for sweep.json, sweep.csv, sweep.md and plots.
         model: sail-tiny, a folder, a Hub name such as ByteDance-Seed/SAIL-7B, or timm/NAME.
-        probes: Names separated by commas; in a file also their settings. Those that take vectors alone.
+        probes: Names separated by commas; in a file also their settings. Only those that take vectors; ridge, logistic
+            (not for regression) and knn by default.
         norm: Whether to apply the model's final norm to every layer.
         pool: How patches become one vector.
         resize: The model's own rule (auto), native, short512 (the shorter side), a side such as 224, or 448x672.
@@ -63,25 +64,26 @@ def sweep(
     Returns:
         Exit status: 0 done, 1 done although some images could not be read.
     """
-    arguments = dict(locals())
+    asked = dict(locals())
     from evals.datasets.loading import load_dataset
-    from evals.datasets.splits import split, warn_of_shared
+    from evals.datasets.splits import split_each_seed
     from evals.errors import DatasetError
     from evals.layers import pool_layers
     from evals.probing import check_probes, parse_probes
     from sail_encoder.backbone import load_backbone
 
-    chosen = {name: {**SETTINGS.get(name, {}), **settings} for name, settings in parse_probes(probes).items()}
     dataset = load_dataset(data, labels, label_column, task)
-    splits = split(dataset, val_share, test_share)
-    warn_of_shared(splits)
-    if check_probes(chosen, dataset, [splits], device):
+    default = {name: None for name in SETTINGS if name != "logistic" or dataset.task != "regression"}
+    named = parse_probes(default if probes is None else probes)
+    chosen = {name: {**SETTINGS.get(name, {}), **settings} for name, settings in named.items()}
+    (splits,) = split_each_seed(dataset, val_share, test_share, 1)
+    if any(probe.takes == "grids" for probe in check_probes(chosen, dataset, [splits], device)):
         raise DatasetError("a sweep pools the patches, so it has no probes of grids; use ridge, logistic, knn, linear")
     backbone = load_backbone(model, device, precision)
     rule = backbone.resize.override(resize, max_tokens)
     layers = pool_layers(backbone, dataset.images.images, rule, norm, pool)
     results = list(_probe_layers(chosen, layers, dataset, splits, device))
-    _report(Path(out), layers, results, arguments)
+    _report(Path(out), layers, results, asked)
     missing = len(dataset.images.images) - len(layers.keys)
     if missing:
         print(f"{missing:,} images could not be read and were left out", file=sys.stderr)
@@ -100,8 +102,8 @@ def _probe_layers(
     rows = {key: row for row, key in enumerate(layers.keys)}
     parts = []
     for index in (splits.train, splits.val, splits.test):
-        places = [place for place in index if dataset.keys[place] in rows]
-        parts.append((np.array([rows[dataset.keys[place]] for place in places], int), dataset.targets[places]))
+        known = [sample for sample in index if dataset.keys[sample] in rows]
+        parts.append((np.array([rows[dataset.keys[sample]] for sample in known], int), dataset.targets[known]))
     todo = [(layer, name) for layer in range(len(layers.vectors)) for name in probes]
     for layer, name in tqdm(todo, "probes", disable=None):
         probe = build_probe(name, probes[name], head_task(dataset), 0, device)
@@ -114,7 +116,6 @@ def _report(out: Path, layers: "LayerFeatures", results: "Sequence[LayerResult]"
     from evals.plots import can_plot, plot_layers, save
     from evals.report import write_sweep
 
-    out.mkdir(parents=True, exist_ok=True)
     print(write_sweep(out, layers, results, settings))
     if settings["plots"] and can_plot():
         names = list(dict.fromkeys(result.probe for result in results))

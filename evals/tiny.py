@@ -3,44 +3,46 @@
     python -m evals.tiny --out runs/tiny.json
 
 Features: a logistic probe on mean-pooled features, a layer at a time, for the shape and the color of a single thing;
-the layer is chosen on validation scenes and reported on test scenes, beside the same probe on raw pixels and on the
-same network with random weights. Language: captions and answers by greedy decoding, right where they match word for
-word.
+layer and penalty are chosen on validation scenes and reported on test scenes, beside the same probe on raw pixels and
+on the same network with random weights. Language: captions and answers by greedy decoding, right where they match
+word for word.
 """
 
 import argparse
 import json
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from evals.datasets.made import made_image
+from evals.layers import pool_layers
+from evals.probing import Samples, probe_layer
+from evals.results import LayerResult, best_layers
 from evals.scene_questions import CAPTION_PROMPT, Question, ask_about
-from evals.scenes import COLORS, Array, Scene, draw_scene
-from sail_encoder import load_backbone
+from evals.scenes import Scene, draw_scene
+from heads.logistic import LogisticProbe
+from sail_encoder.backbone import VisionBackbone, load_backbone
 from sail_encoder.hub import find_checkpoint
+from sail_encoder.pixels import Array
+from sail_encoder.resizing import Resize
 
-if TYPE_CHECKING:
-    from sail_encoder import VisionBackbone
-
-TRAIN, VALIDATION, TEST = range(0, 3000), range(3000, 4000), range(4000, 5000)
-"""Seeds of single-thing scenes for the probes."""
+PARTS = (range(3000), range(3000, 4000), range(4000, 5000))
+"""Seeds of single-thing scenes to fit probes on, to choose the layer on, and to report."""
 
 LANGUAGE = range(5000, 5500)
 """Seeds of the scenes for captions and questions."""
 
-PIXEL_SIDE = 56
-BATCH = 25
+PENALTIES = (0.01, 0.1, 1.0)
 
-Labels = dict[str, Array]
+PIXELS = "raw/56"
+BATCH = 25
 
 
 def measure(model: str) -> dict[str, Any]:
@@ -52,56 +54,40 @@ def measure(model: str) -> dict[str, Any]:
     Returns:
         Accuracies in percent.
     """
-    splits = {name: _draw(seeds) for name, seeds in (("train", TRAIN), ("validation", VALIDATION), ("test", TEST))}
-    labels = {name: _labels(scenes) for name, scenes in splits.items()}
-    pixels = {name: [_raw_pixels(scenes)] for name, scenes in splits.items()}
-    probes = {"raw pixels": probe(pixels, labels)}
-    for name, pretrained in (("random weights", False), (model, True)):
-        backbone = load_backbone(model, pretrained=pretrained)
-        features = {split: _pooled_layers(backbone, scenes) for split, scenes in splits.items()}
-        probes[name] = probe(features, labels)
+    scenes = [draw_scene(seed, things=1) for part in PARTS for seed in part]
+    pixels, untrained, trained = load_backbone(PIXELS), load_backbone(model, pretrained=False), load_backbone(model)
+    probes = {
+        "raw pixels": probe(pixels, scenes, Resize.parse(PIXELS.removeprefix("raw/"))),
+        "random weights": probe(untrained, scenes, untrained.resize),
+        model: probe(trained, scenes, trained.resize),
+    }
     return {"probes": probes, "language": language(model)}
 
 
-def _draw(seeds: Sequence[int]) -> list[Scene]:
-    return [draw_scene(seed, things=1) for seed in seeds]
-
-
-def _labels(scenes: list[Scene]) -> Labels:
-    colors = list(COLORS)
-    return {
-        "shape": np.array([scene.label for scene in scenes]),
-        "color": np.array([colors.index(scene.things[0].color) for scene in scenes]),
-    }
-
-
-def _raw_pixels(scenes: list[Scene]) -> Array:
-    size = (PIXEL_SIDE, PIXEL_SIDE)
-    return np.stack([np.asarray(Image.fromarray(scene.image).resize(size)).ravel() / 255 for scene in scenes])
-
-
-def _pooled_layers(backbone: "VisionBackbone", scenes: list[Scene]) -> list[Array]:
-    """Mean-pooled features of every layer, each [scenes, C]."""
-    features = backbone.encode([scene.image for scene in scenes], layers="all")
-    return [torch.stack([one.pool("mean", layer) for one in features]).numpy() for layer in range(backbone.num_layers)]
-
-
-def probe(features: dict[str, list[Array]], labels: dict[str, Labels]) -> dict[str, dict[str, float]]:
-    """Test accuracy of the layer that is best on validation, for each kind of label."""
+def probe(backbone: VisionBackbone, scenes: Sequence[Scene], resize: Resize) -> dict[str, dict[str, float]]:
+    """Accuracy on test scenes of the layer that is best on validation scenes, for shape and color."""
+    images = [made_image(f"{scene.seed}.bmp", partial(Image.fromarray, scene.image)) for scene in scenes]
+    layers = pool_layers(backbone, images, resize).vectors
     results = {}
     for kind in ("shape", "color"):
-        fitted = [
-            make_pipeline(StandardScaler(), LogisticRegression(C=1.0, max_iter=300)).fit(layer, labels["train"][kind])
-            for layer in features["train"]
-        ]
-        on_validation = [
-            one.score(layer, labels["validation"][kind])
-            for one, layer in zip(fitted, features["validation"], strict=True)
-        ]
-        best = int(np.argmax(on_validation))
-        score = fitted[best].score(features["test"][best], labels["test"][kind])
-        results[kind] = {"accuracy": round(100 * score, 1), "layer": best}
+        labels = np.array([getattr(scene.things[0], kind) for scene in scenes])
+        best = best_layer([_parts(layer, labels) for layer in layers])
+        results[kind] = {"accuracy": round(100 * best.value, 1), "layer": best.layer}
     return results
+
+
+def _parts(vectors: Array, labels: Array) -> list[Samples]:
+    """Vectors and labels of each of `PARTS`."""
+    ends = np.cumsum([len(part) for part in PARTS])[:-1]
+    return list(zip(np.split(vectors, ends), np.split(labels, ends), strict=True))
+
+
+def best_layer(layers: Sequence[Sequence[Samples]]) -> LayerResult:
+    """The probe of the layer that is best on validation, of layers with their samples of each of `PARTS`."""
+    fitted = [
+        probe_layer(LogisticProbe(PENALTIES, standardize=True), layer, *parts) for layer, parts in enumerate(layers)
+    ]
+    return best_layers(fitted)["logistic"]
 
 
 def language(model: str) -> dict[str, float]:

@@ -14,7 +14,7 @@ from typing_extensions import Self
 
 from heads.contract import HeadError
 from heads.probe import Array, Candidate, Probe, Validation, as_array
-from heads.rows import Rows
+from heads.rows import Rows, Selection
 from heads.settings import check_positive
 from heads.targets import TargetSpace, hold_out
 from sail_encoder.devices import choose_device
@@ -144,7 +144,8 @@ class VectorProbe(Probe, BaseEstimator):
     def _check(self, X: Any, reset: bool) -> Array:
         """What scikit-learn asks of features: two dimensions, numbers, finite, as many columns as before."""
         try:
-            X = validate_data(self, X=as_array(X), dtype="numeric", ensure_all_finite=False, reset=reset)
+            options = {"dtype": "numeric", "ensure_all_finite": False, "skip_check_array": isinstance(X, Selection)}
+            X = validate_data(self, X=as_array(X), reset=reset, **options)
         except ValueError as error:
             raise HeadError(" ".join(str(error).split())) from None
         self._rows(X).check_finite()

@@ -1,6 +1,7 @@
 """Matrices of features, read a block of rows at a time, so that none has to fit memory."""
 
 from collections.abc import Callable, Iterator, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,36 @@ _ROWS_IN_CACHE = 8192
 """Rows of a block of what is kept in memory: so many outputs stay in a processor's cache between two products."""
 
 
+class Selection:
+    """Some rows of a matrix, each read when it is needed, where indexing would copy all of them at once.
+
+    Args:
+        matrix: [n, C], which may be memory-mapped.
+        index: Which rows, in the order wanted.
+    """
+
+    def __init__(self, matrix: Array, index: Array) -> None:
+        self.matrix, self.index = matrix, index
+        self.dtype, self.ndim = matrix.dtype, matrix.ndim
+        self.shape = (len(index), *matrix.shape[1:])
+        self.size = prod(self.shape)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, rows: Any) -> Array:
+        return self.matrix[self.index[rows]]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        return np.asarray(self[:], dtype)
+
+
 class Rows:
     """Rows of one or several matrices, one after the other.
 
     Args:
-        parts: Matrices [n, C], which may be memory-mapped, each with the indices of its rows, or None for all.
+        parts: Matrices [n, C], which may be memory-mapped or a `Selection`, each with the indices of its rows, or None
+            for all.
         device: Where blocks are to be.
         working_memory: Bytes that may be used for rows.
 

@@ -23,7 +23,7 @@ def image_folder(folder: Path) -> LabelledImages:
     listing = list_images([str(folder)])
     keys = [image.key for image in listing.images]
     prefix = "" if listing.root == str(folder.absolute()) else f"{Path(listing.root).relative_to(folder.absolute())}/"
-    pairs = [part_and_class(prefix + key) for key in keys]
+    pairs = [part_and_class(prefix + key, "name a table with the columns path and label") for key in keys]
     return LabelledImages(
         folder.name, listing, keys, np.array([name for _, name in pairs]), [part for part, _ in pairs]
     )
@@ -65,11 +65,10 @@ def imagenet(folder: Path, labels: Path | None = None) -> LabelledImages:
 def _find_labels(folder: Path, labels: Path | None) -> Path:
     if labels is not None:
         return labels
-    places = [folder, folder.parent]
-    for place in places:
+    for beside in (folder, folder.parent):
         for name in (DEVKIT, f"{DEVKIT}.tar.gz", *SYNSET_LISTS):
-            if (place / name).exists():
-                return place / name
+            if (beside / name).exists():
+                return beside / name
     raise DatasetError(
         f"{folder}/val has no folders of classes, and neither {DEVKIT} nor a list of synsets is beside it; "
         "give one of them as --labels"
@@ -77,7 +76,7 @@ def _find_labels(folder: Path, labels: Path | None) -> Path:
 
 
 def _validation_synsets(labels: Path, names: list[str]) -> list[str]:
-    """The synset of each validation image, by name or by place."""
+    """The synset of each validation image, by name or by position."""
     if labels.is_dir() or labels.name.endswith((".tar.gz", ".tgz")):
         listed = _devkit_synsets(labels)
     else:
@@ -96,7 +95,7 @@ def _validation_synsets(labels: Path, names: list[str]) -> list[str]:
     if len(listed) != len(names):
         raise DatasetError(f"{labels} has {len(listed)} labels for {len(names)} validation images")
     order = np.argsort(names).argsort()
-    return [listed[place] for place in order]
+    return [listed[position] for position in order]
 
 
 def _by_name(named: dict[str, str], names: list[str], labels: Path) -> list[str]:

@@ -63,11 +63,12 @@ class LabelledImages:
         return len(self.keys)
 
 
-def part_and_class(key: str) -> tuple[str, str]:
+def part_and_class(key: str, instead: str) -> tuple[str, str]:
     """The part and the class of an image that lies in a folder named after its class.
 
     Args:
         key: `[part/]class/.../name`.
+        instead: What else can tell the classes, for the message.
 
     Raises:
         DatasetError: If the image is in no such folder.
@@ -78,7 +79,7 @@ def part_and_class(key: str) -> tuple[str, str]:
         folders = folders[1:]
     if not folders:
         raise DatasetError(
-            f"'{key}' is in no folder that names its class; use class/name, train/class/name or --labels"
+            f"'{key}' is in no folder that names its class; use class/name or train/class/name, or {instead}"
         )
     return part, folders[0]
 
@@ -96,7 +97,7 @@ def parse_targets(values: Sequence[Any], task: Kind) -> tuple[Array, list[str]]:
     Raises:
         DatasetError: If a label is missing, or is no number where numbers are needed.
     """
-    missing = [place for place, value in enumerate(values) if _is_missing(value)]
+    missing = [row for row, value in enumerate(values) if _is_missing(value)]
     if missing and task != "multilabel":
         raise DatasetError(f"{len(missing)} of {len(values)} labels are missing, the first in row {missing[0] + 1}")
     if task == "classification":

@@ -29,25 +29,37 @@ def load_dataset(
         DatasetError: If there is no such data set, or it has no labels.
     """
     if name in MADE:
+        _refuse(name, labels=labels, label_column=label_column)
         made = MADE[name]()
         if task not in ("classification", made.task):
             raise DatasetError(f"{name} has targets of {made.task}, not of {task}; leave --task out")
         return made
     path = Path(name).expanduser()
     shards = _tar_shards(path, name)
-    if shards:
-        return webdataset(shards, path.stem or name, label_column, task)
-    if path.is_file() and path.suffix.lower() in TABLE_SUFFIXES:
-        return image_table(path, label_column, task)
+    table = path.is_file() and path.suffix.lower() in TABLE_SUFFIXES
+    if shards or table or is_saved_dataset(path):
+        _refuse(f"{name}, which has labels of its own", labels=labels)
+        if shards:
+            return webdataset(shards, path.stem or name, label_column, task)
+        return image_table(path, label_column, task) if table else saved_dataset(path, label_column, task)
     if not path.is_dir():
         nearest = difflib.get_close_matches(name, list(MADE), n=1)
         hint = f", did you mean '{nearest[0]}'?" if nearest else f"; use {', '.join(MADE)}, a folder, a table or shards"
         raise DatasetError(f"no data set '{name}'{hint}")
-    if is_saved_dataset(path):
-        return saved_dataset(path, label_column, task)
+    _refuse("folders of images; it is for tables, shards and data sets", label_column=label_column)
     if task != "classification":
         raise DatasetError(f"folders name classes, but the task is {task}; give a table with the targets")
-    return imagenet(path, Path(labels) if labels else None) if is_imagenet(path) else image_folder(path)
+    if is_imagenet(path):
+        return imagenet(path, Path(labels) if labels else None)
+    _refuse(f"{name}, whose folders name the classes", labels=labels)
+    return image_folder(path)
+
+
+def _refuse(data: str, **options: str | None) -> None:
+    """Refuses options that nothing would read."""
+    for option, value in options.items():
+        if value is not None:
+            raise DatasetError(f"--{option} has no effect with {data}; leave it out")
 
 
 def _tar_shards(path: Path, name: str) -> list[str]:

@@ -27,7 +27,7 @@ def digits() -> LabelledImages:
 
     images, labels = load_digits(return_X_y=True)
     pixels = (images.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
-    made = [_image(f"digits/{number:04d}.bmp", partial(_enlarge, digit)) for number, digit in enumerate(pixels)]
+    made = [made_image(f"digits/{number:04d}.bmp", partial(_enlarge, digit)) for number, digit in enumerate(pixels)]
     parts = ["train" if number < 1198 else "test" for number in range(len(made))]
     return _labelled("digits", made, labels.astype(str), parts)
 
@@ -45,7 +45,7 @@ def scenes(kind: str) -> LabelledImages:
     target, task = SCENE_TARGETS[kind]
     things = (1, 2, 3, 4) if kind == "shapes" else 1
     drawn = [draw_scene(seed, things) for seed in range(sum(SCENE_PARTS.values()))]
-    made = [_image(f"scenes/{kind}/{scene.seed:04d}.bmp", partial(Image.fromarray, scene.image)) for scene in drawn]
+    made = [made_image(f"scenes/{kind}/{scene.seed:04d}.bmp", partial(Image.fromarray, scene.image)) for scene in drawn]
     parts = [part for part, count in SCENE_PARTS.items() for _ in range(count)]
     labels = list(SHAPES) if task == "multilabel" else []
     name = "scenes" if kind == "shape" else f"scenes-{kind}"
@@ -76,7 +76,8 @@ MADE: dict[str, Callable[[], LabelledImages]] = {
 }
 
 
-def _image(key: str, draw: Callable[[], Image.Image]) -> MadeImage:
+def made_image(key: str, draw: Callable[[], Image.Image]) -> MadeImage:
+    """An image that is drawn when it is opened."""
     return MadeImage(key=key, path=key, size=0, make=partial(_encode, draw))
 
 

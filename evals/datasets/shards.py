@@ -113,8 +113,8 @@ def saved_dataset(folder: Path, column: str | None, task: Kind) -> LabelledImage
     images: list[MadeImage] = []
     values: list[Any] = []
     parts: list[str] = []
-    for name, place in splits:
-        more, labels = _read_split(name, place, column)
+    for name, split in splits:
+        more, labels = _read_split(name, split, column)
         images += more
         values += labels
         parts += [PARTS.get(name.lower(), "")] * len(more)

@@ -31,7 +31,7 @@ class Splits:
 def split(dataset: LabelledImages, val_share: float = 0.1, test_share: float = 0.2, seed: int = 0) -> Splits:
     """Splits a data set.
 
-    Parts that the set names stay as they are; a set with training and validation images alone is tested on the
+    Parts that the set names stay as they are; a set with only training and validation images is tested on the
     latter, as is the custom for ImageNet. What is missing is set aside: of each class the same share, chosen by a hash
     of the image's key, so that neither order nor number of other images matters. The seed decides what is set aside
     for validation; the test set is always the same.
@@ -62,27 +62,35 @@ def split(dataset: LabelledImages, val_share: float = 0.1, test_share: float = 0
             raise DatasetError(
                 f"the {name} set of {dataset.name} is empty; {len(dataset)} samples are too few to split"
             )
-    seen = {dataset.keys[place] for place in (*train, *val)}
-    shared = len({dataset.keys[place] for place in test} & seen)
+    seen = {dataset.keys[row] for row in (*train, *val)}
+    shared = len({dataset.keys[row] for row in test} & seen)
     return Splits(train, val, test, shared)
 
 
-def warn_of_shared(splits: Splits) -> None:
-    """Warns on stderr where images are on both sides."""
-    if splits.shared:
+def split_each_seed(dataset: LabelledImages, val_share: float, test_share: float, seeds: int) -> list[Splits]:
+    """The splits of each seed; warns on stderr where images are on both sides.
+
+    Raises:
+        DatasetError: If there is no seed, or the set cannot be split.
+    """
+    if seeds < 1:
+        raise DatasetError(f"seeds is {seeds}; give 1 or more")
+    splits = [split(dataset, val_share, test_share, seed) for seed in range(seeds)]
+    if splits[0].shared:
         print(
-            f"warning: {splits.shared:,} images of the test set are in the training or validation set too; "
+            f"warning: {splits[0].shared:,} images of the test set are in the training or validation set too; "
             "the results are too good",
             file=sys.stderr,
         )
+    return splits
 
 
 def _set_aside(dataset: LabelledImages, index: Array, share: float, salt: str) -> tuple[Array, Array]:
     """Sorted indices of what stays and what is set aside; equal images go the same way."""
     groups: dict[str, list[int]] = {}
-    for place in index:
-        group = str(dataset.targets[place]) if dataset.task == "classification" else ""
-        groups.setdefault(group, []).append(int(place))
+    for row in index:
+        group = str(dataset.targets[row]) if dataset.task == "classification" else ""
+        groups.setdefault(group, []).append(int(row))
     aside: list[int] = []
     for members in groups.values():
         ranks = {key: hashlib.sha256(f"{salt}/{key}".encode()).digest() for key in {dataset.keys[m] for m in members}}

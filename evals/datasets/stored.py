@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 
 from evals.datasets.labelled import LabelledImages, parse_targets, part_and_class
-from evals.datasets.tables import label_values, read_part, read_table
+from evals.datasets.tables import label_values, path_column, read_part, read_table
 from evals.errors import DatasetError
 from heads.targets import Kind
-from sail_encoder.images import PATH_COLUMNS, ImageList
+from sail_encoder.images import ImageList
 from sail_encoder.store.reading import FeatureFolder
 
 
@@ -24,31 +24,41 @@ def label_features(folder: FeatureFolder, labels: str | None, column: str | None
     Raises:
         DatasetError: If an image has no label.
     """
+    if labels is not None:
+        return _by_table(folder, Path(labels), column, task)
+    if column is not None:
+        raise DatasetError("--label_column has no effect without a table; give one as --labels")
+    if task != "classification":
+        raise DatasetError(f"folders name classes, but the task is {task}; give a table with the targets as --labels")
+    return _by_folders(folder)
+
+
+def _by_folders(folder: FeatureFolder) -> LabelledImages:
     keys = [entry.path for entry in folder.entries]
-    images = ImageList(str(folder.settings["root"]), [])
-    if labels is None:
-        if task != "classification":
-            raise DatasetError(
-                f"folders name classes, but the task is {task}; give a table with the targets as --labels"
-            )
-        pairs = [part_and_class(key) for key in keys]
-        targets = np.array([name for _, name in pairs])
-        return LabelledImages(folder.folder.name, images, keys, targets, [part for part, _ in pairs])
-    rows = read_table(Path(labels))
-    place = next((name for name in PATH_COLUMNS if name in rows[0]), None)
-    if place is None:
-        raise DatasetError(f"{labels} has no column of paths; name it '{PATH_COLUMNS[0]}'")
-    values = dict(
-        zip((_key(str(row[place]), images.root) for row in rows), label_values(rows, column, Path(labels)), strict=True)
-    )
-    parts = {_key(str(row[place]), images.root): read_part(row.get("split")) for row in rows}
+    pairs = [part_and_class(key, "give a table as --labels") for key in keys]
+    targets = np.array([name for _, name in pairs])
+    return LabelledImages(folder.folder.name, _sources(folder), keys, targets, [part for part, _ in pairs])
+
+
+def _by_table(folder: FeatureFolder, table: Path, column: str | None, task: Kind) -> LabelledImages:
+    rows = read_table(table)
+    where = path_column(rows, table)
+    paths = [_key(str(row[where]), folder.settings["root"]) for row in rows]
+    values = dict(zip(paths, label_values(rows, column, table), strict=True))
+    parts = {path: read_part(row.get("split")) for path, row in zip(paths, rows, strict=True)}
+    keys = [entry.path for entry in folder.entries]
     unlabelled = [key for key in keys if key not in values]
     if unlabelled:
-        raise DatasetError(
-            f"{labels} has no label for {len(unlabelled)} of {len(keys)} images, such as {unlabelled[0]}"
-        )
+        raise DatasetError(f"{table} has no label for {len(unlabelled)} of {len(keys)} images, such as {unlabelled[0]}")
     targets, names = parse_targets([values[key] for key in keys], task)
-    return LabelledImages(folder.folder.name, images, keys, targets, [parts[key] for key in keys], task, names)
+    return LabelledImages(
+        folder.folder.name, _sources(folder), keys, targets, [parts[key] for key in keys], task, names
+    )
+
+
+def _sources(folder: FeatureFolder) -> ImageList:
+    """Where the images were; none are read again."""
+    return ImageList(str(folder.settings["root"]), [])
 
 
 def _key(path: str, root: str) -> str:

@@ -29,15 +29,11 @@ def image_table(path: Path, column: str | None, task: Kind) -> LabelledImages:
     """
     rows = read_table(path)
     values = label_values(rows, column, path)
-    place = next((name for name in PATH_COLUMNS if name in rows[0]), None)
-    if place is None:
-        raise DatasetError(
-            f"{path} has the columns {', '.join(rows[0])}; name the one with the paths '{PATH_COLUMNS[0]}'"
-        )
+    column_of_paths = path_column(rows, path)
     listing = list_images([str(path)])
     keys = {image.path: image.key for image in listing.images}
     folder = path.absolute().parent
-    where = [os.path.abspath(os.path.join(folder, str(row[place] or ""))) for row in rows]
+    where = [os.path.abspath(os.path.join(folder, str(row[column_of_paths] or ""))) for row in rows]
     listed = [keys.get(entry) for entry in where]
     if None in listed:
         raise DatasetError(f"row {listed.index(None) + 1} of {path} has no path")
@@ -65,6 +61,18 @@ def read_table(path: Path) -> list[dict[str, Any]]:
     if not rows:
         raise DatasetError(f"{path} has no rows")
     return rows
+
+
+def path_column(rows: Sequence[dict[str, Any]], path: Path) -> str:
+    """The column with the paths of the images.
+
+    Raises:
+        DatasetError: If there is none.
+    """
+    for name in PATH_COLUMNS:
+        if name in rows[0]:
+            return name
+    raise DatasetError(f"{path} has the columns {', '.join(rows[0])}; name the one with the paths '{PATH_COLUMNS[0]}'")
 
 
 def label_values(rows: Sequence[dict[str, Any]], column: str | None, path: Path) -> list[Any]:

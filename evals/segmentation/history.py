@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evals.segmentation.files import replacing
+from sail_encoder.files import replacing
 from sail_encoder.store.line_log import LineLog
 
 LOG, CURVES = "log.jsonl", "curves.png"

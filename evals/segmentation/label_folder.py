@@ -12,13 +12,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from evals.segmentation.data_source import CLASS_FILE
-from evals.segmentation.files import replacing, write_json
 from evals.segmentation.pictures import overlay, save_labels, save_picture
 from evals.segmentation.run_folder import LABELS, OVERLAYS, RUN
 from heads.dense.inference import Inference, predict
 from heads.dense.segmenter import Segmenter
 from sail_encoder.errors import ImageError
 from sail_encoder.extraction.threads import Behind
+from sail_encoder.files import replacing, write_json
 from sail_encoder.images import ImageFile
 from sail_encoder.pixels import Array, read_image
 from sail_encoder.store.store import check_settings

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from evals.segmentation.files import replacing
 from evals.segmentation.labels import palette
 from heads.dense import IGNORE
+from sail_encoder.files import replacing
 from sail_encoder.pixels import Array
 
 OPACITY = 0.6

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evals.segmentation.files import write_json
 from evals.segmentation.run_folder import RESULTS
 from evals.segmentation.scores import Scores, format_scores
+from sail_encoder.files import write_json
 
 if TYPE_CHECKING:
     from heads.dense.inference import Inference

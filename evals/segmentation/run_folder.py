@@ -5,9 +5,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from evals.segmentation.files import write_json
 from evals.segmentation.history import CURVES, LOG
 from sail_encoder.errors import UserError
+from sail_encoder.files import write_json
 from sail_encoder.store.store import check_settings
 from sail_encoder.versions import versions
 

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from evals.scenes import CLASSES, draw_scene
 from evals.segmentation.data_source import CLASS_FILE
-from evals.segmentation.files import replacing
+from sail_encoder.files import replacing
 
 SCENES = "scenes"
 """What stands for drawn scenes in place of a folder of data."""

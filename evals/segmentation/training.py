@@ -15,12 +15,12 @@ from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from evals.segmentation.batches import Batches
-from evals.segmentation.files import replacing
 from evals.segmentation.history import open_history
 from evals.segmentation.optimization import Optimization
 from evals.segmentation.run_folder import CHECKPOINT
 from heads.dense.contract import DenseHead
 from sail_encoder.errors import UserError
+from sail_encoder.files import replacing
 
 
 @dataclass(frozen=True)

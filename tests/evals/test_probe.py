@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import evals.probing
+from evals.crops import CroppedImages
 from evals.datasets.loading import load_dataset
-from evals.online import CroppedImages
 from heads.registry import load_probe
 from sail_cli import main
 from sail_encoder.store.reading import FeatureFolder
@@ -149,7 +149,7 @@ def test_images_on_both_sides_are_told(pets, small_checkpoint, tmp_path, capsys)
         (["--probes", ""], "no probe was named"),
         (["--seeds", "0"], "seeds is 0"),
         (["--val_share", "1"], "val_share is 1"),
-        (["--labels", "x.csv", "--layers", "9"], "layer 9 does not exist"),
+        (["--layers", "9"], "layer 9 does not exist"),
         (["--online", "true", "--probes", "knn"], "knn cannot see augmented images"),
         (
             ["--online", "true", "--probes", "linear", "--crop", "30"],
@@ -240,10 +240,11 @@ def test_online_goes_on_from_a_checkpoint(pets, small_checkpoint, tmp_path, monk
 
 
 def test_augmentation_depends_on_its_number_alone(pets):
-    images = CroppedImages(load_dataset(str(pets)), 14, 28, augment=True)
+    images = CroppedImages(load_dataset(str(pets)), 14, 28, seed=0)
     first, again, other = images[3, 7][0], images[3, 7][0], images[3, 8][0]
     assert first.shape == (4, 3 * 14 * 14)
     assert (first == again).all()
     assert (first != other).any()
-    centered = CroppedImages(load_dataset(str(pets)), 14, 28, augment=False)
+    assert (first != CroppedImages(load_dataset(str(pets)), 14, 28, seed=1)[3, 7][0]).any()
+    centered = CroppedImages(load_dataset(str(pets)), 14, 28, seed=None)
     assert (centered[3, 7][0] == centered[3, 8][0]).all()

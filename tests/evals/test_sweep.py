@@ -8,8 +8,7 @@ import torch
 
 from evals.datasets.loading import load_dataset
 from evals.layers import pool_layers
-from evals.probing import LayerResult
-from evals.report import best_layers
+from evals.results import LayerResult, best_layers
 from sail_cli import main
 
 

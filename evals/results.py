@@ -1,0 +1,153 @@
+"""What probes have reached, and the log that keeps each result, so that a run that was stopped goes on."""
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from sklearn.metrics import confusion_matrix
+
+from evals.metrics import PRIMARY, measure
+from heads.probe import Probe
+from sail_encoder.pixels import Array
+from sail_encoder.store.line_log import LineLog
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one probe has reached on one set of features with one seed.
+
+    Attributes:
+        features: Name of the features.
+        probe: Name of the probe.
+        seed: Of the split and of the training.
+        primary: Name of the metric that counts.
+        metrics: All metrics of the test set.
+        parameter: Name of the hyper-parameter.
+        chosen: The value that was chosen.
+        path: Quality on the validation set of every value, as (value, quality) pairs.
+        confusion: For classes [true][predicted], counts.
+        classes: Names of the classes.
+        left_out: Samples whose image could not be read.
+        seconds: Time to fit and measure.
+    """
+
+    features: str
+    probe: str
+    seed: int
+    primary: str
+    metrics: dict[str, float]
+    parameter: str
+    chosen: float
+    path: list[tuple[float, float | None]]
+    confusion: list[list[int]] = field(default_factory=list)
+    classes: list[str] = field(default_factory=list)
+    left_out: int = 0
+    seconds: float = 0.0
+
+    @classmethod
+    def of(cls, fields: dict[str, Any]) -> "Result":
+        """From what JSON has made of it."""
+        return cls(**{**fields, "path": [(value, quality) for value, quality in fields["path"]]})
+
+
+@dataclass(frozen=True)
+class LayerResult:
+    """What one probe has reached on one layer.
+
+    Attributes:
+        layer: Index of the block.
+        probe: Name of the probe.
+        primary: Name of the metric that counts.
+        validation: Quality on the validation set, by which the layer is chosen.
+        value: The metric that counts, on the test set.
+        chosen: The hyper-parameter that was chosen.
+    """
+
+    layer: int
+    probe: str
+    primary: str
+    validation: float
+    value: float
+    chosen: float
+
+
+def make_result(probe: Probe, title: str, seed: int, scores: Array, truth: Array, started: float) -> Result:
+    """Measures a fitted probe.
+
+    Args:
+        probe: The probe.
+        title: Name of the features.
+        seed: Of the run.
+        scores: [n, outputs] of the test set.
+        truth: Targets of the test set.
+        started: When fitting began, by `time.perf_counter`.
+    """
+    kind, classes, confusion = probe.targets_.kind, [], []
+    if kind == "classification":
+        classes = [str(name) for name in probe.targets_.classes]
+        confusion = confusion_matrix(truth, probe.decide(scores), labels=probe.targets_.classes).tolist()
+    metrics = {name: float(value) for name, value in measure(probe, scores, truth).items()}
+    return Result(
+        features=title,
+        probe=probe.kind,
+        seed=seed,
+        primary=PRIMARY[kind],
+        metrics=metrics,
+        parameter=probe.path_[0].name,
+        chosen=float(probe.chosen_),
+        path=[(float(candidate.value), candidate.quality) for candidate in probe.path_],
+        confusion=confusion,
+        classes=classes,
+        seconds=round(time.perf_counter() - started, 2),
+    )
+
+
+def best_layers(results: Sequence[LayerResult]) -> dict[str, LayerResult]:
+    """For each probe its result at the layer that is best on the validation set, the first of several."""
+    best: dict[str, LayerResult] = {}
+    for one in results:
+        if one.probe not in best or one.validation > best[one.probe].validation:
+            best[one.probe] = one
+    return best
+
+
+class ResultLog:
+    """The results of a run, a line each in results.jsonl, under keys that name all that decides them.
+
+    Args:
+        out: Folder of the run; made if need be.
+
+    Attributes:
+        known: The results so far, by key.
+
+    Raises:
+        StoreError: If another run is writing there.
+    """
+
+    def __init__(self, out: Path) -> None:
+        out.mkdir(parents=True, exist_ok=True)
+        self._lines = LineLog(out / "results.jsonl")
+        self.known = {line["key"]: Result.of(line["result"]) for line in self._lines.read()}
+
+    def add(self, key: str, result: Result) -> None:
+        """Keeps a result."""
+        self._lines.append({"key": key, "result": asdict(result)})
+        self.known[key] = result
+
+    def __enter__(self) -> "ResultLog":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lines.close()
+
+
+def digest(content: Any) -> str:
+    """A short name for JSON, equal for what is equal."""
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
