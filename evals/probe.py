@@ -54,8 +54,9 @@ def probe(
             tar shards, a Hugging Face dataset on disk, or what sail extract has left.
         out: Folder for features, heads, results.json, results.csv, results.md and plots.
         model: sail-tiny, a folder, a Hub name such as ByteDance-Seed/SAIL-7B, or timm/NAME.
-        probes: Names separated by commas; in a file also their settings, such as {knn: {k: [20]}, ridge: {}}. By
-            default all that fit the data: linear, logistic (not for regression), ridge, knn and attentive.
+        probes: Names separated by commas; in a file also their settings, such as {knn: {k: [20]}, linear:
+            {warmup: 0.1}}, where warmup is a share of the steps. By default all that fit the data: linear, logistic
+            (not for regression), ridge, knn and attentive.
         layers: Blocks to take features from: -1, 0,11,23, all, last4 or even4.
         norm: Whether to apply the model's final norm.
         fuse: What to do with several layers: one behind the other (concat), or their mean.

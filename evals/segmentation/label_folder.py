@@ -34,22 +34,23 @@ class LabelFolder:
         folder: Where they go.
         classes: Names of the classes.
         overlays: Whether to draw overlays.
+        overwrite: Whether to predict again what is there already.
     """
 
-    def __init__(self, folder: Path, classes: Sequence[str], overlays: bool) -> None:
+    def __init__(self, folder: Path, classes: Sequence[str], overlays: bool, overwrite: bool) -> None:
         self.folder = folder
         self.classes = classes
         self.overlays = overlays
+        self.overwrite = overwrite
         self.failures: dict[str, str] = {}
 
-    def claim(self, settings: dict[str, Any], overwrite: bool) -> None:
+    def claim(self, settings: dict[str, Any]) -> None:
         """Begins a run or goes on with one of the same settings.
 
         Raises:
             UserError: If label maps of other settings are there.
         """
-        self.overwrite = overwrite
-        if not overwrite:
+        if not self.overwrite:
             check_settings(self.folder, settings)
         write_json(self.folder / RUN, {"settings": settings})
         with replacing(self.folder / CLASS_FILE) as unfinished:

@@ -51,8 +51,8 @@ def predict(
     trained = load_dense_head(head)
     segmenter = load_segmenter(trained, model, device, precision)
     inference = inference_of(trained, segmenter.backbone.patch_size, window, stride, scales, flip)
-    folder = LabelFolder(Path(out), trained.classes, overlays)
-    folder.claim({"head": fingerprint_head(head), "inference": str(inference)}, overwrite)
+    folder = LabelFolder(Path(out), trained.classes, overlays, overwrite)
+    folder.claim({"head": fingerprint_head(head), "inference": str(inference)})
     done, failed = folder.fill(segmenter, inference, images)
     print(f"{len(images) - failed:,} images in {out}, {done:,} of them new")
     if failed:

@@ -84,10 +84,10 @@ def train(
         learning_rate: Its highest value.
         weight_decay: As the optimizer has it.
         schedule: How the learning rate falls: poly (in a line to 0), cosine or constant.
-        warmup: Steps in which the learning rate rises.
+        warmup: Steps, not their share, over which the learning rate rises.
         cache: Folder for cached grids; OUT/cache by default. Runs on the same features can share it.
         cache_gb: What cached grids may take on disk, in GB; more is refused before anything is computed.
-        validate_every: Steps between scores while training; 0 scores the end alone.
+        validate_every: Steps between scores while training; 0 scores only the end.
         save_every: Steps between checkpoints.
         log_every: Steps between lines of the log.
         overlays: Validation images to draw beside mask and prediction.

@@ -42,7 +42,7 @@ class Training:
     """One run, in a folder of its own.
 
     The state is the head, optimizer, schedule, PyTorch's random state and the step. The step is the position in the
-    data too, because what a batch holds depends on its number alone. On a CPU a resumed run is exact to the bit; on a
+    data too, because what a batch holds depends only on its number. On a CPU a resumed run is exact to the bit; on a
     GPU it is so up to the order in which the gradients of interpolation are added.
 
     Args:

@@ -1,20 +1,30 @@
-"""Every field of every configuration is read: changed, something that is built is changed too, or an error says why."""
+"""Every field of every configuration is read: changed, what does the work gets something else, or an error says why."""
 
 import copy
 import inspect
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
 
+from evals.datasets.labelled import LabelledImages
 from evals.datasets.made import MADE
-from evals.probe import _settings, probe
-from evals.probing import build_probe, parse_probes
+from evals.features import _plan
+from evals.probe import probe
+from evals.probing import build_probe, check_stepwise, parse_probes, parts_for
+from heads.logistic import Descent
+from heads.trained import TrainedProbe
 from sail_cli import COMMANDS, _build_parser, main
 from sail_encoder.errors import UserError
+from sail_encoder.images import ImageList
+from sail_encoder.resizing import Resize
+from sail_encoder.spec import BackboneSpec
 
 FOLDER = Path(__file__).parents[2] / "configs" / "probe"
 CONFIGS = sorted(FOLDER.glob("*.yaml"))
+WIDTH = 64
 
 
 def read(path):
@@ -28,14 +38,90 @@ def parse(path):
     return values
 
 
-def build(arguments):
-    """All that a run is made of, in a form that can be compared."""
-    built = [
-        build_probe(name, settings, "classification", 0, "cpu").settings()
-        for name, settings in parse_probes(arguments["probes"]).items()
-    ]
-    rest = {name: value for name, value in arguments.items() if name != "probes"}
-    return built, list(parse_probes(arguments["probes"])), _settings(arguments), rest
+class WorkBeginsError(Exception):
+    """The command has come this far."""
+
+
+def made_up(name, *options):
+    """Six hundred samples of six classes, under the name of any data set."""
+    if name not in {*MADE, "imagenet1k"}:
+        raise UserError(f"no data set '{name}'")
+    keys, targets = [f"{row:03d}" for row in range(600)], np.arange(600) % 6
+    return LabelledImages(name, ImageList(name, []), keys, targets, [""] * 600)
+
+
+def backbone(name):
+    """Sizes of SAIL-7B, under any name."""
+    sizes = {"patch_size": 14, "embed_dim": WIDTH, "num_layers": 32, "attention_dim": WIDTH, "extra_tokens": 2}
+    return BackboneSpec(name=name, kind="SAIL", block_parameters=1, other_parameters=1, resize=Resize(), **sizes)
+
+
+@pytest.fixture
+def reached(monkeypatch, tmp_path):
+    """From the arguments of `sail probe` to what extraction, training and probes get of them."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("evals.datasets.loading.load_dataset", made_up)
+    monkeypatch.setattr("evals.features.describe", backbone)
+    seen = []
+
+    def extract(dataset, wanted, cache, probes):
+        seen.append((dataset.name, cache, [plan_of(dataset, settings) for settings in wanted]))
+        return [None]
+
+    def fit(run, probes, features, splits):
+        seen.append((run.out, samples(splits, run.choose_on), [learned(name, probes[name]) for name in probes]))
+        raise WorkBeginsError
+
+    def train(out, dataset, settings, crops, choose_on, probes, splits):
+        seen.append((dataset.name, out, plan_of(dataset, settings), crops, samples(splits, choose_on)))
+        seen.append([learned(name, probes[name]) for name in probes])
+        raise WorkBeginsError
+
+    def plan_of(dataset, settings):
+        plan = _plan(dataset, settings, grids=False)
+        return plan.spec.name, plan.settings, settings.fuse, settings.pretrained
+
+    def learned(name, settings):
+        one = build_probe(name, settings, "classification", 0, "cpu")
+        return trained(one) if isinstance(one, TrainedProbe) else fitted(one, monkeypatch)
+
+    for name, stand_in in (("_extract", extract), ("_run_probes", fit), ("_train_online", train)):
+        monkeypatch.setattr(f"evals.probe.{name}", stand_in)
+
+    def run(arguments):
+        seen.clear()
+        try:
+            probe(**arguments)
+        except WorkBeginsError:
+            return repr(seen)
+        except UserError as error:
+            return str(error)
+
+    return run
+
+
+def samples(splits, choose_on):
+    """How many are fitted on, chosen on and reported, and whether the latter are the same."""
+    parts = parts_for(splits[0], choose_on)
+    return [len(part) for part in parts], parts[1] is parts[2]
+
+
+def trained(one):
+    """The recipe of a probe, and what its untrained heads make of made-up features."""
+    torch.manual_seed(0)
+    bank, images = one.build(WIDTH, 3, len(one.recipe.lrs)), torch.randn(12, WIDTH)
+    batch = (images, torch.full((3,), 4)) if one.takes == "grids" else images
+    return one.recipe, bank(batch).flatten().tolist()
+
+
+def fitted(one, monkeypatch):
+    """The values that a probe tries, what its solver is asked for, and what it makes of made-up features."""
+    rng, asked, solve = np.random.default_rng(0), [], Descent.solve
+    monkeypatch.setattr(Descent, "solve", lambda self, *wanted: asked.append(wanted) or solve(self, *wanted))
+    (train, val, test), targets = rng.normal(size=(3, 60, 4)), np.arange(60) % 3
+    scores = one.fit(train, targets, (val, targets)).scores(test)
+    monkeypatch.setattr(Descent, "solve", solve)
+    return one.candidates(), asked, scores.tolist()
 
 
 def test_there_is_one_for_each_protocol():
@@ -59,8 +145,10 @@ def test_loaded_and_built(path):
     assert set(arguments) == set(inspect.signature(probe).parameters)
     assert arguments["data"] in {*MADE, "imagenet1k"}
     for name, settings in parse_probes(arguments["probes"]).items():
-        built = build_probe(name, settings, "classification", 0, "cpu")
-        assert {key: built.settings()[key] for key in settings} == settings
+        one = build_probe(name, settings, "classification", 0, "cpu")
+        one.check()
+        if arguments["online"]:
+            check_stepwise(one)
 
 
 def changed(value):
@@ -70,7 +158,8 @@ def changed(value):
         return value + 1 if value >= 1 else value / 2 or 0.1
     if isinstance(value, list):
         return value[:-1] if len(value) > 1 else [value[0] / 2]
-    return {"mean": "concat", "test": "validation", "sgd": "adamw", "adamw": "sgd"}.get(value, f"{value}1")
+    others = {"mean": "concat", "test": "validation", "sgd": "adamw", "adamw": "sgd", "224": "448"}
+    return others.get(value, value[:-1] if "," in value else f"{value}1")
 
 
 def fields():
@@ -85,20 +174,26 @@ def fields():
 
 
 @pytest.mark.parametrize(("path", "keys"), fields())
-def test_every_field_is_consumed(path, keys, tmp_path):
+def test_every_field_is_consumed(path, keys, reached, tmp_path):
     content = read(path)
     place = content
     for key in keys[:-1]:
         place = place[key]
-    before = build(parse(path))
+    before = reached(parse(path))
+    assert before.startswith("[")
     place[keys[-1]] = changed(place[keys[-1]])
-    flipped = tmp_path / "flipped.yaml"
-    flipped.write_text(yaml.safe_dump(content))
-    assert build(parse(flipped)) != before
+    other = tmp_path / "other.yaml"
+    other.write_text(yaml.safe_dump(content))
+    assert reached(parse(other)) != before
     place[f"{keys[-1]}x"] = place.pop(keys[-1])
-    flipped.write_text(yaml.safe_dump(content))
+    other.write_text(yaml.safe_dump(content))
     with pytest.raises(UserError, match="did you mean"):
-        build(parse(flipped))
+        check_names(parse(other))
+
+
+def check_names(arguments):
+    for name, settings in parse_probes(arguments["probes"]).items():
+        build_probe(name, settings, "classification", 0, "cpu")
 
 
 def test_an_unknown_field_is_an_error_of_the_command(tmp_path, capsys):

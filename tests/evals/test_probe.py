@@ -2,18 +2,30 @@
 
 import csv
 import json
+import os
 import re
 import subprocess
 import sys
+import tarfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import evals.probing
+from evals.checkpoint import Checkpoint
 from evals.crops import CroppedImages
 from evals.datasets.loading import load_dataset
+from evals.features import open_features
+from evals.probing import default_probes
+from evals.processes import Processes
 from heads.registry import load_probe
+from heads.ridge import RidgeProbe
+from heads.rows import Selection
+from heads.training import Training
 from sail_cli import main
+from sail_encoder.backbone import load_backbone
+from sail_encoder.errors import StoreError
 from sail_encoder.store.reading import FeatureFolder
 
 PROBES = "linear,logistic,ridge,knn,attentive"
@@ -80,6 +92,53 @@ def test_nothing_is_done_twice(pets, small_checkpoint, tmp_path, monkeypatch, ca
     assert len(list((out / "features").iterdir())) == 2
 
 
+def test_other_precision_or_type_is_another_result(pets, small_checkpoint, tmp_path, monkeypatch):
+    fitted = []
+    original = evals.probing.ProbeRun._fit
+    monkeypatch.setattr(evals.probing.ProbeRun, "_fit", lambda self, *a: (fitted.append(1), original(self, *a))[1])
+    command = ["probe", str(pets), "--out", str(tmp_path), "--model", str(small_checkpoint), "--probes", "ridge"]
+    changes = ([], ["--precision", "bfloat16"], ["--dtype", "float32"], ["--precision", "bfloat16"], [])
+    for change in changes:
+        assert main([*command, "--plots", "false", *change]) == 0
+    assert len(fitted) == 3
+
+
+def test_no_deeper_than_needed(pets, small_checkpoint, tmp_path, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(
+        "evals.features.load_backbone", lambda *a, **k: loaded.append(load_backbone(*a, **k)) or loaded[-1]
+    )
+    command = ["probe", str(pets), "--out", str(tmp_path), "--model", str(small_checkpoint), "--probes", "ridge"]
+    assert main([*command, "--plots", "false", "--layers", "1,0"]) == 0
+    assert [backbone.num_layers for backbone in loaded] == [2]
+
+
+def test_a_signal_while_extracting_ends_with_its_status(pets, small_checkpoint, tmp_path, monkeypatch, capsys):
+    progress = SimpleNamespace(done=7)
+    monkeypatch.setattr("evals.features.run_plan", lambda *arguments: (None, progress, 143))
+    with pytest.raises(SystemExit) as ended:
+        main(["probe", str(pets), "--out", str(tmp_path), "--model", str(small_checkpoint)])
+    assert ended.value.code == 143
+    assert "7 images are safe, the same command goes on" in capsys.readouterr().err
+
+
+def test_vectors_are_read_when_they_are_needed(pets, small_checkpoint, tmp_path, monkeypatch):
+    assert main(["extract", str(pets), "--out", str(tmp_path), "--model", str(small_checkpoint), "--pool", "mean"]) == 0
+    features = open_features(str(tmp_path), "concat", "mean")
+    keys = [entry.path for entry in features.folder.entries][::2]
+    vectors, targets = features.vectors(keys), np.arange(len(keys)) % 2
+    assert isinstance(vectors.matrix, np.memmap)
+    sizes = []
+    original = Selection.__getitem__
+    monkeypatch.setattr(
+        Selection, "__getitem__", lambda self, rows: (lambda a: sizes.append(len(a)) or a)(original(self, rows))
+    )
+    lean = RidgeProbe([1.0], working_memory=16384).fit(vectors, targets)
+    assert 0 < max(sizes) < len(keys)
+    whole = RidgeProbe([1.0]).fit(np.array(features.folder.matrix()[::2]), targets)
+    np.testing.assert_allclose(lean.scores(vectors), whole.scores(np.array(vectors)), rtol=1e-6, atol=1e-9)
+
+
 def test_heads_are_saved_for_their_features_alone(pets, small_checkpoint, tmp_path):
     out = tmp_path / "out"
     assert main(["probe", str(pets), "--out", str(out), "--model", str(small_checkpoint), "--probes", "ridge"]) == 0
@@ -114,6 +173,25 @@ def test_features_that_sail_extract_has_left(pets, small_checkpoint, tmp_path, p
         assert "attentive needs grids" in capsys.readouterr().err
 
 
+def test_the_default_probes_are_those_that_can_be():
+    assert default_probes("classification") == default_probes("multilabel") == PROBES
+    assert default_probes("regression") == "linear,ridge,knn,attentive"
+    assert default_probes("classification", grids=False) == "linear,logistic,ridge,knn"
+    assert default_probes("classification", online=True) == "linear,attentive"
+
+
+@pytest.mark.parametrize("command", ["probe", "sweep"])
+def test_numbers_have_no_logistic_regression(command, small_checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("evals.datasets.made.SCENE_PARTS", {"train": 20, "val": 5, "test": 5})
+    options = ["scenes-position", "--out", str(tmp_path / "out"), "--model", str(small_checkpoint)]
+    assert main([command, *options, "--probes", "logistic"]) == 2
+    assert "logistic regression has no task 'regression'; use ridge" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    if command == "sweep":
+        assert main([command, *options, "--plots", "false"]) == 0
+        assert "logistic" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", ["scenes-shapes", "scenes-position"])
 def test_labels_and_numbers(name, small_checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr("evals.datasets.made.SCENE_PARTS", {"train": 40, "val": 10, "test": 10})
@@ -130,7 +208,8 @@ def test_images_that_cannot_be_read_are_left_out(pets, small_checkpoint, tmp_pat
     (tmp_path / "pets" / "cat" / "00.png").write_bytes(b"nothing")
     command = ["probe", str(tmp_path / "pets"), "--out", str(tmp_path / "out"), "--probes", "ridge"]
     assert main([*command, "--model", str(small_checkpoint)]) == 1
-    assert "1 images could not be read and were left out" in capsys.readouterr().err
+    (reasons,) = (tmp_path / "out" / "features").glob("*/failures.csv")
+    assert f"1 images could not be read and were left out; {reasons} says why" in capsys.readouterr().err
 
 
 def test_images_on_both_sides_are_told(pets, small_checkpoint, tmp_path, capsys):
@@ -167,6 +246,51 @@ def test_mistakes_are_one_line(pets, small_checkpoint, tmp_path, arguments, mess
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("sail: ")]
     assert len(errors) == 1
     assert message in errors[0]
+
+
+@pytest.fixture(scope="module")
+def sources(pets, small_checkpoint, tmp_path_factory):
+    """A data set of each kind that sail probe reads, by name."""
+    folder = tmp_path_factory.mktemp("sources")
+    with tarfile.open(folder / "pets.tar", "w") as shard:
+        for image in sorted(pets.rglob("*.png")):
+            shard.add(image, f"{image.stem}.png")
+    (folder / "list.csv").write_text(
+        "".join(["path,label\n", *(f"{one},{one.parent.name}\n" for one in pets.rglob("*.png"))])
+    )
+    model = ["--model", str(small_checkpoint)]
+    for pool in ("none", "mean"):
+        assert main(["extract", str(pets), "--out", str(folder / pool), "--pool", pool, *model]) == 0
+    names = {"shards": "pets.tar", "table": "list.csv", "grids": "none", "vectors": "mean"}
+    return {"folder": str(pets), "made": "digits"} | {kind: str(folder / name) for kind, name in names.items()}
+
+
+@pytest.mark.parametrize(
+    ("source", "option"),
+    [
+        *(("folder", f"{name} {value}") for name, value in (("labels", "x"), ("label_column", "x"))),
+        *((kind, "labels x") for kind in ("made", "table", "shards")),
+        *(("made", "label_column x"), ("grids", "label_column x")),
+        *(("table", "crop 224"), ("made", "workers 0")),
+        *(("grids", f"{name} x") for name in ("model", "layers", "resize")),
+        *(("grids", "norm false"), ("grids", "dtype float32"), ("grids", "precision bfloat16")),
+        *(("grids", "max_tokens 9"), ("grids", "baselines true"), ("vectors", "pool max")),
+    ],
+)
+def test_options_that_nothing_reads_are_refused(sources, source, option, tmp_path, capsys):
+    name, value = option.split()
+    assert main(["probe", sources[source], "--out", str(tmp_path / "out"), f"--{name}", value]) == 2
+    assert f"--{name} " in (error := capsys.readouterr().err)
+    assert "has no effect with" in error or "has no effect without" in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("option", ["resize 56", "max_tokens 9", "dtype float32", "baselines true"])
+def test_online_training_stores_no_features(sources, option, tmp_path, capsys):
+    name, value = option.split()
+    command = ["probe", sources["folder"], "--out", str(tmp_path / "out"), "--online", "true"]
+    assert main([*command, f"--{name}", value]) == 2
+    assert f"--{name} has no effect with --online true" in capsys.readouterr().err
 
 
 def test_one_class_is_told_before_anything_is_extracted(pets, small_checkpoint, tmp_path, capsys):
@@ -210,33 +334,99 @@ def test_online_in_one_process_and_in_two(pets, small_checkpoint, tmp_path):
     assert first[0]["metrics"]["top1"] > 0.8
 
 
-def test_online_goes_on_from_a_checkpoint(pets, small_checkpoint, tmp_path, monkeypatch):
+def weights_of(out):
+    return load_probe(next((out / "heads").glob("*/linear-seed0"))).tensors()["weights.0"]
+
+
+def test_online_goes_on_from_a_checkpoint(pets, small_checkpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("evals.online.CHECKPOINT_EVERY", 5)
     arguments = ["--online", "true", "--crop", "28", "--workers", "0", "--plots", "false"]
     config = tmp_path / "config.yaml"
     config.write_text(json.dumps({"probes": {"linear": ONLINE["linear"]}}))
     command = ["probe", str(pets), "--config", str(config), "--model", str(small_checkpoint), *arguments]
-    assert main([*command, "--out", str(tmp_path / "whole")]) == 0
-    from heads.training import Training
-
+    whole, stopped = (["--out", str(tmp_path / name)] for name in ("whole", "stopped"))
+    assert main([*command, *whole]) == 0
     steps = []
     original = Training.step
 
-    def stop_at_seven(self, *batch):
+    def stop_at_eight(self, *batch):
         steps.append(1)
         if len(steps) == 8:
             raise KeyboardInterrupt
         original(self, *batch)
 
-    monkeypatch.setattr(Training, "step", stop_at_seven)
-    assert main([*command, "--out", str(tmp_path / "stopped")]) == 130
-    assert main([*command, "--out", str(tmp_path / "stopped")]) == 0
+    monkeypatch.setattr(Training, "step", stop_at_eight)
+    assert main([*command, *stopped]) == 130
+    capsys.readouterr()
+    assert main([*command, *stopped, "--crop", "42"]) == 2
+    assert "linear-seed0.pt is of an unfinished training with other settings: crop was 28, now 42" in (
+        capsys.readouterr().err
+    )
+    assert main([*command, *stopped]) == 0
     assert len(steps) == 8 + 12 - 5
-    weights = [
-        load_probe(next((tmp_path / name / "heads").glob("*/linear-seed0"))).tensors()["weights.0"]
-        for name in ("whole", "stopped")
+    np.testing.assert_array_equal(weights_of(tmp_path / "whole"), weights_of(tmp_path / "stopped"))
+    assert not list((tmp_path / "stopped" / "online").iterdir())
+    assert main([*command, *stopped]) == 0
+    assert len(steps) == 8 + 12 - 5
+    assert len((tmp_path / "stopped" / "results.jsonl").read_text().splitlines()) == 1
+
+
+ON_A_DEVICE_EACH = """
+import os, sys
+import evals.online
+from heads.training import Training
+from sail_cli import main
+
+rank, step, build = int(os.environ["RANK"]), Training.step, evals.online.build_probe
+steps = 0
+
+def build_here(name, options, task, seed, device):
+    return build(name, options, task, seed, f"cpu:{rank}")
+
+def count(self, *batch):
+    global steps
+    steps += 1
+    if steps == int(os.environ.get("STOP_AT", 0)):
+        sys.exit(3)
+    step(self, *batch)
+
+evals.online.CHECKPOINT_EVERY, evals.online.build_probe, Training.step = 5, build_here, count
+status = main(sys.argv[1:])
+print(f"process {rank} took {steps} steps")
+sys.exit(status)
+"""
+"""Checkpoints every five steps; as with several GPUs, each process computes on a device of another name."""
+
+
+def test_two_processes_go_on_from_a_checkpoint_together(pets, small_checkpoint, tmp_path):
+    (tmp_path / "train.py").write_text(ON_A_DEVICE_EACH)
+    (tmp_path / "config.yaml").write_text(json.dumps({"probes": {"linear": ONLINE["linear"]}, "plots": False}))
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(tmp_path / "train.py"))
+    command = [sys.executable, *launcher, "probe", str(pets), "--model", str(small_checkpoint), "--online=true"]
+    command += ["--crop=28", "--workers=0", f"--config={tmp_path / 'config.yaml'}"]
+
+    def train(name, **more):
+        environment = {**os.environ, "PYTHONPATH": os.getcwd(), **more}
+        return subprocess.run([*command, f"--out={tmp_path / name}"], capture_output=True, text=True, env=environment)
+
+    assert train("stopped", STOP_AT="8").returncode != 0
+    resumed = train("stopped")
+    assert resumed.returncode == 0, resumed.stderr
+    assert sorted(re.findall(r"process \d took \d+ steps", resumed.stdout)) == [
+        f"process {rank} took {12 - 5} steps" for rank in (0, 1)
     ]
-    np.testing.assert_array_equal(*weights)
+    assert train("whole").returncode == 0
+    np.testing.assert_allclose(weights_of(tmp_path / "stopped"), weights_of(tmp_path / "whole"), rtol=1e-5, atol=1e-7)
+
+
+def test_processes_that_find_different_checkpoints_say_so(tmp_path):
+    class Apart(Processes):
+        def gather(self, part):
+            return [part, 500]
+
+    checkpoint = Checkpoint(tmp_path / "linear.pt", {}, Apart(0, 2))
+    with pytest.raises(StoreError, match=r"processes find different steps in .*: 0, 500; let them share the folder"):
+        checkpoint.restore(SimpleNamespace(restore=lambda path, made_of: 0))
 
 
 def test_augmentation_depends_on_its_number_alone(pets):

@@ -156,13 +156,14 @@ def test_neighbors_learn_in_one_pass(data, tmp_path, monkeypatch):
     assert 3 < len(passes) < 3 + 8 + 1
 
 
-def test_upernet_trains(data, small_checkpoint, tmp_path):
+def test_upernet_trains(data, small_checkpoint, tmp_path, capsys):
     out = tmp_path / "run"
     head = ["--head", "upernet", "--layers", "all", "--head_options", '{"channels": 8, "auxiliary_channels": 8}']
     options = ["--model", str(small_checkpoint), "--crop", "56x42", "--steps", "3", "--warmup", "0"]
     assert main(["segment", "train", data, "--out", str(out), *options, "--layers", "-1", *head[:2], *head[4:]]) == 0
     assert results(out)["protocol"]["head"] == "upernet"
     assert main(["segment", "train", data, "--out", str(tmp_path / "x"), *options, *head]) == 2
+    assert "a pyramid is made of 1 or 4 layers, not 3; use layers -1 or even4" in capsys.readouterr().err
 
 
 def test_scenes_are_drawn_in_the_layout_of_ade20k(tmp_path, monkeypatch):
