@@ -17,7 +17,7 @@ from sail_encoder.pixels import Array
 DIGIT_SIDE = 56
 """Side to which the 8x8 digits are enlarged, in pixels."""
 
-SCENE_PARTS = {"train": 700, "val": 150, "test": 350}
+SCENE_PARTS = {"train": 500, "val": 100, "test": 300}
 """Scenes of each part; their seeds are below those that `sail-tiny` may be trained on."""
 
 
