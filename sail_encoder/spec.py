@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from sail_encoder.hub import RAW, TIMM
 from sail_encoder.resizing import Resize
 
 
@@ -50,11 +51,11 @@ def describe(name: str, revision: str | None = None) -> BackboneSpec:
     Raises:
         CheckpointError: If there is no such backbone.
     """
-    if name.startswith("timm/"):
+    if name.startswith(TIMM):
         from sail_encoder.timm_backbone import describe_timm
 
         return describe_timm(name)
-    if name.startswith("raw/"):
+    if name.startswith(RAW):
         from sail_encoder.raw_patches import describe_raw
 
         return describe_raw(name)

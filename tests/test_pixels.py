@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import noise
-from PIL import Image
+from PIL import ExifTags, Image
 
 from sail_encoder.errors import ImageError
 from sail_encoder.pixels import image_size, patch_image, patchify, read_image, unpatchify
@@ -91,7 +91,8 @@ def test_exif_rotation_is_reported_and_applied_on_demand(tmp_path):
         (np.full((8, 8, 3), 1.5), "0 to 1"),
         (np.full((8, 8, 3), np.nan), "0 to 1"),
         (torch.randn(3, 8, 8), "before any normalisation"),
-        (Image.fromarray(np.zeros((8, 8), np.float32)), "float pixels"),
+        (Image.fromarray(np.zeros((8, 8), np.float32)), "32-bit pixels"),
+        (Image.fromarray(np.full((8, 8), 200, np.int32)), "32-bit pixels"),
         ("no/such/file.png", "no such file"),
         (b"not an image", "not an image"),
         (42, "int is not an image"),
@@ -100,6 +101,20 @@ def test_exif_rotation_is_reported_and_applied_on_demand(tmp_path):
 def test_what_is_no_image_is_told(image, message):
     with pytest.raises(ImageError, match=message):
         read_image(image)
+
+
+@pytest.mark.parametrize(("tag", "expected"), [(6, 6), (0, 1), (256, 1), (65535, 1), ("upright", 1), (b"6", 1)])
+def test_odd_orientations_count_as_none(tag, expected):
+    image = Image.new("RGB", (8, 4))
+    image.getexif()[ExifTags.Base.Orientation] = tag
+    assert read_image(image)[1] == expected
+
+
+def test_files_that_need_another_program_are_not_opened(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "page.eps")
+    (tmp_path / "page.eps").rename(tmp_path / "page.png")
+    with pytest.raises(ImageError, match="not an image that Pillow can read"):
+        read_image(tmp_path / "page.png")
 
 
 def test_bombs_are_not_decoded():

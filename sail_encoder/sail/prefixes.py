@@ -37,9 +37,6 @@ class ImagePrefixes:
         input_ids[starts], input_ids[ends] = start_id, end_id
         is_patch = torch.ones_like(input_ids, dtype=torch.bool)
         is_patch[starts] = is_patch[ends] = False
-        return cls(
-            input_ids.to(device, non_blocking=True),
-            prefix_positions(grids).to(device, non_blocking=True),
-            is_patch.nonzero().squeeze(1).to(device, non_blocking=True),
-            Segments.of(lengths, device),
-        )
+        parts = input_ids, prefix_positions(grids), is_patch.nonzero().squeeze(1)
+        ids, positions, patches = (part.to(device, non_blocking=device.type == "cuda") for part in parts)
+        return cls(ids, positions, patches, Segments.of(lengths, device))
