@@ -82,8 +82,8 @@ class SailGenerationMixin(GenerationMixin):
     ) -> Tensor | ModelOutput:
         """Generates as in transformers; vision tokens are never sampled."""
         processors = LogitsProcessorList(logits_processor or [])
-        if self.config.never_generated:
-            processors.append(SuppressTokensLogitsProcessor(self.config.never_generated, device=self.device))
+        if vision_ids := self.config.all_vision_token_ids:
+            processors.append(SuppressTokensLogitsProcessor(vision_ids, device=self.device))
         return super().generate(*args, logits_processor=processors, **kwargs)
 
 

@@ -379,7 +379,7 @@ class SailForCausalLM(SailPreTrainedModel, SailGenerationMixin):
         logits = self.lm_head(outputs.last_hidden_state[:, kept])
         loss = None
         if labels is not None:
-            labels = labels.masked_fill(_is_among(labels, self.config.never_generated), -100)
+            labels = labels.masked_fill(_is_among(labels, self.config.all_vision_token_ids), -100)
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         return CausalLMOutputWithPast(
             loss=loss,

@@ -157,7 +157,7 @@ def test_sampling_is_reproducible_and_checked(chat):
 def test_vision_tokens_are_never_said(chat, monkeypatch):
     """Even where they are the likeliest tokens by far."""
     head = chat.model.lm_head
-    vision = chat.model.config.never_generated
+    vision = chat.model.config.all_vision_token_ids
     assert len(vision) == 6
 
     def prefer_vision(module, args, logits):
