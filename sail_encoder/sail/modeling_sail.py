@@ -31,7 +31,7 @@ from sail_encoder.sail.blocks import SailAttention, SailDecoderLayer, SailRotary
 from sail_encoder.sail.configuration_sail import SailConfig
 from sail_encoder.sail.generation import SailGenerationMixin
 from sail_encoder.sail.positions import as_grids, text_and_image_positions
-from sail_encoder.sail.prefixes import ImagePrefixes
+from sail_encoder.sail.prefixes import ImagePrefixes, check_patches
 from sail_encoder.sail.prompts import image_blocks, recognize
 from sail_encoder.sail.published import missing_patch_weight
 
@@ -101,8 +101,8 @@ class SailModel(SailPreTrainedModel):
         Raises:
             ValueError: If the grids do not add up to the patches.
         """
-        prefixes = self._lay_out(pixel_values, image_grid_hw)
-        stream = self._residual_stream(pixel_values, prefixes)
+        prefixes = ImagePrefixes.of(pixel_values, image_grid_hw, self.config)
+        stream = self.residual_stream(pixel_values, prefixes)
         next(stream)
         states = {}
         for index in range(max(layers) + 1):
@@ -111,11 +111,6 @@ class SailModel(SailPreTrainedModel):
                 patches = hidden[prefixes.patch_index]
                 states[index] = self.norm(patches) if norm else patches
         return states
-
-    def _lay_out(self, pixel_values: Tensor, image_grid_hw: Tensor) -> ImagePrefixes:
-        grids = as_grids(image_grid_hw)
-        _check_patches(pixel_values, sum(rows * columns for rows, columns in grids), "image_grid_hw describes")
-        return ImagePrefixes.of(grids, self.config, pixel_values.device)
 
     def encode_prefix(self, pixel_values: Tensor, image_grid_hw: Tensor) -> DynamicCache:
         """Runs one image by the encoder path and keeps its keys and values, for text to continue from.
@@ -127,17 +122,26 @@ class SailModel(SailPreTrainedModel):
         Returns:
             A cache of `rows * columns + 2` tokens.
         """
-        prefixes = self._lay_out(pixel_values, image_grid_hw)
+        prefixes = ImagePrefixes.of(pixel_values, image_grid_hw, self.config)
         cache = DynamicCache(config=self.config)
-        for _ in self._residual_stream(pixel_values, prefixes, cache):
+        for _ in self.residual_stream(pixel_values, prefixes, cache):
             pass
         cache.next_positions = prefixes.position_ids[:, -1:].amax(dim=0) + 1
         return cache
 
-    def _residual_stream(
+    def residual_stream(
         self, pixel_values: Tensor, prefixes: ImagePrefixes, past_key_values: Cache | None = None
     ) -> Iterator[Tensor]:
-        """The embedding, then the output of each block in turn, [tokens, hidden_size]; runs as far as it is read."""
+        """Runs packed images block by block, as far as the result is read.
+
+        Args:
+            pixel_values: [total patches, 3 * patch_size**2].
+            prefixes: Where they lie.
+            past_key_values: Cache to fill, where there is one image.
+
+        Yields:
+            The embedding, then the output of each block in turn, [tokens, hidden_size].
+        """
         hidden = self._add_pixels(self.embed_tokens(prefixes.input_ids), pixel_values, prefixes.patch_index)
         yield hidden
         rotary = self.rotary_emb(hidden, prefixes.position_ids)
@@ -210,9 +214,9 @@ class SailModel(SailPreTrainedModel):
     ) -> BaseModelOutputWithPast:
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        prefixes = self._lay_out(pixel_values, image_grid_hw)
+        prefixes = ImagePrefixes.of(pixel_values, image_grid_hw, self.config)
         states = []
-        for hidden in self._residual_stream(pixel_values, prefixes):
+        for hidden in self.residual_stream(pixel_values, prefixes):
             if output_hidden_states:
                 states.append(hidden[prefixes.patch_index])
         last = self.norm(hidden[prefixes.patch_index])
@@ -284,7 +288,7 @@ class SailModel(SailPreTrainedModel):
     def _embed_text_and_images(self, input_ids: Tensor, inputs_embeds: Tensor | None, pixel_values: Tensor) -> Tensor:
         tokens = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         patch_index = torch.eq(input_ids.flatten(), self.config.vision_token_ids[1]).nonzero().squeeze(1)
-        _check_patches(pixel_values, len(patch_index), "the prompt holds")
+        check_patches(pixel_values, len(patch_index), "the prompt holds")
         return self._add_pixels(tokens.flatten(0, 1), pixel_values, patch_index).view_as(tokens)
 
     def _derive_positions(
@@ -313,11 +317,6 @@ def _seen_tokens(past_key_values: Cache | None) -> int:
 
 def _is_among(ids: Tensor, chosen: list[int]) -> Tensor:
     return torch.isin(ids, torch.tensor(chosen, dtype=ids.dtype, device=ids.device))
-
-
-def _check_patches(pixel_values: Tensor, expected: int, source: str) -> None:
-    if len(pixel_values) != expected:
-        raise ValueError(f"pixel_values has {len(pixel_values)} patches, but {source} {expected}")
 
 
 class SailForCausalLM(SailPreTrainedModel, SailGenerationMixin):

@@ -41,17 +41,12 @@ def chat(loaded):
 
 
 @pytest.fixture
-def count_images(loaded, monkeypatch):
+def count_images(loaded):
     """How many patches each forward pass embeds."""
     counts = []
-    add_pixels = type(loaded.model.model)._add_pixels
-
-    def counted(self, tokens, pixel_values, patch_index):
-        counts.append(len(patch_index))
-        return add_pixels(self, tokens, pixel_values, patch_index)
-
-    monkeypatch.setattr(type(loaded.model.model), "_add_pixels", counted)
-    return counts
+    hook = loaded.model.model.vis_embed.register_forward_hook(lambda _, args, output: counts.append(len(output)))
+    yield counts
+    hook.remove()
 
 
 def scene(seed=3):
