@@ -16,7 +16,8 @@ from transformers.utils.generic import can_return_tuple
 from sail_encoder.pixels import patchify_batch
 from sail_encoder.resizing import Size
 from sail_encoder.sail.configuration_sail import SailConfig
-from sail_encoder.sail.modeling_sail import SailModel, SailPreTrainedModel
+from sail_encoder.sail.modeling_sail import SailModel
+from sail_encoder.sail.modeling_sail_encoder import SailPreTrainedModel
 from sail_encoder.sail.prefixes import ImagePrefixes
 
 

@@ -14,7 +14,7 @@ def image_blocks(input_ids: Tensor, vision_token_ids: VisionTokenIds, seen_token
     Args:
         input_ids: int64 [batch, length].
         vision_token_ids: Ids of the vision tokens.
-        seen_tokens: Earlier tokens, of which nothing is asked any more.
+        seen_tokens: Length of the cached prefix, whose images are not told again.
 
     Returns:
         int64 [batch, seen_tokens + length].
@@ -26,8 +26,8 @@ def image_blocks(input_ids: Tensor, vision_token_ids: VisionTokenIds, seen_token
     return F.pad(blocks, (seen_tokens, 0), value=-1)
 
 
-def recognize(inputs_embeds: Tensor, embeddings: Tensor, vision_token_ids: VisionTokenIds) -> Tensor:
-    """Token ids of embedded text as far as they are of vision tokens, -1 elsewhere.
+def find_vision_tokens(inputs_embeds: Tensor, embeddings: Tensor, vision_token_ids: VisionTokenIds) -> Tensor:
+    """The ids of the vision tokens among embedded tokens, and -1 for all others.
 
     Args:
         inputs_embeds: [batch, length, hidden_size].
