@@ -39,7 +39,7 @@ def chat(
         temperature: 0 takes the likeliest token each time; higher values sample more freely.
         top_p: Sample among the likeliest tokens that together have this probability.
         max_tokens: Patches of an image at most; by default the model's own limit.
-        sliding_window: How far back text sees: as the model's configuration says (config), all the way (none), or so
+        sliding_window: How far back text sees: as the model's configuration says (config), all the way (none), or this
             many tokens. A window of 4,096, as in Mistral-7B, hides the first rows of an image of as many patches.
         batch_size: With --input, questions that are answered together.
         overwrite: Whether to drop the answers that --output holds, rather than go on behind them.

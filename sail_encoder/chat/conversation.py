@@ -263,8 +263,8 @@ def load_chat(
         device: As in `load_backbone`.
         dtype: As in `load_backbone`.
         max_tokens: Patches of an image at most; by default the model's own limit.
-        sliding_window: How far back text sees: as the configuration says, all the way (`none`), or so many tokens. With
-            SAIL-7B's 4,096 an answer about an image of nearly as many patches no longer sees the image's first rows.
+        sliding_window: How far back text sees: as the configuration says, all the way (`none`), or this many tokens.
+            With SAIL-7B's 4,096 an answer about an image of nearly as many patches no longer sees its first rows.
 
     Raises:
         CheckpointError: If the checkpoint cannot be used, or has no language head.

@@ -1,4 +1,4 @@
-"""What `generate` has to know of images: their positions, their mask, how they are copied, and what is never said."""
+"""What `generate` has to know about images: their positions, mask and copies, and that they are never an answer."""
 
 from typing import Any
 
@@ -52,7 +52,8 @@ class SailGenerationMixin(GenerationMixin):
     ) -> dict[str, Any]:
         """Inputs of one step; see transformers."""
         if isinstance(past_key_values, DynamicCache) and past_key_values.get_seq_length() == 0:
-            is_first_iteration = True  # transformers does not say so to an assistant, which would not see the image
+            # transformers leaves this out for an assistant model, which then would not see the image.
+            is_first_iteration = True
         inputs = super().prepare_inputs_for_generation(
             input_ids,
             next_sequence_length=next_sequence_length,
@@ -63,7 +64,7 @@ class SailGenerationMixin(GenerationMixin):
             **kwargs,
         )
         if inputs.get("pixel_values") is not None:
-            # For static caches transformers has built a mask by now that knows nothing of images; forward makes one.
+            # For static caches transformers has already built a mask that ignores images; forward builds the right one.
             inputs["attention_mask"] = attention_mask
         else:
             inputs.pop("image_grid_hw", None)

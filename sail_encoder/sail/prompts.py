@@ -1,4 +1,4 @@
-"""Where the images of a prompt are, told from its tokens."""
+"""Finds the images of a prompt among its tokens."""
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ def image_blocks(input_ids: Tensor, vision_token_ids: VisionTokenIds, seen_token
     Args:
         input_ids: int64 [batch, length].
         vision_token_ids: Ids of the vision tokens.
-        seen_tokens: Length of the cached prefix, whose images are not told again.
+        seen_tokens: Length of the cached prefix, which is numbered -1 whatever it holds.
 
     Returns:
         int64 [batch, seen_tokens + length].

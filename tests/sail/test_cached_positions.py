@@ -63,6 +63,21 @@ def test_a_copied_and_a_cropped_cache_know_their_positions(small_model):
         assert relative_error(go_on(small_model, kept, TAIL, 13), whole) < 1e-5
 
 
+def test_compiled_decoding_does_not_lose_the_positions(small_model):
+    whole = small_model(**prompts(TAIL), **images()).logits[:, 13:]
+    cache = StaticCache(config=small_model.config, max_cache_len=32)
+    small_model(**prompts(), **images(), past_key_values=cache)
+    step = torch.compile(small_model.forward, backend="eager", fullgraph=True)
+    columns = [torch.tensor([[token]] * 2) for token in TAIL[:2]]
+    mask = torch.ones(2, 32, dtype=torch.long)
+    mask[0, :2] = 0
+    # The two delimiters, the longer side of the image and three words.
+    positions = torch.tensor([[2 + 3 + 3], [2 + 4 + 3]]).expand(3, -1, -1)
+    first = step(columns[0], position_ids=positions, attention_mask=mask[:, :14], past_key_values=cache).logits
+    second = small_model(columns[1], attention_mask=mask[:, :15], past_key_values=cache).logits
+    assert relative_error(torch.cat((first, second), dim=1), whole[:, :2]) < 1e-5
+
+
 def test_a_later_image_equals_one_pass(small_model):
     first, second = prompt_ids(GRIDS[0]), prompt_ids(GRIDS[1], (1, 9))
     whole = small_model(input_ids=torch.tensor([first + second]), **images()).logits
@@ -96,7 +111,7 @@ def test_what_is_not_known_is_refused(small_model):
         small_model(input_ids=ids.repeat(2, 1), past_key_values=repeated)
     with pytest.raises(ValueError, match="a cache of 2 x 8 tokens: it held 2 x 13"):
         small_model(input_ids=ids, past_key_values=cropped)
-    with pytest.raises(ValueError, match="this model has not filled"):
+    with pytest.raises(ValueError, match="filled by another model or in compiled code"):
         small_model(input_ids=ids, past_key_values=foreign)
 
 
