@@ -11,7 +11,7 @@ from transformers.utils import ModelOutput
 
 from sail_encoder.sail.configuration_sail import SailConfig
 from sail_encoder.sail.positions import prompt_positions
-from sail_encoder.sail.prompts import find_vision_tokens
+from sail_encoder.sail.prompts import find_vision_tokens, holds_images
 
 
 class SailGenerationMixin(GenerationMixin):
@@ -25,13 +25,13 @@ class SailGenerationMixin(GenerationMixin):
     config: SailConfig
 
     def _prepare_position_ids_for_generation(self, inputs_tensor: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
-        grids = model_kwargs.get("image_grid_hw")
+        ids, grids = model_kwargs.get("input_ids", inputs_tensor), model_kwargs.get("image_grid_hw")
         if grids is None:
-            if model_kwargs.get("pixel_values") is not None:
-                raise ValueError("pixel_values need image_grid_hw [images, 2]")
+            if model_kwargs.get("pixel_values") is not None or holds_images(ids, self.config.image_token_id):
+                raise ValueError("a prompt with images needs image_grid_hw [images, 2], also for images in the cache")
             text = super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)
             return text.expand(3, *text.shape)
-        ids = self._prompt_ids(model_kwargs.get("input_ids", inputs_tensor), model_kwargs.get("inputs_embeds"))
+        ids = self._prompt_ids(ids, model_kwargs.get("inputs_embeds"))
         return prompt_positions(ids, grids, model_kwargs.get("attention_mask"), self.config)
 
     def _prompt_ids(self, input_ids: Tensor, inputs_embeds: Tensor | None) -> Tensor:

@@ -31,7 +31,7 @@ from sail_encoder.sail.generation import SailGenerationMixin
 from sail_encoder.sail.modeling_sail_encoder import SailEncoder, SailPreTrainedModel
 from sail_encoder.sail.positions import prompt_positions
 from sail_encoder.sail.prefixes import check_patches
-from sail_encoder.sail.prompts import find_vision_tokens, image_blocks
+from sail_encoder.sail.prompts import find_vision_tokens, holds_images, image_blocks
 
 
 class SailModel(SailEncoder):
@@ -149,8 +149,7 @@ class SailModel(SailEncoder):
         # A prompt is looked through for images that came without pixels; the single tokens of decoding are not, for
         # that would make the device wait at each of them.
         is_prompt = input_ids.shape[1] > 1 and not torch.compiler.is_compiling()
-        patch_id = self.config.image_token_id
-        if is_prompt and patch_id is not None and torch.eq(input_ids, patch_id).any():
+        if is_prompt and holds_images(input_ids, self.config.image_token_id):
             raise ValueError("input_ids holds an image, but there are no pixel_values")
         return input_ids, self.embed_tokens(input_ids)
 

@@ -8,6 +8,11 @@ VisionTokenIds = tuple[int, int, int]
 """Ids of `<vision>`, `<vpatch>` and `</vision>`."""
 
 
+def holds_images(input_ids: Tensor, image_token_id: int | None) -> bool:
+    """Whether there is a patch among token ids; waits for the device."""
+    return image_token_id is not None and bool(torch.eq(input_ids, image_token_id).any())
+
+
 def image_blocks(input_ids: Tensor, vision_token_ids: VisionTokenIds, seen_tokens: int) -> Tensor:
     """The number of the image that each token belongs to, delimiters included, and -1 for text.
 

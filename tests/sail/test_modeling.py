@@ -118,8 +118,10 @@ def test_pixels_and_grids_go_together(small_model):
         for text in ({"input_ids": ids}, {}):
             with pytest.raises(ValueError, match="go together"):
                 small_model.model(**text, **given)
-    with pytest.raises(ValueError, match="pixel_values need image_grid_hw"):
-        small_model.generate(input_ids=ids, pixel_values=patches, max_new_tokens=2)
+    cache = small_model.model.encode_prefix(patches, grids)
+    for given in ({"pixel_values": patches}, {"past_key_values": cache}):
+        with pytest.raises(ValueError, match="needs image_grid_hw"):
+            small_model.generate(input_ids=ids, **given, max_new_tokens=2)
 
 
 def test_calls_without_input_are_refused(small_model):
