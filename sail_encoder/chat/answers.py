@@ -35,15 +35,13 @@ class AnswerFile:
     def __init__(self, path: Path, queries: Sequence[Query], settings: dict[str, Any], overwrite: bool = False) -> None:
         self.path, self.queries, self.settings = path, queries, settings
         self.log = _open_log(path)
-        if overwrite:
-            self.log.keep(lambda line: False)
-        lines = self.log.read()
-        self.done, self.failed = len(lines), sum("error" in line for line in lines)
         try:
+            lines = self._read(overwrite)
             self._check(lines)
         except UserError:
             self.log.close()
             raise
+        self.done, self.failed = len(lines), sum("error" in line for line in lines)
 
     @property
     def open_queries(self) -> Sequence[Query]:
@@ -66,6 +64,17 @@ class AnswerFile:
         unfinished = self._notes.with_suffix(".part")
         unfinished.write_text(json.dumps({"settings": self.settings}, indent=1) + "\n", encoding="utf-8")
         os.replace(unfinished, self._notes)
+
+    def _read(self, overwrite: bool) -> list[dict[str, Any]]:
+        try:
+            lines = self.log.read()
+        except ValueError:
+            lines = [None]
+        if not all(isinstance(line, dict) for line in lines):
+            raise UserError(f"{self.path} holds something other than answers; use another --output")
+        if overwrite:
+            self.log.keep(lambda line: False)
+        return [] if overwrite else lines
 
     def _check(self, lines: Sequence[dict[str, Any]]) -> None:
         if lines:

@@ -80,5 +80,7 @@ def _check(image: str | None, prompt: str | None, input: str | None, output: str
         raise UserError("--input and --output go together")
     if input is not None and (image is not None or prompt is not None):
         raise UserError(f"IMAGE and PROMPT do not go with --input; write them as a line of {input}, or leave it out")
+    if input is not None and output is not None and Path(input).resolve() == Path(output).resolve():
+        raise UserError(f"--input and --output are both {input}; use another --output")
     if batch_size < 1:
         raise UserError(f"--batch_size cannot be {batch_size}; allowed is 1 or more")

@@ -354,6 +354,11 @@ def test_where_answers_cannot_go(tmp_path):
     for target in (tmp_path, tmp_path / "file" / "a.jsonl"):
         with pytest.raises(UserError, match=r"cannot be written .*; use another --output"):
             AnswerFile(target, [], {})
+    (tmp_path / "notes.txt").write_text("my notes\n")
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="holds something other than answers; use another --output"):
+            AnswerFile(tmp_path / "notes.txt", [], {}, overwrite)
+    assert (tmp_path / "notes.txt").read_text() == "my notes\n"
     with AnswerFile(tmp_path / "new" / "a.jsonl", [], {}) as answers:
         assert answers.done == 0
 
@@ -396,6 +401,7 @@ def test_wrong_use_is_told_before_a_model_is_loaded(tmp_path, monkeypatch):
     files = {"input": str(tmp_path / "q.jsonl"), "output": str(tmp_path / "a.jsonl")}
     for options, message in (
         ({"input": "q.jsonl"}, "--input and --output go together"),
+        ({**files, "output": files["input"]}, "--input and --output are both"),
         ({**files, "image": "a.png"}, "IMAGE and PROMPT do not go with --input"),
         ({**files, "prompt": "What?"}, "IMAGE and PROMPT do not go with --input"),
         ({**files, "batch_size": 0}, "--batch_size cannot be 0"),
