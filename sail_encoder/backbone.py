@@ -19,7 +19,7 @@ from sail_encoder.features import Features
 from sail_encoder.hub import RAW, TIMM, TINY
 from sail_encoder.layers import LayerSpec, resolve_layers
 from sail_encoder.packing import Pack, pack_consecutive
-from sail_encoder.pixels import ImageLike, PatchedImage, patch_image
+from sail_encoder.pixels import ImageLike, PatchedImage, patch_image, patchify_batch
 from sail_encoder.resizing import Resize, Size
 
 _CPU_PASS_FLOPS = 4e12
@@ -266,11 +266,8 @@ class VisionBackbone(ABC):
         return self.final_norm(self._unpack_batch(encoded, x, [last], "NLC")[0]), intermediates
 
     def _encode_batch(self, x: Tensor, layers: Collection[int], norm: bool) -> Encoded:
-        p = self.patch_size
-        if x.ndim != 4 or x.shape[1] != 3 or x.shape[2] % p or x.shape[3] % p:
-            raise UserError(f"a batch of shape {tuple(x.shape)} cannot be cut into patches; pass [n, 3, {p}*a, {p}*b]")
-        patches = rearrange(x.to(self.device), "n c (r y) (k x) -> (n r k) (c y x)", y=p, x=p)
-        return self._encode(patches, [(x.shape[2] // p, x.shape[3] // p)] * len(x), layers, norm)
+        patches, grid = patchify_batch(x.to(self.device), self.patch_size)
+        return self._encode(patches, [grid] * len(x), layers, norm)
 
     def _unpack_batch(self, encoded: Encoded, x: Tensor, layers: Iterable[int], output_fmt: str) -> list[Tensor]:
         patterns = {"NCHW": "(n r k) c -> n c r k", "NLC": "(n r k) c -> n (r k) c"}

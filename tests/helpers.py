@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -13,6 +14,7 @@ from sail_encoder.sail.configuration_sail import SailConfig
 GOLDEN = Path(__file__).parent / "golden" / "sail"
 GOLDEN_IDS = {"vision_start_token_id": 300, "image_token_id": 301, "vision_end_token_id": 302}
 SMALL_IDS = {"vision_start_token_id": 90, "image_token_id": 91, "vision_end_token_id": 92}
+START, PATCH, END = SMALL_IDS.values()
 
 
 @dataclass
@@ -44,6 +46,17 @@ def small_config(**changes):
         "num_key_value_heads": 2,
     }
     return SailConfig(**{**sizes, **SMALL_IDS, **changes})
+
+
+def prompt_ids(grid, text=(1, 5, 6)):
+    """Token ids of an image of rows and columns, or of none, and text behind it."""
+    return [START, *[PATCH] * (grid[0] * grid[1]), END, *text] if grid else [*text]
+
+
+def random_patches(grids, seed=0, patch_dim=588):
+    """Normal noise as the patches of images of these grids, end to end."""
+    count = sum(rows * columns for rows, columns in grids)
+    return torch.randn(count, patch_dim, generator=torch.Generator().manual_seed(seed))
 
 
 def noise(height, width, seed=0):

@@ -6,8 +6,8 @@ import torch
 from helpers import noise
 from PIL import ExifTags, Image
 
-from sail_encoder.errors import ImageError
-from sail_encoder.pixels import image_size, patch_image, patchify, read_image, unpatchify
+from sail_encoder.errors import ImageError, UserError
+from sail_encoder.pixels import image_size, patch_image, patchify, patchify_batch, read_image, unpatchify
 from sail_encoder.resizing import Resize
 
 
@@ -32,6 +32,19 @@ def test_patches_are_in_reading_order_and_channel_first(rows, columns):
 def test_unpatchify_is_the_inverse():
     image = noise(28, 42)
     assert (unpatchify(patchify(image, 14), (2, 3), 14) == image).all()
+
+
+def test_a_batch_is_cut_as_its_images_are():
+    images = np.stack([noise(28, 42, seed) for seed in (1, 2)])
+    patches, grid = patchify_batch(torch.from_numpy(images).permute(0, 3, 1, 2), 14)
+    assert grid == (2, 3)
+    assert (patches.numpy() == np.concatenate([patchify(image, 14) for image in images])).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 28, 30), (1, 1, 28, 28), (3, 28, 28)])
+def test_a_batch_that_patches_do_not_tile_is_refused(shape):
+    with pytest.raises(UserError, match=r"cannot be cut into patches; pass \[n, 3, 14\*a, 14\*b\]"):
+        patchify_batch(torch.zeros(shape), 14)
 
 
 def test_every_kind_of_input_gives_the_same_patches(tmp_path):

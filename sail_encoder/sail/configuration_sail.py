@@ -113,7 +113,7 @@ class SailConfig(BackboneConfigMixin, PreTrainedConfig):
         return ["stem", *(f"stage{block + 1}" for block in range(self.num_hidden_layers))]
 
     @property
-    def never_generated(self) -> list[int]:
+    def all_vision_token_ids(self) -> list[int]:
         """Ids of all vision tokens, which stand for images and have no place in an answer."""
         used = (self.vision_start_token_id, self.image_token_id, self.vision_end_token_id)
         return [token_id for token_id in (*used, *(self.unused_vision_token_ids or ())) if token_id is not None]
