@@ -9,7 +9,6 @@ from sail_encoder.errors import CheckpointError
 from sail_encoder.weights import WeightFiles
 
 PATCH_WEIGHTS = ("model.vis_embed.weight", "vis_embed.weight")
-PUBLISHED_ARCHITECTURES = ("MMistralForCausalLM", "SailForCausalLM")
 VISION_TOKENS = {
     "vision_start_token_id": "<vision>",
     "image_token_id": "<vpatch>",
