@@ -37,7 +37,9 @@ class Command:
 
 
 COMMANDS = {
-    "extract": Command("sail_encoder.extract:extract", "Extracts features of images to .npy files.", ("source",)),
+    "extract": Command(
+        "sail_encoder.extraction.command:extract", "Extracts features of images to .npy files.", ("source",)
+    ),
     "probe": Command(
         "evals.probe:probe", "Fits probes on features of labelled images, and reports what they reach.", ("data",)
     ),

@@ -1,9 +1,7 @@
-import io
-
 import numpy as np
 import pytest
 import torch
-from helpers import noise
+from helpers import bomb, noise
 from PIL import Image
 
 from sail_encoder.errors import ImageError
@@ -103,10 +101,8 @@ def test_what_is_no_image_is_told(image, message):
 
 
 def test_bombs_are_not_decoded():
-    header = io.BytesIO()
-    Image.new("1", (60000, 60000)).save(header, "PNG")
     with pytest.raises(ImageError, match="pixels"):
-        read_image(header.getvalue())
+        read_image(bomb())
 
 
 def test_size_from_the_header(tmp_path):
