@@ -62,6 +62,9 @@ def extract(
 
     Returns:
         Exit status: 0 done, 1 done with failures recorded, 130 or 143 stopped by a signal.
+
+    Raises:
+        UserError: If something that is asked for is not possible, or the disk fills up on the way.
     """
     from sail_encoder.backbone import load_backbone
     from sail_encoder.devices import choose_dtype, list_devices

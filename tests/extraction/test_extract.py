@@ -161,19 +161,19 @@ def test_a_disk_that_fills_up_ends_the_run_and_it_goes_on(run, monkeypatch, caps
     original, written = sink.write, []
 
     def fill_up(self, records, arrays):
-        if len(written) == 3:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         written.append(len(records))
+        if len(written) == 4:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return original(self, records, arrays)
 
     with monkeypatch.context() as full:
         full.setattr(sink, "write", fill_up)
         with pytest.raises(StoreError, match="No space left on device"):
             run(pool=pool, token_budget=40)
-    assert len(written) == 3, "nothing that is queued is written behind a failure"
+    assert len(written) == 4, "nothing is written behind a failure"
     folder, status = run(pool=pool, token_budget=40)
     assert status == 0
-    assert f"{12 - sum(written)} of them new" in capsys.readouterr().out
+    assert f"{12 - sum(written[:3])} of them new" in capsys.readouterr().out
     for path, row in index(folder).items():
         assert (stored(folder, row) == stored(whole, index(whole)[path])).all()
 
@@ -285,6 +285,18 @@ def test_an_image_that_is_too_large_alone_is_a_failure(run, monkeypatch, device)
     folder, status = run()
     assert status == 1
     assert (folder / "failures.csv").read_text().count("out of memory with its") == 12
+
+
+def test_a_copy_that_nothing_can_wait_for_is_waited_for_at_once(monkeypatch):
+    begun, original = [], torch.Tensor.to
+
+    def to(self, *arguments, non_blocking=False):
+        begun.append(non_blocking)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    assert pipeline.OnHost.copy(torch.zeros(1, 2, 3)).arrived is None
+    assert begun == [False, False]
 
 
 def test_other_errors_are_not_mistaken_for_memory(run, monkeypatch):
