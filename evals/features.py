@@ -17,12 +17,11 @@ from heads.contract import FeatureSource
 from heads.pooling import Pooling, pool_grid
 from sail_encoder.backbone import VisionBackbone, load_backbone
 from sail_encoder.errors import UserError
-from sail_encoder.extract import Plan, run_plan
-from sail_encoder.extraction.pipeline import Request
+from sail_encoder.extraction.plan import Plan, Request
+from sail_encoder.extraction.run import run_plan
 from sail_encoder.layers import resolve_layers
 from sail_encoder.spec import describe
 from sail_encoder.store.reading import FeatureFolder
-from sail_encoder.store.store import Shard
 
 Fuse = Literal["concat", "mean"]
 
@@ -188,9 +187,9 @@ def extract_features(dataset: LabelledImages, settings: FeatureSettings, cache: 
     decisive = {**plan.settings, "weights": backbone.fingerprint(plan.depth - 1), "name": dataset.name}
     digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:10]
     folder = cache / f"{slug(settings.title)}-{digest}"
-    _, progress, status = run_plan(backbone, plan, folder, Shard())
-    if status:
-        print(f"stopped; {progress.done:,} images are safe, the same command goes on", file=sys.stderr)
+    result = run_plan(backbone, plan, folder)
+    if result.status:
+        print(f"stopped; {result.progress.done:,} images are safe, the same command goes on", file=sys.stderr)
         raise Stopped
     return ImageFeatures(settings.title, FeatureFolder(folder), settings.model, settings.fuse, settings.pool)
 

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from sail_encoder.errors import UserError
 from sail_encoder.pixels import Array
+from sail_encoder.store.refusals import explain_refusals
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,10 +23,9 @@ def pca(
     max_tokens: int | None = None,
     exif_rotate: bool = False,
 ) -> int:
-    """Draws the main components of an image's features beside it.
+    """Draws the principal components of an image's features beside it.
 
-    The first three principal components of the patches become red, green and blue: patches of like color have like
-    features.
+    The first three of the patches become red, green and blue: patches of like color have like features.
 
     Args:
         image: The image file.
@@ -41,12 +42,13 @@ def pca(
     from sail_encoder.backbone import load_backbone
     from sail_encoder.pixels import read_image
 
+    check_picture(Path(out))
     backbone = load_backbone(model)
     rule = backbone.resize.override(resize, max_tokens)
     picture, _ = read_image(image, exif_rotate)
     features = backbone.encode([picture], layers=layer, resize=rule)[0]
     components = pca_rgb(features.grid)
-    beside(np.asarray(picture), components).save(out)
+    save_picture(beside(np.asarray(picture), components), Path(out))
     rows, columns = features.grid_size
     print(f"wrote {out}: {rows}x{columns} patches of {image}")
     return 0
@@ -82,7 +84,23 @@ def beside(picture: Array, colors: Array, gap: int = 8) -> Image.Image:
     return canvas
 
 
+def check_picture(out: Path) -> None:
+    """Makes sure that a path names a kind of picture that can be written.
+
+    Raises:
+        UserError: If it does not.
+    """
+    Image.init()
+    if Image.EXTENSION.get(out.suffix.lower()) not in Image.SAVE:
+        raise UserError(f"--out {out} names no kind of picture that can be written; use one such as {out.stem}.png")
+
+
 def save_picture(picture: Image.Image, out: Path) -> None:
-    """Writes a picture, making its folder."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(out)
+    """Writes a picture, making its folder.
+
+    Raises:
+        StoreError: If the disk is full, or does not take the file.
+    """
+    with explain_refusals(out.parent):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(out)

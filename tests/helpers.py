@@ -1,6 +1,7 @@
 """What several tests share: recorded values, small models, made-up images."""
 
 import json
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,6 +73,17 @@ def save_images(folder, count, seed=0, sides=(20, 150)):
         height, width = rng.integers(*sides, size=2)
         Image.fromarray(noise(height, width, seed + index)).save(folder / f"{index:03d}.png")
     return folder
+
+
+def bomb():
+    """A small file that unpacks to 30,000 x 30,000 pixels."""
+    header = b"IHDR" + (30000).to_bytes(4, "big") * 2 + bytes([1, 0, 0, 0, 0])
+    rows = b"IDAT" + zlib.compress(b"\0" * 1000)
+
+    def chunk(body):
+        return (len(body) - 4).to_bytes(4, "big") + body + zlib.crc32(body).to_bytes(4, "big")
+
+    return b"\x89PNG\r\n\x1a\n" + chunk(header) + chunk(rows) + chunk(b"IEND")
 
 
 def relative_error(value, reference):

@@ -1,6 +1,7 @@
 """The smaller commands, on the embedded checkpoint."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from helpers import noise
 from PIL import Image
 
 from sail_encoder.doctor import doctor
-from sail_encoder.estimate import estimate
+from sail_encoder.estimate import estimate, format_bytes
 from sail_encoder.info import info
 from sail_encoder.spec import describe
 from sail_encoder.visualize import pca, pca_rgb
@@ -63,8 +64,13 @@ def test_estimate(capsys):
     assert "60% of the data sheet's 989" in capsys.readouterr().out
 
 
+def test_sizes_for_people():
+    sizes = {999: "999 bytes", 1000: "1.0 kB", 2.5e6: "2.5 MB", 7e9: "7.0 GB", 4e12: "4.0 TB", 5e15: "5,000.0 TB"}
+    assert [format_bytes(count) for count in sizes] == list(sizes.values())
+
+
 def test_estimated_size_is_the_size_on_disk(tmp_path, capsys, small_checkpoint):
-    from sail_encoder.extract import extract
+    from sail_encoder.extraction.command import extract
 
     for index in range(5):
         Image.fromarray(noise(40 + index, 60)).save(tmp_path / f"{index}.png")
@@ -90,7 +96,18 @@ def test_doctor_says_what_to_do(capsys, monkeypatch):
     assert doctor() == 1
     out = capsys.readouterr().out
     assert "pip install 'torch>=2.11'" in out
-    assert "missing - pip install timm" in out
+    assert "missing - pip install 'timm'" in out
+    assert "fail  timm" in out
+    assert "pytest" not in out, "what tests need is not what a user needs"
+
+
+def test_doctor_knows_no_free_memory_on_macos(monkeypatch):
+    from sail_encoder import doctor as module
+
+    names = {name: number for name, number in os.sysconf_names.items() if name != "SC_AVPHYS_PAGES"}
+    monkeypatch.setattr("os.sysconf_names", names)
+    [finding] = module._check_memory()
+    assert "free" not in finding.value
 
 
 def test_pca_picture(tmp_path, capsys):
@@ -99,6 +116,8 @@ def test_pca_picture(tmp_path, capsys):
     with Image.open(tmp_path / "pca.png") as picture:
         assert picture.size == (2 * 90 + 8, 60)
     assert "5x7 patches" in capsys.readouterr().out
+    assert pca(str(tmp_path / "image.png"), str(tmp_path / "new" / "folder" / "pca.jpg")) == 0
+    assert (tmp_path / "new" / "folder" / "pca.jpg").exists()
 
 
 def test_pca_separates_what_differs():

@@ -10,7 +10,6 @@ from sail_encoder.hub import find_checkpoint
 from sail_encoder.weights import WeightFiles
 
 PATCH_WEIGHTS = ("model.vis_embed.weight", "vis_embed.weight")
-PUBLISHED_ARCHITECTURES = ("MMistralForCausalLM", "SailForCausalLM")
 VISION_TOKENS = {
     "vision_start_token_id": "<vision>",
     "image_token_id": "<vpatch>",
