@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 
@@ -141,6 +142,79 @@ def test_prediction_goes_on_where_it_was_and_records_failures(runs, tmp_path, ca
     assert (out / "labels/a.png").stat().st_mtime_ns == stamp
     assert main([*command, "--flip", "true"]) == 2
     assert "inference was at size native, now at size native, mirrored too" in capsys.readouterr().err
+
+
+def predict_folder(source, head, out, *more):
+    return main(["segment", "predict", str(source), "--head", str(head), "--out", str(out), *more])
+
+
+def put_images(folder, *names, seed=1):
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        Image.fromarray(draw(60, 80, rng)[0]).save(folder / name)
+    return folder
+
+
+def test_images_of_another_folder_are_not_taken_for_those_that_are_done(runs, tmp_path, capsys):
+    head, out = runs["online"], tmp_path / "out"
+    first, second = (put_images(tmp_path / day, "0.png", seed=seed) for seed, day in enumerate(("a", "b")))
+    assert predict_folder(first, head, out) == 0
+    before = (out / "labels/0.png").read_bytes()
+    assert predict_folder(second, head, out) == 2
+    assert f"root was {first}, now {second}; use another --out or --overwrite true" in capsys.readouterr().err
+    assert predict_folder(first, head, out, "--precision", "bfloat16") == 2
+    assert "precision was float32, now bfloat16" in capsys.readouterr().err
+    assert predict_folder(second, head, out, "--overwrite", "true") == 0
+    assert "1 of them new" in capsys.readouterr().out
+    assert (out / "labels/0.png").read_bytes() != before
+
+
+def test_changed_images_are_predicted_anew(runs, tmp_path, capsys):
+    head, out, source = runs["online"], tmp_path / "out", put_images(tmp_path / "images", "a.png", "b.png")
+    assert predict_folder(source, head, out) == 0
+    before = {name: (out / f"labels/{name}.png").read_bytes() for name in "ab"}
+    capsys.readouterr()
+    put_images(source, "a.png", seed=2)
+    assert predict_folder(source, head, out) == 0
+    assert "2 images in" in (printed := capsys.readouterr().out)
+    assert "1 of them new" in printed
+    assert (out / "labels/a.png").read_bytes() != before["a"]
+    assert (out / "labels/b.png").read_bytes() == before["b"]
+    (source / "a.png").write_bytes(b"broken")
+    assert predict_folder(source, head, out) == 1
+    assert [path.name for path in (out / "labels").iterdir()] == ["b.png"]
+    assert [path.name for path in (out / "overlays").iterdir()] == ["b.png"]
+
+
+def test_overlays_that_are_missing_are_drawn(runs, tmp_path):
+    head, out, source = runs["online"], tmp_path / "out", put_images(tmp_path / "images", "a.png")
+    assert predict_folder(source, head, out, "--overlays", "false") == 0
+    assert not (out / "overlays").exists()
+    assert predict_folder(source, head, out) == 0
+    assert (out / "overlays/a.png").exists()
+
+
+def test_overwriting_leaves_nothing_of_earlier_images_and_nothing_of_others_is_overwritten(runs, tmp_path, capsys):
+    head, out = runs["online"], tmp_path / "out"
+    assert predict_folder(put_images(tmp_path / "a", "0.png", "1.png"), head, out) == 0
+    assert predict_folder(put_images(tmp_path / "b", "0.png"), head, out, "--overwrite", "true") == 0
+    assert [path.name for path in (out / "labels").iterdir()] == ["0.png"]
+    copy = tmp_path / "run"
+    shutil.copytree(head, copy)
+    assert predict_folder(tmp_path / "b", head, copy, "--overwrite", "true") == 2
+    assert "holds a run of another command, which is not overwritten; use another --out" in capsys.readouterr().err
+    assert (copy / "run.json").read_bytes() == (head / "run.json").read_bytes()
+    (out / "run.json").unlink()
+    assert predict_folder(tmp_path / "b", head, out, "--overwrite", "true") == 2
+    assert "has no run.json, so what is in it is not overwritten" in capsys.readouterr().err
+
+
+def test_names_of_label_maps_are_never_shared(runs, tmp_path):
+    source = put_images(tmp_path / "images", "a.png", "a.png.jpg", "b.png")
+    assert predict_folder(source, runs["online"], tmp_path / "out") == 0
+    left = sorted(path.name for path in (tmp_path / "out/labels").iterdir())
+    assert left == ["a.png", "a.png.jpg.png", "b.png"]
 
 
 def test_neighbors_learn_in_one_pass(data, tmp_path, monkeypatch):
