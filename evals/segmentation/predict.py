@@ -4,6 +4,8 @@ import sys
 from pathlib import Path
 from typing import Literal
 
+from evals.segmentation.option_checks import check_folder
+
 
 def predict(
     source: list[str],
@@ -41,6 +43,7 @@ def predict(
     Returns:
         Exit status: 0 done, 1 done with failures recorded.
     """
+    check_folder("out", out)
     from evals.segmentation.inference_options import inference_of
     from evals.segmentation.label_folder import FAILURES, LabelFolder
     from heads.dense.registry import fingerprint_head, load_dense_head

@@ -28,8 +28,8 @@ class Pace:
     """What is done now and then, in steps.
 
     Attributes:
-        log: How often loss and learning rate are logged.
-        save: How often a checkpoint is written.
+        log: How often loss and learning rate are logged; 0 logs them only at the end.
+        save: How often a checkpoint is written; 0 writes it only at the end.
         validate: How often the scores are computed while training; 0 is never.
     """
 

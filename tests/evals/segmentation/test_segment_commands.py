@@ -292,7 +292,7 @@ EVAL = ["segment", "eval", "DATA", "--head", "HEAD"]
         ([*TRAIN, "--crop", "big"], "--crop: resize 'big' is not understood"),
         ([*TRAIN, "--crop", "native"], "--crop: 'native' is not understood; use a side"),
         ([*TRAIN, "--window", "60"], "--window: resize 60x60 is not a multiple"),
-        ([*TRAIN, "--stride", "14"], "--stride 14 needs a --window, such as 28"),
+        ([*TRAIN, "--stride", "14"], "--stride 14 needs a --window; give one too, or leave it out"),
         ([*TRAIN, "--window", "56", "--stride", "57"], "--stride cannot be 57; allowed is 1 to 56"),
         ([*TRAIN, "--mode", "cached", "--distort", "true"], "--distort has no effect with --mode cached"),
         ([*TRAIN, "--mode", "cached", "--jitter", "[1,2]"], "--jitter has no effect with --mode cached"),
@@ -300,8 +300,27 @@ EVAL = ["segment", "eval", "DATA", "--head", "HEAD"]
         ([*TRAIN, "--jitter", "[2,1]"], "--jitter cannot be [2.0,1.0]"),
         ([*TRAIN, "--jitter", "[2]"], "--jitter cannot be [2]"),
         ([*TRAIN, "--layers", "3"], "layer"),
+        ([*TRAIN, "--seed", "-1"], "--seed cannot be -1; allowed is 0 to 9223372036854775807"),
+        ([*TRAIN, "--seed", "9223372036854775808"], "--seed cannot be 9223372036854775808"),
+        ([*TRAIN, "--overlays", "-1"], "--overlays cannot be -1; allowed is 0 or more"),
+        ([*TRAIN, "--validate_every", "-1"], "--validate_every cannot be -1; allowed is 0 or more"),
+        ([*TRAIN, "--save_every", "-5"], "--save_every cannot be -5"),
+        ([*TRAIN, "--log_every", "-1"], "--log_every cannot be -1"),
+        ([*TRAIN, "--crop", "0"], "--crop: resize to 0x0 is not possible; sides start at 1 pixel"),
+        ([*TRAIN, "--window", "7"], "--window: resize 7x7 is not a multiple of the patch size 14"),
+        ([*TRAIN, "--window", "56", "--stride", "0"], "--stride cannot be 0; allowed is 1 to 56"),
+        ([*TRAIN[:4], "FILE"], "FILE is a file; name a folder"),
+        ([*TRAIN[:4], "FILE/inside"], "FILE is a file; name a folder"),
+        ([*TRAIN, "--mode", "cached", "--cache", "FILE"], "--cache cannot be FILE, because FILE is a file"),
+        ([*TRAIN, "--ignore_label", "300"], "--ignore_label cannot be 300; allowed is 0 to 255"),
+        ([*TRAIN, "--class_map", "MAP", "--reduce_zero_label", "true"], "have no effect beside it; leave them out"),
+        (
+            ["segment", "train", "scenes", "--out", "OUT", "--layout", "voc2012"],
+            "--layout cannot be voc2012 with drawn",
+        ),
         ([*TRAIN, "--head", "lineer"], "no head 'lineer'; there is linear, upernet, knn"),
         ([*TRAIN, "--head_options", '{"width": 3}'], "the linear head has no option 'width'"),
+        ([*TRAIN, "--head_options", '{"num_classes": 3}'], "--head_options cannot set num_classes, which model,"),
         ([*TRAIN, "--mode", "cached", "--head_options", '{"dropout": 3}'], "cannot be built with {'dropout': 3}"),
         ([*TRAIN, "--layout", "ade"], "--layout cannot be ade; allowed is folder, ade20k"),
         ([*TRAIN, "--layout", "ade20k"], "has no train split in this layout (images/training with"),
@@ -309,22 +328,29 @@ EVAL = ["segment", "eval", "DATA", "--head", "HEAD"]
         ([*TRAIN, "--mode", "cached", "--cache_gb", "0"], "more than the 0 GB of --cache_gb"),
         (["segment", "train", "gone", "--out", "OUT"], "no folder gone"),
         ([*EVAL[:3], "--head", "gone"], "gone holds no head that can be read"),
-        ([*EVAL, "--scales", "[0]"], "--scales cannot be [0.0]; give factors above 0"),
+        ([*EVAL, "--scales", "[0]"], "--scales cannot be [0.0]; give factors above 0 and up to 16"),
+        ([*EVAL, "--scales", "[1,17]"], "--scales cannot be [1.0, 17.0]; give factors above 0 and up to 16"),
+        ([*EVAL, "--overlays", "-1"], "--overlays cannot be -1; allowed is 0 or more"),
+        ([*EVAL, "--out", "FILE"], "--out cannot be FILE, because FILE is a file; name a folder"),
+        ([*EVAL, "--ignore_label", "-1"], "--ignore_label cannot be -1; allowed is 0 to 255"),
         ([*EVAL, "--window", "whole", "--stride", "14"], "--stride 14 needs a --window"),
         ([*EVAL, "--stride", "14"], "--stride 14 needs a --window"),
         ([*EVAL, "--model", "raw/7"], "this head was fitted on weights"),
         ([*EVAL, "--class_map", "MAP"], "class 1 of this head is 'class 1', of the data set 'b'; see --class_map"),
         ([*EVAL, "--class_map", "FEW"], "this head tells 4 classes apart, the data set has 2; see --class_map"),
         (["segment", "predict", "gone", "--head", "HEAD", "--out", "OUT"], "no file or folder gone"),
+        (["segment", "predict", "DATA", "--head", "HEAD", "--out", "FILE"], "--out cannot be FILE"),
     ],
 )
 def test_mistakes_are_one_line_with_status_2(command, message, data, runs, tmp_path, capsys):
     (tmp_path / "map.json").write_text('{"0": "class 0", "1": "b", "2": "class 2", "3": "class 3", "255": null}')
     (tmp_path / "few.json").write_text('{"0": "a", "1": "b", "2": "b", "3": "b", "255": null}')
     known = {"DATA": data, "OUT": str(tmp_path / "out"), "HEAD": str(runs["online"])}
+    (tmp_path / "file").touch()
+    known |= {"FILE": str(tmp_path / "file"), "FILE/inside": str(tmp_path / "file/inside")}
     known |= {"MAP": str(tmp_path / "map.json"), "FEW": str(tmp_path / "few.json")}
     assert main([known.get(word, word) for word in command]) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("sail: ")]
     assert len(errors) == 1
-    assert message in errors[0]
+    assert message.replace("FILE", known["FILE"]) in errors[0]
     assert not (tmp_path / "out" / "head.json").exists()

@@ -102,6 +102,27 @@ def test_other_settings_are_refused_until_overwritten(data, small_checkpoint, tm
     assert not torch.equal(first["classifier.weight"], second["classifier.weight"])
 
 
+def test_another_meaning_of_the_masks_and_other_images_are_refused(small_checkpoint, tmp_path, capsys):
+    """Neither the path of the class map nor the number of images has changed."""
+    data, meaning = write_data(tmp_path / "data"), tmp_path / "map.json"
+    command = train(str(data), tmp_path / "run", small_checkpoint, "--steps", "6", "--class_map", str(meaning))
+    meaning.write_text('{"0": "a", "1": "b", "2": "c", "3": "c", "255": null}')
+    assert main(command) == 0
+    meaning.write_text('{"0": "a", "2": "b", "1": "c", "3": "c", "255": null}')
+    assert main(command) == 2
+    errors = capsys.readouterr().err
+    assert "holds a run with other settings: class_map was" in errors
+    assert "training_images was" not in errors
+    meaning.write_text('{"0": "a", "1": "b", "2": "c", "3": "c", "255": null}')
+    renamed = tmp_path / "elsewhere.json"
+    meaning.rename(renamed)
+    assert main([*command[:-1], str(renamed)]) == 0
+    for kind in ("images", "masks"):
+        (data / kind / "train/0.png").rename(data / kind / "train/other.png")
+    assert main([*command[:-1], str(renamed)]) == 2
+    assert "training_images was 8 named " in capsys.readouterr().err
+
+
 def test_other_weights_of_the_same_name_are_refused(data, small_checkpoint, tmp_path, capsys):
     checkpoint = tmp_path / "checkpoint"
     shutil.copytree(small_checkpoint, checkpoint)
