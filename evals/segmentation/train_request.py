@@ -26,7 +26,7 @@ class TrainRequest:
     """The options of `sail segment train`, whose docstring says what each means.
 
     Raises:
-        UserError: If one of them is not possible, as far as that can be told from the options alone.
+        UserError: If one of them is not possible, as far as the options by themselves tell it.
     """
 
     data: str
@@ -99,11 +99,15 @@ class TrainRequest:
 
         A class map counts by what it says, not by the name of its file.
         """
+        from sail_encoder.devices import choose_device, choose_dtype
+
+        dtype = choose_dtype(self.precision, choose_device(self.device))
         ids = sorted(training_data.class_map.ids.items())
         names = [sample.name for sample in training_data.samples]
         return {
             **{name: value for name, value in asdict(self).items() if name not in _HOW_IT_RUNS},
             "data": self.data if self.data == SCENES else os.path.abspath(self.data),
+            "precision": str(dtype).removeprefix("torch."),
             "class_map": _digest(ids),
             "training_images": f"{len(names)} named {_digest(names)}",
             "classes": training_data.class_map.names,

@@ -1,6 +1,6 @@
 """Our dense heads as decode heads of mmsegmentation, so that a head goes from one to the other."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +86,8 @@ def export_head(model: torch.nn.Module, classes: Sequence[str], folder: str | Pa
     save_dense_head(folder, TrainedHead(head.kind, head.head, source, list(classes), "online", *windows))
 
 
-def _windows_of(test_cfg: Mapping[str, Any]) -> tuple[Size | None, Size | None]:
-    """Windows and how far one is from the next, both (height, width) in pixels; nothing for whole images."""
+def _windows_of(test_cfg: Any) -> tuple[Size | None, Size | None]:
+    """Windows and how far one is from the next, both (height, width) in pixels, from a segmentor's configuration."""
     if test_cfg.get("mode", "whole") == "whole":
         return None, None
     (height, width), (down, across) = test_cfg["crop_size"], test_cfg["stride"]

@@ -91,6 +91,17 @@ def test_a_finished_run_is_not_trained_again(data, small_checkpoint, uninterrupt
     assert "mIoU" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", None])
+def test_a_damaged_checkpoint_is_told_in_one_line(content, tmp_path):
+    training = make_training(tmp_path)
+    training.save()
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:500] if content is None else content)
+    with pytest.raises(UserError, match=r"checkpoint.pt is damaged \(.*\); delete it to train from") as caught:
+        training.resume()
+    assert "\n" not in str(caught.value)
+
+
 def test_other_settings_are_refused_until_overwritten(data, small_checkpoint, tmp_path, capsys):
     command = train(data, tmp_path, small_checkpoint, "--steps", "6")
     assert main(command) == 0
@@ -99,6 +110,8 @@ def test_other_settings_are_refused_until_overwritten(data, small_checkpoint, tm
     assert "seed was 0, now 1; use another --out or --overwrite true" in capsys.readouterr().err
     assert main([*command, "--seed", "1", "--overwrite", "true"]) == 0
     second = load_file(tmp_path / "head.safetensors")
+    assert main([*command, "--seed", "1", "--precision", "bfloat16"]) == 2
+    assert "precision was float32, now bfloat16" in capsys.readouterr().err
     assert not torch.equal(first["classifier.weight"], second["classifier.weight"])
 
 
