@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from evals.datasets.labelled import DatasetError, LabelledImages, Task, parse_targets, part_and_class
+from evals.datasets.labelled import DatasetError, LabelledImages, Task, parse_targets, parts_and_classes
 from evals.datasets.tables import label_values, read_part, read_table
 from sail_encoder.images import PATH_COLUMNS, ImageList
 from sail_encoder.store.reading import FeatureFolder
@@ -29,7 +29,7 @@ def label_features(folder: FeatureFolder, labels: str | None, column: str | None
             raise DatasetError(
                 f"folders name classes, but the task is {task}; give a table with the targets as --labels"
             )
-        pairs = [part_and_class(key) for key in keys]
+        pairs = parts_and_classes(keys)
         targets = np.array([name for _, name in pairs])
         return LabelledImages(folder.folder.name, images, keys, targets, [part for part, _ in pairs])
     rows = read_table(Path(labels))

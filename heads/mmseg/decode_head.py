@@ -59,32 +59,36 @@ class NativeHead(BaseDecodeHead):
         return self.head(self._transform_inputs(inputs))
 
 
-def export_head(
-    model: torch.nn.Module,
-    classes: Sequence[str],
-    folder: str | Path,
-    window: Size | None = None,
-    stride: Size | None = None,
-) -> None:
-    """Saves the head of a trained segmentor for `sail segment eval` and `predict`.
+def export_head(model: torch.nn.Module, classes: Sequence[str], folder: str | Path, resize: str) -> None:
+    """Saves the head of a trained segmentor for `sail segment eval` and `predict`, with the windows of its test_cfg.
 
     Args:
         model: A segmentor of a `SailBackbone` and a `NativeHead`.
         classes: Names of its classes.
         folder: Where to save it.
-        window: (height, width) of the windows of sliding inference in pixels, as in its test_cfg.
-        stride: How far a window is from the next.
+        resize: The size at which its test pipeline looks at images, which the segmentor does not know: `short512` for
+            `Resize` with `scale=(2048, 512)` and `keep_ratio`, `native` where it has no `Resize`, or `448x672`.
 
     Raises:
         HeadError: If the segmentor is made of other parts.
+        UserError: If the size is not understood.
     """
     backbone, head = model.backbone, model.decode_head
     if not isinstance(backbone, SailBackbone) or not isinstance(head, NativeHead):
         raise HeadError("only a SailBackbone with a NativeHead can be exported")
     layers = tuple(backbone.layers[index] for index in head.in_index)
     loaded = backbone.load(next(head.parameters()).device)
-    rule = loaded.resize
+    rule = loaded.resize.override(resize, None)
     source = FeatureSource(
         backbone.model, loaded.fingerprint(max(layers)), layers, backbone.norm, str(rule), rule.max_tokens
     )
-    save_dense_head(folder, TrainedHead(head.kind, head.head, source, list(classes), "online", window, stride))
+    windows = _windows_of(model.test_cfg)
+    save_dense_head(folder, TrainedHead(head.kind, head.head, source, list(classes), "online", *windows))
+
+
+def _windows_of(test_cfg: Any) -> tuple[Size | None, Size | None]:
+    """Windows and how far one is from the next, both (height, width) in pixels, from a segmentor's configuration."""
+    if test_cfg.get("mode", "whole") == "whole":
+        return None, None
+    (height, width), (down, across) = test_cfg["crop_size"], test_cfg["stride"]
+    return (height, width), (down, across)
