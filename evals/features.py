@@ -15,12 +15,12 @@ import torch
 from evals.datasets.labelled import Array, LabelledImages
 from heads.contract import FeatureSource
 from heads.pooling import Pooling, pool_grid
-from sail_encoder.backbone import VisionBackbone, load_backbone
+from sail_encoder.backbone import VisionBackbone
 from sail_encoder.errors import UserError
 from sail_encoder.extraction.plan import Plan, Request
 from sail_encoder.extraction.run import run_plan
 from sail_encoder.layers import resolve_layers
-from sail_encoder.spec import describe
+from sail_encoder.loading import describe, load_backbone
 from sail_encoder.store.reading import FeatureFolder
 
 Fuse = Literal["concat", "mean"]

@@ -33,9 +33,10 @@ from heads.probe import Candidate
 from heads.targets import TargetSpace
 from heads.trained import TrainedProbe
 from heads.training import HeadBank, Training, effective, shuffled_batches
-from sail_encoder.backbone import VisionBackbone, load_backbone
+from sail_encoder.backbone import VisionBackbone
 from sail_encoder.errors import ImageError
 from sail_encoder.layers import resolve_layers
+from sail_encoder.loading import load_backbone
 from sail_encoder.packing import Pack
 from sail_encoder.pixels import patch_image, read_image
 from sail_encoder.resizing import Resize

@@ -69,7 +69,7 @@ def sweep(
     from evals.datasets.splits import split, warn_of_shared
     from evals.layers import pool_layers
     from evals.probing import check_probes, parse_probes
-    from sail_encoder.backbone import load_backbone
+    from sail_encoder.loading import load_backbone
 
     chosen = {name: {**SETTINGS.get(name, {}), **settings} for name, settings in parse_probes(probes).items()}
     dataset = load_dataset(data, labels, label_column, task)

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 from sail_encoder.auto import register_when_needed
 
 if TYPE_CHECKING:
-    from sail_encoder.backbone import VisionBackbone, load_backbone
+    from sail_encoder.backbone import VisionBackbone
     from sail_encoder.chat.conversation import Chat, Sampling, ask_each, load_chat
     from sail_encoder.errors import CheckpointError, ImageError, SourceError, StoreError, UserError
     from sail_encoder.extraction.command import extract
     from sail_encoder.features import Features
+    from sail_encoder.loading import load_backbone
     from sail_encoder.resizing import Resize
     from sail_encoder.sail.configuration_sail import SailConfig
     from sail_encoder.sail.image_processing_sail import SailImageProcessor
@@ -49,7 +50,7 @@ _HOMES = {
     "VisionBackbone": "backbone",
     "ask_each": "chat.conversation",
     "extract": "extraction.command",
-    "load_backbone": "backbone",
+    "load_backbone": "loading",
     "load_chat": "chat.conversation",
 }
 

@@ -13,10 +13,8 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from sail_encoder.devices import choose_device, choose_dtype
 from sail_encoder.errors import UserError
 from sail_encoder.features import Features
-from sail_encoder.hub import RAW, TIMM, TINY
 from sail_encoder.layers import LayerSpec, resolve_layers
 from sail_encoder.packing import Pack, pack_consecutive
 from sail_encoder.pixels import ImageLike, PatchedImage, patch_image, patchify_batch
@@ -296,60 +294,3 @@ def _require_several(images: Any) -> None:
     one = isinstance(images, (str, bytes, os.PathLike, Image.Image)) or getattr(images, "ndim", 4) < 4
     if one:
         raise UserError(f"encode takes a list of images; for one image pass [{type(images).__name__}] in a list")
-
-
-def load_backbone(
-    name: str = TINY,
-    device: str | torch.device = "auto",
-    dtype: str | torch.dtype = "auto",
-    layers: int | None = None,
-    revision: str | None = None,
-    pretrained: bool = True,
-    vision_start_token_id: int | None = None,
-    image_token_id: int | None = None,
-    vision_end_token_id: int | None = None,
-) -> VisionBackbone:
-    """Loads a vision backbone, and of its weights only what features need.
-
-    Args:
-        name: `sail-tiny`, a folder with a SAIL checkpoint (published or native format), its name on the Hugging Face
-            Hub, `timm/` and the name of a timm model, or `raw/14` for raw patches of 14 pixels, as a baseline.
-        device: `cpu`, `cuda`, `cuda:1`, `mps`; `auto` takes a GPU where there is one.
-        dtype: `float32`, `bfloat16` or `float16`; `auto` is bfloat16 on a GPU and float32 on a CPU.
-        layers: Load only the first so many blocks; layers then count within these.
-        revision: Branch, tag or commit of a SAIL checkpoint on the Hub.
-        pretrained: Whether to read the weights; without them the model is random, always with the same seed.
-        vision_start_token_id: Id of `<vision>`, for a SAIL checkpoint that has neither a tokenizer nor the ids in its
-            configuration.
-        image_token_id: Id of `<vpatch>`, likewise.
-        vision_end_token_id: Id of `</vision>`, likewise.
-
-    Returns:
-        The backbone, in evaluation mode.
-
-    Raises:
-        CheckpointError: If the checkpoint cannot be found or used.
-        UserError: If device, dtype or layers are not possible, or an option is not for this backbone.
-    """
-    where = choose_device(device)
-    precision = choose_dtype(dtype, where)
-    ids = {
-        "vision_start_token_id": vision_start_token_id,
-        "image_token_id": image_token_id,
-        "vision_end_token_id": vision_end_token_id,
-    }
-    token_ids = {token: token_id for token, token_id in ids.items() if token_id is not None}
-    for_sail = [*token_ids, *(["revision"] if revision else [])]
-    if name.startswith((TIMM, RAW)) and for_sail:
-        raise UserError(f"{', '.join(for_sail)} has no effect on {name}; it is for SAIL checkpoints")
-    if name.startswith(TIMM):
-        from sail_encoder.timm_backbone import load_timm
-
-        return load_timm(name, where, precision, layers, pretrained)
-    if name.startswith(RAW):
-        from sail_encoder.raw_patches import load_raw
-
-        return load_raw(name, where, precision, layers)
-    from sail_encoder.sail.backbone import load_sail
-
-    return load_sail(name, where, precision, layers, revision, pretrained, **token_ids)

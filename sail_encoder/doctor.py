@@ -143,7 +143,7 @@ def _check_disk() -> Iterator[Finding]:
 def _check_tiny() -> Iterator[Finding]:
     import numpy as np
 
-    from sail_encoder.backbone import load_backbone
+    from sail_encoder.loading import load_backbone
 
     try:
         features = load_backbone("sail-tiny").encode([np.zeros((64, 96, 3), np.uint8)])[0]

@@ -54,7 +54,7 @@ def estimate(
         Exit status 0.
     """
     from sail_encoder.layers import resolve_layers
-    from sail_encoder.spec import describe
+    from sail_encoder.loading import describe
 
     require_positive("images", images)
     spec = describe(model)

@@ -25,7 +25,7 @@ def info(model: str = TINY) -> int:
     Returns:
         Exit status 0.
     """
-    from sail_encoder.spec import describe
+    from sail_encoder.loading import describe
 
     rows = {"model": model}
     if model == TINY:

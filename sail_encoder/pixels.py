@@ -118,12 +118,6 @@ def patchify_batch(images: "Tensor", patch_size: int) -> tuple["Tensor", Size]:
     return rearrange(images, "n c (r y) (k x) -> (n r k) (c y x)", y=p, x=p), (shape[2] // p, shape[3] // p)
 
 
-def unpatchify(patches: Array, grid: Size, patch_size: int) -> Array:
-    """The inverse of `patchify`; works on tensors too."""
-    p = patch_size
-    return rearrange(patches, "(r k) (c y x) -> (r y) (k x) c", r=grid[0], y=p, x=p)
-
-
 def read_image(image: ImageLike, exif_rotate: bool = False) -> tuple[Image.Image, int]:
     """Turns anything that is an image into 8-bit RGB.
 

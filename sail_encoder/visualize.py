@@ -39,7 +39,7 @@ def pca(
     Returns:
         Exit status 0.
     """
-    from sail_encoder.backbone import load_backbone
+    from sail_encoder.loading import load_backbone
     from sail_encoder.pixels import read_image
 
     check_picture(Path(out))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from einops import rearrange
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -89,3 +90,9 @@ def bomb():
 def relative_error(value, reference):
     """Norm of the difference over the norm of the reference."""
     return float((value.double() - reference.double()).norm() / reference.double().norm())
+
+
+def unpatchify(patches, grid, patch_size):
+    """The inverse of `patchify`: [rows * columns, 3 * p * p] -> [rows * p, columns * p, 3]."""
+    p = patch_size
+    return rearrange(patches, "(r k) (c y x) -> (r y) (k x) c", r=grid[0], y=p, x=p)

@@ -12,7 +12,7 @@ from PIL import Image
 from sail_encoder.doctor import doctor
 from sail_encoder.estimate import estimate, format_bytes
 from sail_encoder.info import info
-from sail_encoder.spec import describe
+from sail_encoder.loading import describe
 from sail_encoder.visualize import pca, pca_rgb
 
 

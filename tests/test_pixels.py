@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 import torch
-from helpers import bomb, noise
+from helpers import bomb, noise, unpatchify
 from PIL import ExifTags, Image
 
 from sail_encoder.errors import ImageError, UserError
-from sail_encoder.pixels import image_size, patch_image, patchify, patchify_batch, read_image, unpatchify
+from sail_encoder.pixels import image_size, patch_image, patchify, patchify_batch, read_image
 from sail_encoder.resizing import Resize
 
 

@@ -18,11 +18,10 @@ from heads.contract import FeatureSource
 from heads.dense.contract import DenseHead
 from heads.dense.registry import TrainedHead, build_dense_head
 from heads.dense.segmenter import Segmenter
-from sail_encoder.backbone import load_backbone
 from sail_encoder.errors import UserError
 from sail_encoder.layers import resolve_layers
+from sail_encoder.loading import describe, load_backbone
 from sail_encoder.resizing import Resize
-from sail_encoder.spec import describe
 from sail_encoder.store.reading import FeatureFolder
 
 JITTER = (0.5, 2.0)

@@ -9,7 +9,7 @@ from sail_encoder.errors import UserError
 from sail_encoder.extraction.plan import Plan, Request, forecast
 from sail_encoder.images import ImageFile, list_images
 from sail_encoder.layers import resolve_layers
-from sail_encoder.spec import describe
+from sail_encoder.loading import describe
 from sail_encoder.store.store import Shard, check_settings, remove_run
 
 if TYPE_CHECKING:
@@ -66,10 +66,10 @@ def extract(
     Raises:
         UserError: If something that is asked for is not possible, or the disk fills up on the way.
     """
-    from sail_encoder.backbone import load_backbone
     from sail_encoder.devices import choose_dtype, list_devices
     from sail_encoder.extraction.multi_device import extract_on_each
     from sail_encoder.extraction.run import Resources, run_plan
+    from sail_encoder.loading import load_backbone
 
     if not source:
         raise UserError("nothing to extract from; name files, folders, globs, lists or .tar shards")
