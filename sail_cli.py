@@ -65,6 +65,9 @@ COMMANDS = {
     "pca": Command(
         "sail_encoder.visualize:pca", "Draws the principal components of an image's features beside it.", ("image",)
     ),
+    "similarity": Command(
+        "sail_encoder.visualize:similarity", "Draws how similar the patches of an image are to one of them.", ("image",)
+    ),
     "doctor": Command("sail_encoder.doctor:doctor", "Checks this machine and says what to do about what is missing."),
     "demo": Command("sail_encoder.demo:demo", "Extracts features of two photographs, and draws them."),
     "estimate": Command(

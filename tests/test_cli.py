@@ -112,6 +112,8 @@ def test_mistakes_are_one_line_with_status_2(arguments, message, capsys, tmp_pat
         (["extract", "x.png", "--out", "x.png"], "cannot write x.png: File exists"),
         (["extract", "x.png", "--out", "x.png/o"], "cannot write x.png/o: Not a directory"),
         (["pca", "x.png", "--layer", "6"], "has -6 to 5"),
+        (["similarity", "x.png", "--at", "3"], "--at 3 is no patch; give its row and column, such as 3,5"),
+        (["similarity", "x.png", "--at", "99,0"], "--at 99,0: patch (99, 0) is outside the"),
         (["pca", "x.png", "--out", "x.png/a.png"], "cannot write x.png: File exists"),
         (["convert", "sail-tiny", "x.png"], "x.png is a file; name a new folder"),
         (["convert", "sail-tiny", "x.png/a"], "Not a directory; mend that or name another folder"),
