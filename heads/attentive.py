@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from heads.contract import HeadError
 from heads.pooling import AttentionPool, pack_patches
+from heads.settings import check_positive
 from heads.trained import TrainedProbe
 from heads.training import HeadBank, OptimizerName
 
@@ -32,7 +33,7 @@ class AttentiveProbe(TrainedProbe):
     kind = "attentive"
     takes = "grids"
 
-    lrs: Sequence[float] = (1e-3,)
+    lrs: float | Sequence[float] = (1e-3,)
     lr_batch: int = 128
     optimizer: OptimizerName = "adamw"
     warmup: float = 0.1
@@ -40,6 +41,13 @@ class AttentiveProbe(TrainedProbe):
     queries: int = 1
     heads: int = 1
     project_keys: bool = True
+
+    def check(self) -> None:
+        super().check()
+        check_positive("queries", self.queries, whole=True)
+        check_positive("heads", self.heads, whole=True)
+        if self.heads > 1 and not self.project_keys:
+            raise HeadError(f"heads is {self.heads}, but without project_keys each query is a head; use heads=1")
 
     def samples(self, X: Any, device: torch.device) -> "Grids":
         return Grids(X, device)

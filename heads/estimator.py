@@ -15,7 +15,8 @@ from typing_extensions import Self
 from heads.contract import HeadError
 from heads.probe import Array, Candidate, Probe, Validation, as_array
 from heads.rows import Rows
-from heads.targets import TargetSpace, Task, hold_out
+from heads.settings import check_positive
+from heads.targets import TargetSpace, hold_out
 from sail_encoder.devices import choose_device
 
 
@@ -32,15 +33,16 @@ class VectorProbe(Probe, BaseEstimator):
     held_out = 0.1
     """Share of the training set that is held out where there is no validation set."""
 
-    task: Task
     refit: bool
-    seed: int
-    device: str
     working_memory: int
 
     @abstractmethod
     def candidates(self) -> Sequence[float]:
-        """Values of the hyper-parameter, the simplest model first: it wins where several are equally good."""
+        """Values of the hyper-parameter, the simplest model first: it wins where several are equally good.
+
+        Raises:
+            HeadError: If there is none, or one is not a positive number.
+        """
 
     @abstractmethod
     def compare(self, rows: Rows, encoded: Array, values: Sequence[float], held: Rows) -> Iterable[Array]:
@@ -54,15 +56,19 @@ class VectorProbe(Probe, BaseEstimator):
     def compute(self, rows: Rows) -> Array:
         """Raw outputs [n, outputs] of rows."""
 
+    def check(self) -> None:
+        super().check()
+        check_positive("working_memory", self.working_memory)
+        self.candidates()
+
     def fit(self, X: Any, y: Any, validation: Validation = None) -> Self:
+        self.check()
         X, y = self._check_training(X, y)
         self.targets_ = TargetSpace.of(y, self.task)
         if self.targets_.kind != "regression":
             self.classes_ = self.targets_.classes
         encoded, rows = self.targets_.encode(y), self._rows(X)
         values = self.candidates()
-        if not values or min(values) <= 0:
-            raise HeadError(f"{self.parameter} is {values}; give one positive value or several")
         if len(values) == 1 and validation is None:
             self.path_ = [Candidate(self.parameter, values[0])]
             self.chosen_ = values[0]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from heads.contract import HeadError
 from heads.probe import as_array
 from heads.rows import WORKING_MEMORY, Rows
+from heads.settings import check_positive
 from heads.trained import TrainedProbe
 from heads.training import HeadBank
 
@@ -29,6 +30,10 @@ class LinearProbe(TrainedProbe):
     kind = "linear"
 
     working_memory: int = WORKING_MEMORY
+
+    def check(self) -> None:
+        super().check()
+        check_positive("working_memory", self.working_memory)
 
     def samples(self, X: Any, device: torch.device) -> "Vectors":
         return Vectors(X, device, self.working_memory)

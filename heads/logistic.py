@@ -15,6 +15,7 @@ from heads.contract import HeadError
 from heads.estimator import VectorProbe, binary_as_one_column, is_classifier
 from heads.probe import Array
 from heads.rows import WORKING_MEMORY, CenteredRows, Rows
+from heads.settings import as_values, check_at_least_zero, check_positive
 from heads.targets import Task
 
 PENALTIES = tuple(float(c) for c in 10.0 ** np.linspace(-6, 5, 45))
@@ -36,7 +37,7 @@ class LogisticProbe(VectorProbe):
     products, and the last steps with float64.
 
     Args:
-        C: Inverse penalties to choose from.
+        C: Inverse penalty, or several to choose from.
         max_iter: Steps for each of them at most.
         tol: A fit ends when a step lowers the objective by less than this share.
         standardize: Whether to bring each feature to deviation 1 first.
@@ -58,7 +59,7 @@ class LogisticProbe(VectorProbe):
 
     def __init__(
         self,
-        C: Sequence[float] = PENALTIES,
+        C: float | Sequence[float] = PENALTIES,
         max_iter: int = 1000,
         tol: float = 1e-9,
         standardize: bool = False,
@@ -78,10 +79,15 @@ class LogisticProbe(VectorProbe):
         self.device = device
         self.working_memory = working_memory
 
-    def candidates(self) -> list[float]:
+    def check(self) -> None:
+        super().check()
         if self.task != "classification":
             raise HeadError(f"logistic regression has no task '{self.task}'; use ridge, knn or linear for numbers")
-        return sorted(float(c) for c in self.C)
+        check_positive("max_iter", self.max_iter, whole=True)
+        check_at_least_zero("tol", self.tol)
+
+    def candidates(self) -> list[float]:
+        return sorted(as_values("C", self.C))
 
     def compare(self, rows: Rows, encoded: Array, values: Sequence[float], held: Rows) -> Iterator[Array]:
         descent = self._descent(rows, encoded)

@@ -10,7 +10,9 @@ from torch import Tensor
 from typing_extensions import Self
 
 from heads.contract import FeatureSource, HeadError, SavedHead, load_head, save_head
-from heads.targets import TargetSpace
+from heads.settings import check_at_least_zero
+from heads.targets import TASKS, TargetSpace, Task
+from sail_encoder.devices import choose_device
 
 Array = np.ndarray[Any, Any]
 Validation = tuple[Any, Any] | None
@@ -35,12 +37,15 @@ class Candidate:
 class Probe(ABC):
     """Turns features of an image into scores.
 
-    A probe is built from settings alone, learns with `fit`, and can be saved and loaded. A package adds one of its own
-    by the entry point group `sail_encoder.heads`.
+    A probe is built from settings alone, among them `task`, `seed` and `device`, learns with `fit`, and can be saved
+    and loaded. A package adds one of its own by the entry point group `sail_encoder.heads`.
 
     Attributes:
         kind: Its name in the registry.
         takes: `vectors`, a matrix [n, C] with a row an image; or `grids`, a sequence of [nh, nw, C], one an image.
+        task: `classification` or `regression`.
+        seed: What chance depends on.
+        device: Where it computes; `auto` takes a GPU where there is one.
         targets_: What it was fitted on.
         path_: The values of its hyper-parameter that were tried.
         chosen_: The value that it was fitted with in the end.
@@ -49,9 +54,23 @@ class Probe(ABC):
     kind: ClassVar[str]
     takes: ClassVar[Literal["vectors", "grids"]] = "vectors"
     threshold: ClassVar[float] = 0.0
+    task: Task
+    seed: int
+    device: str
     targets_: TargetSpace
     path_: list[Candidate]
     chosen_: float
+
+    def check(self) -> None:
+        """Finds settings that cannot be, before there are features.
+
+        Raises:
+            UserError: If there is one; the message names it.
+        """
+        if self.task not in TASKS:
+            raise HeadError(f"task '{self.task}' is unknown; use {' or '.join(TASKS)}")
+        check_at_least_zero("seed", self.seed, whole=True)
+        choose_device(self.device)
 
     @abstractmethod
     def fit(self, X: Any, y: Any, validation: Validation = None) -> Self:

@@ -11,6 +11,7 @@ from torch import Tensor
 from heads.estimator import VectorProbe, binary_as_one_column, is_classifier
 from heads.probe import Array
 from heads.rows import WORKING_MEMORY, CenteredRows, Rows
+from heads.settings import as_values
 from heads.targets import Task
 
 ALPHAS = tuple(10.0**power for power in range(8, -5, -1))
@@ -23,7 +24,7 @@ class RidgeProbe(VectorProbe):
     Classes become columns of +1 and -1.
 
     Args:
-        alphas: Penalties to choose from.
+        alphas: Penalty, or several to choose from.
         standardize: Whether to bring each feature to deviation 1 first.
         task: `classification` (one class, or several labels) or `regression`.
         refit: Whether the choice is fitted on training and validation set together.
@@ -42,7 +43,7 @@ class RidgeProbe(VectorProbe):
 
     def __init__(
         self,
-        alphas: Sequence[float] = ALPHAS,
+        alphas: float | Sequence[float] = ALPHAS,
         standardize: bool = False,
         task: Task = "classification",
         refit: bool = True,
@@ -59,7 +60,7 @@ class RidgeProbe(VectorProbe):
         self.working_memory = working_memory
 
     def candidates(self) -> list[float]:
-        return sorted((float(alpha) for alpha in self.alphas), reverse=True)
+        return sorted(as_values("alphas", self.alphas), reverse=True)
 
     def compare(self, rows: Rows, encoded: Array, values: Sequence[float], held: Rows) -> Iterator[Array]:
         path = RidgePath(rows, self._regressands(encoded), self.standardize)

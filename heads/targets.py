@@ -1,7 +1,7 @@
 """What a head predicts: a class, several labels at once, or numbers; and how scores become predictions."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from sklearn.metrics import accuracy_score, average_precision_score, r2_score
@@ -12,6 +12,8 @@ from heads.contract import HeadError
 Array = np.ndarray[Any, Any]
 Task = Literal["classification", "regression"]
 """What is asked of a head; a matrix of zeros and ones as targets of classification is several labels at once."""
+
+TASKS: tuple[Task, ...] = get_args(Task)
 
 Kind = Literal["classification", "multilabel", "regression"]
 
@@ -51,7 +53,7 @@ class TargetSpace:
         if task == "regression":
             return cls._of_numbers(targets)
         if task != "classification":
-            raise HeadError(f"task '{task}' is unknown; use classification or regression")
+            raise HeadError(f"task '{task}' is unknown; use {' or '.join(TASKS)}")
         return cls._of_labels(targets) if targets.ndim == 2 else cls._of_classes(targets)
 
     @classmethod

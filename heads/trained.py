@@ -13,6 +13,7 @@ from typing_extensions import Self
 
 from heads.contract import HeadError
 from heads.probe import Array, Candidate, Probe, Validation
+from heads.settings import as_values
 from heads.targets import TargetSpace, Task, hold_out
 from heads.training import HeadBank, OptimizerName, Recipe, Training, effective, shuffled_batches
 from sail_encoder.devices import choose_device
@@ -42,7 +43,7 @@ class TrainedProbe(Probe):
     """A probe trained by gradient descent.
 
     Args:
-        lrs: Learning rates to choose from.
+        lrs: Learning rate, or several to choose from.
         epochs: Passes over the training set.
         least_steps: How many steps at least: small sets are passed more often.
         steps: How many steps in place of both, or None.
@@ -60,7 +61,7 @@ class TrainedProbe(Probe):
         device: Where to compute; `auto` takes a GPU where there is one.
     """
 
-    lrs: Sequence[float] = LEARNING_RATES
+    lrs: float | Sequence[float] = LEARNING_RATES
     epochs: float = 10
     least_steps: int = 1000
     steps: int | None = None
@@ -94,6 +95,10 @@ class TrainedProbe(Probe):
     def build(self, dim: int, outputs: int, count: int) -> HeadBank:
         """A bank of equal heads, drawn from torch's random numbers."""
 
+    def check(self) -> None:
+        super().check()
+        _ = self.recipe  # which checks itself
+
     @property
     def recipe(self) -> Recipe:
         """How it is trained.
@@ -102,9 +107,10 @@ class TrainedProbe(Probe):
             HeadError: If a setting is not possible.
         """
         settings = {field.name: getattr(self, field.name) for field in fields(Recipe)}
-        return Recipe(**{**settings, "lrs": tuple(float(lr) for lr in self.lrs)})
+        return Recipe(**{**settings, "lrs": tuple(as_values("lrs", self.lrs))})
 
     def fit(self, X: Any, y: Any, validation: Validation = None) -> Self:
+        self.check()
         recipe, samples = self.recipe, self._samples(X, y)
         self.targets_ = TargetSpace.of(y, self.task)
         encoded, index = self.targets_.encode(y), np.arange(len(samples))

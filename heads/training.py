@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from heads.contract import HeadError
+from heads.settings import as_values, check_at_least_zero, check_positive, check_share
 from heads.targets import Kind
 
 OptimizerName = Literal["sgd", "adamw", "lars"]
@@ -52,18 +53,20 @@ class Recipe:
     ema: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.lrs or min(self.lrs) <= 0:
-            raise HeadError(f"lrs is {list(self.lrs)}; give one positive learning rate or several")
+        as_values("lrs", self.lrs)
         if self.optimizer not in ("sgd", "adamw", "lars"):
             raise HeadError(f"optimizer '{self.optimizer}' is unknown; use sgd, adamw or lars")
-        for name in ("epochs", "batch_size", "lr_batch"):
-            if getattr(self, name) <= 0:
-                raise HeadError(f"{name} is {getattr(self, name)}; give a positive number")
+        for name in ("epochs", "lr_batch"):
+            check_positive(name, getattr(self, name))
+        check_positive("batch_size", self.batch_size, whole=True)
+        check_at_least_zero("least_steps", self.least_steps, whole=True)
+        check_at_least_zero("weight_decay", self.weight_decay)
         for name in ("momentum", "warmup", "ema"):
-            if not 0 <= getattr(self, name) < 1:
-                raise HeadError(f"{name} is {getattr(self, name)}; allowed is 0 up to, but not, 1")
-        if self.steps is not None and self.steps < 1:
-            raise HeadError(f"steps is {self.steps}; give 1 or more, or null to count in epochs")
+            check_share(name, getattr(self, name))
+        if self.steps is not None:
+            check_positive("steps", self.steps, whole=True)
+        if self.nesterov and not self.momentum:
+            raise HeadError("nesterov looks ahead by the momentum, which is 0; set momentum, or leave nesterov out")
 
     def count_steps(self, samples: int) -> int:
         """Steps of the whole training."""

@@ -14,6 +14,7 @@ from heads.contract import HeadError
 from heads.knn import KNNProbe
 from heads.logistic import LogisticProbe
 from heads.ridge import RidgePath, RidgeProbe
+from sail_encoder.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -186,16 +187,47 @@ def test_standardized_blocks_of_a_memory_map_give_the_same(digits, kind, tmp_pat
 @pytest.mark.parametrize(
     ("probe", "message"),
     [
-        (LogisticProbe(C=()), "give one positive value or several"),
-        (LogisticProbe(C=(0.0, 1.0)), "give one positive value or several"),
+        (LogisticProbe(C=()), r"C is \(\); give one positive number or several, such as 0.1 or \[0.1, 1\]"),
+        (LogisticProbe(C=(0.0, 1.0)), r"C is \(0.0, 1.0\); give"),
+        (LogisticProbe(C="1e3"), "C is '1e3'; give"),
+        (LogisticProbe(C=[1.0, None]), r"C is \[1.0, None\]; give"),
+        (LogisticProbe(C=float("nan")), "C is nan; give"),
         (LogisticProbe(task="regression"), "use ridge, knn or linear for numbers"),
-        (KNNProbe(temperature=0.0), "temperature is 0.0"),
-        (RidgeProbe(task="ranking"), "task 'ranking' is unknown"),
+        (LogisticProbe(max_iter=0), "max_iter is 0; give a positive whole number"),
+        (LogisticProbe(tol=-1.0), "tol is -1.0; give 0 or a positive number"),
+        (KNNProbe(k=2.5), r"k is 2.5; give one positive whole number or several, such as 20 or \[10, 20\]"),
+        (KNNProbe(k=True), "k is True; give"),
+        (KNNProbe(temperature=0.0), "temperature is 0.0; give a positive number"),
+        (RidgeProbe(alphas=np.array([1.0, -1.0])), r"alphas is \[1.0, -1.0\]; give"),
+        (RidgeProbe(task="ranking"), "task 'ranking' is unknown; use classification or regression"),
+        (RidgeProbe(seed=-1), "seed is -1; give 0 or a positive whole number"),
+        (RidgeProbe(working_memory="1 GB"), "working_memory is '1 GB'; give a positive number"),
     ],
 )
 def test_settings_that_cannot_be(digits, probe, message):
-    with pytest.raises(HeadError, match=message):
-        probe.fit(digits[0], digits[1])
+    for found in (probe.check, lambda: probe.fit(digits[0], digits[1])):
+        with pytest.raises(HeadError, match=message) as caught:
+            found()
+        assert "\n" not in str(caught.value)
+
+
+def test_a_device_that_is_not_here_is_found_before_there_are_features():
+    with pytest.raises(UserError, match="device 'gpu' is not understood"):
+        KNNProbe(device="gpu").check()
+
+
+@pytest.mark.parametrize(
+    ("alone", "listed"),
+    [
+        (LogisticProbe(C=0.1), LogisticProbe(C=[0.1])),
+        (RidgeProbe(alphas=10), RidgeProbe(alphas=np.array([10.0]))),
+        (KNNProbe(k=np.int64(5)), KNNProbe(k=range(5, 6))),
+    ],
+)
+def test_a_hyper_parameter_is_a_number_or_several(digits, alone, listed):
+    X, y, more, _ = digits
+    np.testing.assert_array_equal(alone.fit(X, y).scores(more), listed.fit(X, y).scores(more))
+    assert [candidate.quality for candidate in alone.path_] == [None]
 
 
 @pytest.mark.parametrize("kind", [LogisticProbe, RidgeProbe, KNNProbe])

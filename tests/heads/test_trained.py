@@ -196,25 +196,49 @@ def test_pooling():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"lrs": ()}, "give one positive learning rate"),
+        ({"lrs": ()}, r"lrs is \(\); give one positive number or several"),
+        ({"lrs": "fast"}, "lrs is 'fast'; give one positive number or several"),
         ({"optimizer": "adam"}, "optimizer 'adam' is unknown"),
         ({"epochs": 0}, "epochs is 0"),
         ({"warmup": 1.0}, "warmup is 1.0"),
         ({"steps": 0}, "steps is 0"),
+        ({"batch_size": "32"}, "batch_size is '32'; give a positive whole number"),
+        ({"weight_decay": -0.1}, "weight_decay is -0.1; give 0 or a positive number"),
+        ({"momentum": 0, "nesterov": True}, "nesterov looks ahead by the momentum, which is 0"),
+        ({"working_memory": 0}, "working_memory is 0"),
         ({"task": "ranking"}, "task 'ranking' is unknown"),
     ],
 )
 def test_settings_that_cannot_be(digits, settings, message):
+    probe = LinearProbe(**settings)
+    for found in (probe.check, lambda: probe.fit(digits[0], digits[1])):
+        with pytest.raises(HeadError, match=message):
+            found()
+
+
+def test_a_learning_rate_alone(digits):
+    X, y, more, _ = digits
+    alone, listed = (LinearProbe(lrs=lrs, steps=3).fit(X, y) for lrs in (0.1, [0.1]))
+    np.testing.assert_array_equal(alone.scores(more), listed.scores(more))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"queries": 0}, "queries is 0; give a positive whole number"),
+        ({"heads": 1.5}, "heads is 1.5; give a positive whole number"),
+        ({"heads": 2, "project_keys": False}, "without project_keys each query is a head"),
+    ],
+)
+def test_settings_of_attention_that_cannot_be(settings, message):
     with pytest.raises(HeadError, match=message):
-        LinearProbe(**settings).fit(digits[0], digits[1])
+        AttentiveProbe(**settings).check()
 
 
-@pytest.mark.parametrize("settings", [{"heads": 5}, {"queries": 5, "project_keys": False}, {"queries": 0}])
+@pytest.mark.parametrize("settings", [{"heads": 5}, {"queries": 5, "project_keys": False}])
 def test_channels_that_cannot_be_split(grids, settings):
     with pytest.raises(HeadError, match="cannot be split"):
         AttentiveProbe(**settings).fit(*grids)
-    with pytest.raises(HeadError, match="each query is a head"):
-        AttentiveProbe(heads=2, project_keys=False).fit(*grids)
 
 
 def test_data_that_cannot_be_learned(digits, grids):
