@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sail_encoder.errors import UserError
+from sail_encoder.files import replacing, write_json
 
 WEIGHTS, DESCRIPTION = "head.safetensors", "head.json"
 
@@ -80,18 +81,15 @@ class SavedHead:
 def save_head(folder: str | Path, head: SavedHead) -> None:
     """Writes `head.safetensors` and `head.json`; a head that was there before is replaced when both are complete."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     description = {
         "kind": head.kind,
         "settings": head.settings,
         "source": asdict(head.source) if head.source else None,
         "fitted": head.fitted,
     }
-    unfinished = {name: folder / f".{name}" for name in (WEIGHTS, DESCRIPTION)}
-    save_file({name: tensor.contiguous() for name, tensor in head.tensors.items()}, unfinished[WEIGHTS])
-    unfinished[DESCRIPTION].write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
-    for name, path in unfinished.items():
-        path.replace(folder / name)
+    with replacing(folder / WEIGHTS) as weights:
+        save_file({name: tensor.contiguous() for name, tensor in head.tensors.items()}, weights)
+        write_json(folder / DESCRIPTION, description)
 
 
 def load_head(folder: str | Path) -> SavedHead:

@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from heads.contract import HeadError
 from heads.settings import as_values, check_at_least_zero, check_positive, check_share
 from heads.targets import Kind
+from sail_encoder.files import replacing
 
 OptimizerName = Literal["sgd", "adamw", "lars"]
 
@@ -154,10 +155,8 @@ class Training:
             "average": self.average,
         }
         states = {name: part.state_dict() for name, part in parts.items() if part}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f".{path.name}")
-        torch.save({"made_of": made_of, "step": step, **states}, unfinished)
-        unfinished.replace(path)
+        with replacing(path) as unfinished:
+            torch.save({"made_of": made_of, "step": step, **states}, unfinished)
 
     def restore(self, path: Path, made_of: str) -> int:
         """Goes on from a checkpoint of the same training; returns how many steps are done, 0 where there is none."""
