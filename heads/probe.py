@@ -34,6 +34,10 @@ class Candidate:
     quality: float | None = None
 
 
+OF_THE_MACHINE = ("device", "working_memory")
+"""Settings that say where to compute; a saved head does not keep them, so that it loads on any machine."""
+
+
 class Probe(ABC):
     """Turns features of an image into scores.
 
@@ -91,7 +95,7 @@ class Probe(ABC):
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """The arguments from which an equal probe can be built."""
+        """The arguments from which an equal probe can be built, `OF_THE_MACHINE` among them."""
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
@@ -121,23 +125,25 @@ class Probe(ABC):
             "path": [asdict(candidate) for candidate in self.path_],
             "chosen": self.chosen_,
         }
-        save_head(folder, SavedHead(self.kind, _as_json(self.settings()), source, self.tensors(), fitted))
+        settings = {name: value for name, value in self.settings().items() if name not in OF_THE_MACHINE}
+        save_head(folder, SavedHead(self.kind, _as_json(settings), source, self.tensors(), fitted))
 
     @classmethod
-    def load(cls, folder: str | Path, source: FeatureSource | None = None) -> Self:
+    def load(cls, folder: str | Path, source: FeatureSource | None = None, device: str = "auto") -> Self:
         """Reads what `save` wrote.
 
         Args:
             folder: Where it is.
             source: The features that it is to be used on.
+            device: Where to compute, wherever it was fitted; `auto` takes a GPU where there is one.
 
         Raises:
             HeadError: If there is no such probe in the folder, or it was fitted on features of another source.
         """
-        return cls.from_saved(load_head(folder), source)
+        return cls.from_saved(load_head(folder), source, device)
 
     @classmethod
-    def from_saved(cls, saved: SavedHead, source: FeatureSource | None = None) -> Self:
+    def from_saved(cls, saved: SavedHead, source: FeatureSource | None = None, device: str = "auto") -> Self:
         """Builds the probe that was saved; see `load`."""
         if saved.kind != cls.kind:
             raise HeadError(
@@ -145,7 +151,9 @@ class Probe(ABC):
             )
         if source is not None and saved.source is not None:
             saved.source.check(source)
-        probe = cls(**saved.settings)
+        settings = {name: value for name, value in saved.settings.items() if name not in OF_THE_MACHINE}
+        probe = cls(**{**settings, "device": device})
+        probe.check()
         probe.targets_ = TargetSpace.from_json(saved.fitted["targets"])
         probe.path_ = [Candidate(**fields) for fields in saved.fitted["path"]]
         probe.chosen_ = saved.fitted["chosen"]

@@ -1,6 +1,7 @@
 """Heads are saved, loaded by name, and refuse features that they were not fitted on."""
 
 import dataclasses
+import json
 import subprocess
 import sys
 from importlib.metadata import EntryPoint, EntryPoints
@@ -16,6 +17,7 @@ from heads.linear import LinearProbe
 from heads.logistic import LogisticProbe
 from heads.registry import get_head, head_names, load_probe
 from heads.ridge import RidgeProbe
+from sail_encoder.errors import UserError
 
 SOURCE = FeatureSource("sail-tiny", "abc123", (2, 5), norm=True, pool="mean")
 
@@ -78,6 +80,21 @@ def test_features_of_another_source_are_refused(data, change, message, tmp_path)
         load_probe(tmp_path, dataclasses.replace(SOURCE, **change))
     load_probe(tmp_path, dataclasses.replace(SOURCE, backbone="a copy elsewhere"))
     load_probe(tmp_path)
+
+
+@pytest.mark.parametrize("probe", PROBES, ids=lambda probe: probe.kind)
+def test_a_head_is_used_where_it_is_loaded(data, probe, tmp_path):
+    X, names = features_for(probe, data[0]), data[1]
+    probe.fit(X, names).save(tmp_path)
+    saved = json.loads((tmp_path / "head.json").read_text())
+    assert not {"device", "working_memory"} & saved["settings"].keys()
+    saved["settings"]["device"] = "cuda:0"  # as heads were saved before
+    (tmp_path / "head.json").write_text(json.dumps(saved))
+    again = load_probe(tmp_path, device="cpu")
+    assert again.settings()["device"] == "cpu"
+    np.testing.assert_array_equal(again.predict(X), probe.predict(X))
+    with pytest.raises(UserError, match="device 'cuda:99' is not here"):
+        load_probe(tmp_path, device="cuda:99")
 
 
 def test_folders_without_a_head(data, tmp_path):
