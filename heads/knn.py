@@ -4,6 +4,7 @@ The protocol of DINO (Caron et al. 2021, arXiv 2104.14294): the k nearest traini
 exp(cosine / temperature).
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
@@ -122,9 +123,11 @@ class KNNProbe(VectorProbe):
             yield votes / weights[:, :stop].sum(1, keepdim=True)
 
     def tensors(self) -> dict[str, Tensor]:
-        rows = self._neighbors.rows
-        features = torch.cat([block for _, block in rows.blocks(rows.precision)])
-        return {"features": features.cpu(), "targets": torch.as_tensor(self._encoded)}
+        with warnings.catch_warnings():
+            # Of a memory map that cannot be written to; a saved tensor is only read.
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+            features = torch.from_numpy(self._neighbors.rows.stored())
+        return {"features": features, "targets": torch.as_tensor(self._encoded)}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         features = tensors["features"].numpy()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, bfloat16
 from typing_extensions import Self
 
 from heads.contract import FeatureSource, HeadError, SavedHead, load_head, save_head
@@ -162,10 +162,10 @@ class Probe(ABC):
 
 
 def as_array(features: Any) -> Array:
-    """Features as an array: tensors come to the CPU, bfloat16 becomes float32, memory maps stay what they are."""
+    """Features as an array: tensors come to the CPU, bfloat16 becomes float32, all else stays what it is."""
     if isinstance(features, Tensor):
         features = features.detach().cpu()
-        return (features.float() if features.dtype.itemsize < 4 else features).numpy()
+        return (features.float() if features.dtype == bfloat16 else features).numpy()
     return features
 
 

@@ -8,6 +8,7 @@ from importlib.metadata import EntryPoint, EntryPoints
 
 import numpy as np
 import pytest
+import torch
 
 from heads import registry
 from heads.attentive import AttentiveProbe
@@ -95,6 +96,29 @@ def test_a_head_is_used_where_it_is_loaded(data, probe, tmp_path):
     np.testing.assert_array_equal(again.predict(X), probe.predict(X))
     with pytest.raises(UserError, match="device 'cuda:99' is not here"):
         load_probe(tmp_path, device="cuda:99")
+
+
+@pytest.mark.parametrize("validated", [None, slice(60, 90)])
+def test_neighbours_are_saved_in_the_type_of_their_features(data, validated, tmp_path):
+    X, names = torch.from_numpy(data[0]).half(), data[1]
+    held = None if validated is None else (X[validated], names[validated])
+    probe = KNNProbe().fit(X[:60], names[:60], validation=held)
+    saved = probe.tensors()["features"]
+    assert saved.dtype == torch.float16
+    assert torch.equal(saved, X[:60] if validated is None else X)
+    probe.save(tmp_path)
+    np.testing.assert_allclose(load_probe(tmp_path).scores(X), probe.scores(X))
+
+
+def test_neighbours_are_saved_without_a_copy_of_their_features(data, tmp_path):
+    np.save(tmp_path / "x.npy", data[0])
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    probe = KNNProbe(k=5).fit(mapped, data[1])
+    assert probe.tensors()["features"].data_ptr() == mapped.ctypes.data
+    some = KNNProbe(refit=False).fit(mapped, data[1])
+    kept = some.tensors()["features"]
+    assert 0 < len(kept) < len(mapped)
+    assert {row.tobytes() for row in kept.numpy()} < {row.tobytes() for row in data[0]}
 
 
 def test_folders_without_a_head(data, tmp_path):
