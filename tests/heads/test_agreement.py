@@ -1,8 +1,11 @@
 """logistic, ridge and knn against scikit-learn, and against a second way of computing the same."""
 
+import warnings
+
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier
 from sklearn.model_selection import GridSearchCV
 from sklearn.multiclass import OneVsRestClassifier
@@ -78,6 +81,20 @@ def test_logistic_with_ill_conditioned_features_takes_few_steps(digits):
     theirs = LogisticRegression(C=1.0, max_iter=ours.n_iter_).fit(X, y)
     reached = softmax_objective(ours.coef_, ours.intercept_, X, y, 1.0)
     assert reached < softmax_objective(theirs.coef_, theirs.intercept_, X, y, 1.0)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_logistic_says_when_its_steps_were_not_enough(digits, dtype):
+    X, y = digits[0].astype(dtype), digits[1]
+    with pytest.warns(ConvergenceWarning, match="C=1 ended at max_iter=4 before it converged"):
+        ended = LogisticProbe(C=1.0, max_iter=4).fit(X, y)
+    assert ended.n_iter_ == 4
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        needed = LogisticProbe(C=1.0).fit(X, y).n_iter_
+        assert LogisticProbe(C=1.0, max_iter=needed + 1).fit(X, y).n_iter_ == needed
+    with pytest.warns(ConvergenceWarning):
+        LogisticProbe(C=1.0, max_iter=needed - 1).fit(X, y)
 
 
 def test_the_path_is_chosen_on_validation_and_fitted_again_on_both(digits):
