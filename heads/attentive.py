@@ -26,7 +26,7 @@ class AttentiveProbe(TrainedProbe):
 
     Args:
         queries: Learned queries.
-        heads: Heads of attention, with `project_keys` alone.
+        heads: Heads of attention; more than 1 only with `project_keys`.
         project_keys: Whether keys are projected.
     """
 

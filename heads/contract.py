@@ -22,7 +22,7 @@ class HeadError(UserError):
 
 @dataclass(frozen=True)
 class FeatureSource:
-    """Where features come from; a head serves features of the same source alone.
+    """Where features come from; a head takes only features of the kind that it was fitted on, see `check`.
 
     Attributes:
         backbone: Name of the backbone, for people.
@@ -45,7 +45,10 @@ class FeatureSource:
     fuse: str = "concat"
 
     def check(self, other: "FeatureSource") -> None:
-        """Compares with the source of other features; names may differ, what decides the values may not.
+        """Compares with another source what decides the meaning of a channel: weights, layers, norm, pool and fuse.
+
+        The name of the backbone may differ, since a copy has the same weights. So may `resize` and `max_tokens`: they
+        decide at which size images are seen, and a head can be tried at another size than that of its training.
 
         Raises:
             HeadError: If they do not match.

@@ -60,7 +60,7 @@ class AttentionPool(nn.Module):
     Args:
         dim: C, channels of a patch.
         queries: Learned queries.
-        heads: Heads of attention; with `project_keys` alone.
+        heads: Heads of attention; more than 1 only with `project_keys`.
         project_keys: Whether keys are projected.
 
     Raises:

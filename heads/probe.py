@@ -41,8 +41,8 @@ OF_THE_MACHINE = ("device", "working_memory")
 class Probe(ABC):
     """Turns features of an image into scores.
 
-    A probe is built from settings alone, among them `task`, `seed` and `device`, learns with `fit`, and can be saved
-    and loaded. A package adds one of its own by the entry point group `sail_encoder.heads`.
+    A probe is built from settings, among them `task`, `seed` and `device`, learns with `fit`, and can be saved and
+    loaded. A package adds one of its own by the entry point group `sail_encoder.heads`.
 
     Attributes:
         kind: Its name in the registry.

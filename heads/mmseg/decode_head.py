@@ -20,7 +20,7 @@ from sail_encoder.resizing import Size
 class NativeHead(BaseDecodeHead):
     """One of our heads, with mmsegmentation's losses and inference.
 
-    mmsegmentation takes the loss from the logits alone, so UperNet comes without its auxiliary head, which would never
+    mmsegmentation takes the loss only from the logits, so UperNet comes without its auxiliary head, which would never
     learn; a segmentor can have one of mmsegmentation's own as `auxiliary_head`.
 
     Args:
