@@ -5,13 +5,13 @@ from torch.nn import functional as F
 
 from heads.contract import FeatureSource, HeadError, SavedHead, save_head
 from heads.dense import IGNORE
-from heads.dense.enlarging import CHUNK_ELEMENTS
 from heads.dense.linear import LinearHead
 from heads.dense.loss import upsampled_cross_entropy
 from heads.dense.neighbors import NeighborHead, class_shares
 from heads.dense.pyramid import SimpleFeaturePyramid
 from heads.dense.registry import TrainedHead, build_dense_head, load_dense_head, save_dense_head
 from heads.dense.upernet import UperNetHead
+from heads.dense.upsampling import CHUNK_ELEMENTS
 
 ROWS, COLUMNS, CLASSES = 3, 5, 4
 SOURCE = FeatureSource("small", "abc", (0, 2))
