@@ -5,7 +5,7 @@ AIM's probe (El-Nouby et al. 2024, arXiv 2401.08541); with many queries and no p
 (Psomas et al. 2025, arXiv 2506.10178).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from heads.contract import HeadError
+from heads.norm import Affine, BatchNorm, build_norm
 from heads.pooling import AttentionPool, pack_patches
 from heads.settings import check_positive
 from heads.trained import TrainedProbe
@@ -28,6 +29,7 @@ class AttentiveProbe(TrainedProbe):
         queries: Learned queries.
         heads: Heads of attention; more than 1 only with `project_keys`.
         project_keys: Whether keys are projected.
+        classifier_bias: Whether the classifier has a bias; AIM's has none.
     """
 
     kind = "attentive"
@@ -37,10 +39,11 @@ class AttentiveProbe(TrainedProbe):
     lr_batch: int = 128
     optimizer: OptimizerName = "adamw"
     warmup: float = 0.1
-    batch_norm: bool = True
+    batch_norm: BatchNorm = True
     queries: int = 1
     heads: int = 1
     project_keys: bool = True
+    classifier_bias: bool = True
 
     def check(self) -> None:
         super().check()
@@ -54,7 +57,8 @@ class AttentiveProbe(TrainedProbe):
 
     def build(self, dim: int, outputs: int, count: int) -> "AttentiveBank":
         pool = AttentionPool(dim, self.queries, self.heads, self.project_keys)
-        return AttentiveBank(pool, nn.Linear(dim, outputs), count, self.batch_norm)
+        classifier = nn.Linear(dim, outputs, bias=self.classifier_bias)
+        return AttentiveBank(pool, classifier, count, self.batch_norm)
 
     def dim_of(self, tensors: dict[str, Tensor]) -> int:
         return tensors["classifiers.0.weight"].shape[1]
@@ -87,31 +91,33 @@ class AttentiveBank(HeadBank):
         pool: The first one's pooling.
         classifier: The first one's classifier.
         count: How many; they start equal, so that each is what it would be alone.
-        batch_norm: Whether a batch norm without weights comes first.
+        batch_norm: Whether there is a batch norm, and whether it has weights.
     """
 
-    def __init__(self, pool: AttentionPool, classifier: nn.Linear, count: int, batch_norm: bool) -> None:
+    def __init__(self, pool: AttentionPool, classifier: nn.Linear, count: int, batch_norm: BatchNorm) -> None:
         super().__init__()
-        self.norm: nn.Module = nn.Identity()
-        if batch_norm:
-            self.norm = nn.BatchNorm1d(classifier.in_features, affine=False, eps=1e-6)
-        nn.init.zeros_(classifier.bias)
+        self.norm = build_norm(classifier.in_features, batch_norm)
+        affine = Affine(classifier.in_features) if batch_norm == "affine" else nn.Identity()
+        self.affines = nn.ModuleList(_copies(affine, count))
+        if classifier.bias is not None:
+            nn.init.zeros_(classifier.bias)
         self.pools = nn.ModuleList(_copies(pool, count))
         self.classifiers = nn.ModuleList(_copies(classifier, count))
 
     def forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         patches, counts = batch
         patches = self.norm(patches)
-        pairs = zip(self.pools, self.classifiers, strict=True)
-        return torch.stack([classifier(pool(patches, counts)) for pool, classifier in pairs])
+        return torch.stack([classifier(pool(affine(patches), counts)) for affine, pool, classifier in self._heads()])
+
+    def _heads(self) -> Iterator[tuple[nn.Module, ...]]:
+        return zip(self.affines, self.pools, self.classifiers, strict=True)
 
     def head_parameters(self) -> list[list[nn.Parameter]]:
-        pairs = zip(self.pools, self.classifiers, strict=True)
-        return [[*pool.parameters(), *classifier.parameters()] for pool, classifier in pairs]
+        return [[parameter for part in head for parameter in part.parameters()] for head in self._heads()]
 
     def keep(self, index: int) -> None:
-        self.pools = nn.ModuleList([self.pools[index]])
-        self.classifiers = nn.ModuleList([self.classifiers[index]])
+        for part in ("affines", "pools", "classifiers"):
+            setattr(self, part, getattr(self, part)[index : index + 1])
 
 
 def _copies(module: nn.Module, count: int) -> list[nn.Module]:

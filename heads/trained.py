@@ -12,6 +12,7 @@ from tqdm import tqdm
 from typing_extensions import Self
 
 from heads.contract import HeadError
+from heads.norm import BatchNorm, check_batch_norm
 from heads.probe import Array, Candidate, Probe, Validation
 from heads.settings import as_values
 from heads.targets import TargetSpace, Task, hold_out
@@ -55,7 +56,8 @@ class TrainedProbe(Probe):
         weight_decay: Of weights, not of biases.
         warmup: Share of the steps over which learning rates rise from 0; then they fall to 0 along a cosine.
         ema: Decay of a moving average of the weights; 0 for none.
-        batch_norm: Whether features go through a batch norm without weights first.
+        batch_norm: Whether features go through a batch norm first: true for one without weights, `affine` for one
+            with a learned scale and shift of each feature.
         task: `classification` (one class, or several labels) or `regression`.
         seed: First weights, order of the samples, and which are held out where there is no validation set.
         device: Where to compute; `auto` takes a GPU where there is one.
@@ -73,7 +75,7 @@ class TrainedProbe(Probe):
     weight_decay: float = 0.0
     warmup: float = 0.0
     ema: float = 0.0
-    batch_norm: bool = False
+    batch_norm: BatchNorm = False
     task: Task = "classification"
     seed: int = 0
     device: str = "auto"
@@ -97,6 +99,7 @@ class TrainedProbe(Probe):
 
     def check(self) -> None:
         super().check()
+        check_batch_norm(self.batch_norm)
         _ = self.recipe  # which checks itself
 
     @property

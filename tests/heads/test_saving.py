@@ -38,10 +38,12 @@ def features_for(probe, X):
 PROBES = [
     LinearProbe(steps=10),
     LinearProbe(steps=10, batch_norm=True, lrs=(0.1,)),
+    LinearProbe(steps=10, batch_norm="affine", lrs=(0.1, 0.2)),
     LogisticProbe(),
     RidgeProbe(alphas=np.array([1.0, 10.0])),
     KNNProbe(),
     AttentiveProbe(steps=5, queries=2, project_keys=False),
+    AttentiveProbe(steps=5, classifier_bias=False, batch_norm="affine"),
 ]
 TASKS = [(probe, targets) for probe in PROBES for targets in ("names", "labels")]
 TASKS += [
