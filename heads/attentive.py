@@ -5,7 +5,7 @@ AIM's probe (El-Nouby et al. 2024, arXiv 2401.08541); with many queries and no p
 (Psomas et al. 2025, arXiv 2506.10178).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -52,19 +52,19 @@ class AttentiveProbe(TrainedProbe):
         if self.heads > 1 and not self.project_keys:
             raise HeadError(f"heads is {self.heads}, but without project_keys each query is a head; use heads=1")
 
-    def samples(self, X: Any, device: torch.device) -> "Grids":
-        return Grids(X, device)
+    def read(self, X: Any) -> "GridBatches":
+        return GridBatches(X, self.torch_device)
 
     def build(self, dim: int, outputs: int, count: int) -> "AttentiveBank":
         pool = AttentionPool(dim, self.queries, self.heads, self.project_keys)
         classifier = nn.Linear(dim, outputs, bias=self.classifier_bias)
         return AttentiveBank(pool, classifier, count, self.batch_norm)
 
-    def dim_of(self, tensors: dict[str, Tensor]) -> int:
+    def dim_of(self, tensors: Mapping[str, Tensor]) -> int:
         return tensors["classifiers.0.weight"].shape[1]
 
 
-class Grids:
+class GridBatches:
     """Grids of features [nh, nw, C], of any size each; packed a batch at a time."""
 
     def __init__(self, grids: Sequence[Any], device: torch.device) -> None:

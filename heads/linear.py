@@ -4,6 +4,7 @@ The protocol of DINOv2 (Oquab et al. 2023, arXiv 2304.07193) and DINOv3: SGD wit
 to 0, weights from N(0, 0.01), and one head a learning rate, of which the best on validation counts.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,17 +37,17 @@ class LinearProbe(TrainedProbe):
         super().check()
         check_positive("working_memory", self.working_memory)
 
-    def samples(self, X: Any, device: torch.device) -> "Vectors":
-        return Vectors(X, device, self.working_memory)
+    def read(self, X: Any) -> "VectorBatches":
+        return VectorBatches(X, self.torch_device, self.working_memory)
 
     def build(self, dim: int, outputs: int, count: int) -> "LinearBank":
         return LinearBank(dim, outputs, count, self.batch_norm)
 
-    def dim_of(self, tensors: dict[str, Tensor]) -> int:
+    def dim_of(self, tensors: Mapping[str, Tensor]) -> int:
         return tensors["weights.0"].shape[1]
 
 
-class Vectors:
+class VectorBatches:
     """A matrix of features [n, C], on the device where it fits, read a batch at a time where not."""
 
     def __init__(self, X: Any, device: torch.device, working_memory: int) -> None:

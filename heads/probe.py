@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+from sklearn.metrics import accuracy_score, r2_score
 from torch import Tensor, bfloat16
 from typing_extensions import Self
 
@@ -113,13 +114,30 @@ class Probe(ABC):
         """Predictions [n], or [n, outputs], in the form of the targets."""
         return self.decide(self.scores(X))
 
+    @property
+    def classes_(self) -> Array:
+        """Names of the classes, sorted, or numbers of the labels; a regression has none."""
+        if self.targets_.kind == "regression":
+            raise AttributeError("a regression has no classes_")
+        return self.targets_.classes
+
+    def score(self, X: Any, y: Any) -> float:
+        """Accuracy, or R² for regression, as scikit-learn's searches use it."""
+        metric = r2_score if self.task == "regression" else accuracy_score
+        return float(metric(y, self.predict(X)))
+
     def save(self, folder: str | Path, source: FeatureSource | None = None) -> None:
         """Writes head.safetensors and head.json.
 
         Args:
             folder: Where to; made if need be.
             source: Which features it was fitted on, so that it refuses others.
+
+        Raises:
+            HeadError: If it is not fitted yet.
         """
+        if not hasattr(self, "chosen_"):
+            raise HeadError(f"this {self.kind} probe is not fitted yet; call fit before save")
         fitted = {
             "targets": self.targets_.to_json(),
             "path": [asdict(candidate) for candidate in self.path_],
@@ -159,6 +177,16 @@ class Probe(ABC):
         probe.chosen_ = saved.fitted["chosen"]
         probe.restore(saved.tensors)
         return probe
+
+
+def require_a_target_each(X: Any, y: Any) -> None:
+    """Makes sure that there are as many targets as features.
+
+    Raises:
+        HeadError: If not.
+    """
+    if len(X) != len(y):
+        raise HeadError(f"{len(X)} rows of features, but {len(y)} targets; give one target a row")
 
 
 def as_array(features: Any) -> Array:

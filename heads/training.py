@@ -97,7 +97,7 @@ class HeadBank(nn.Module):
         """Drops all heads but one."""
 
 
-class Training:
+class BankTraining:
     """Takes steps of gradient descent for a bank of heads.
 
     The sum of the heads' losses gives each head the gradient that it would have alone.

@@ -17,6 +17,7 @@ from heads.contract import HeadError
 from heads.knn import KNNProbe
 from heads.logistic import LogisticProbe
 from heads.ridge import RidgePath, RidgeProbe
+from heads.targets import TargetSpace
 from sail_encoder.errors import UserError
 
 
@@ -267,5 +268,11 @@ def test_data_that_cannot_be_learned(digits, kind):
         assert "\n" not in str(caught.value)
     with pytest.raises(HeadError, match="the validation set is empty"):
         kind().fit(X, y, validation=(X[:0], y[:0]))
+    with pytest.raises(HeadError, match="3 rows of features, but 4 targets"):
+        kind().fit(X, y, validation=(X[:3], y[:4]))
+    with pytest.raises(HeadError, match="targets have 2 columns, those of training 3"):
+        kind().fit(X, np.eye(3)[y % 3], validation=(X, np.eye(2)[y % 2]))
+    with pytest.raises(HeadError, match="there are no targets"):
+        TargetSpace.of([], "classification")
     with pytest.raises(HeadError, match="class '11' is in the validation set"):
         kind().fit(X, y, validation=(X[:1], np.array([11])))

@@ -62,6 +62,8 @@ def test_saved_and_loaded(data, probe, targets, tmp_path):
     again = load_probe(tmp_path / "head", SOURCE)
     assert type(again) is type(probe)
     assert again.chosen_ == probe.chosen_
+    if targets != "numbers":
+        np.testing.assert_array_equal(again.classes_, ["ant", "bee", "cat"] if targets == "names" else [0, 1])
     assert again.path_ == probe.path_
     np.testing.assert_array_equal(again.predict(X), probe.predict(X))
     np.testing.assert_allclose(again.scores(X), probe.scores(X))

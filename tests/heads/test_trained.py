@@ -122,7 +122,8 @@ def test_batch_norm_frees_from_the_scale_of_features(digits):
     X, y, more, labels = digits
     X, more = X * 1000, more * 1000
     with_norm = LinearProbe(batch_norm=True, lrs=(0.1,)).fit(X, y)
-    assert np.mean(with_norm.predict(more) == labels) > 0.8
+    assert with_norm.score(more, labels) == np.mean(with_norm.predict(more) == labels) > 0.8
+    assert with_norm.classes_.tolist() == list(range(10))
     assert {"norm.running_mean", "norm.running_var"} < with_norm.tensors().keys()
 
 
@@ -135,6 +136,8 @@ def test_several_labels_and_numbers(digits):
     numbers = X[:, 20] * 300 + 1000
     regression = LinearProbe(steps=100, task="regression").fit(X, numbers)
     assert regression.predict(more).shape == (300,)
+    assert not hasattr(regression, "classes_")
+    assert regression.score(more, more[:, 20] * 300 + 1000) > 0.8
     assert np.corrcoef(regression.predict(more), more[:, 20])[0, 1] > 0.9
     assert abs(regression.predict(more).mean() - (more[:, 20] * 300 + 1000).mean()) < 10
 
@@ -285,6 +288,12 @@ def test_data_that_cannot_be_learned(digits, grids):
         AttentiveProbe().fit(X, y)
     with pytest.raises(HeadError, match="not fitted yet"):
         LinearProbe().predict(X)
+    with pytest.raises(HeadError, match="not fitted yet; call fit before save"):
+        LinearProbe().save("nowhere")
+    with pytest.raises(HeadError, match="features have 10 channels, those of training 64"):
+        LinearProbe(steps=1).fit(X, y, validation=(X[:, :10], y))
+    with pytest.raises(HeadError, match="features have 10 channels, those of training 64"):
+        LinearProbe(steps=1).fit(X, y).scores(X[:, :10])
     X[4, 2] = np.inf
     with pytest.raises(HeadError, match="row 4 of the features holds NaN or inf"):
         LinearProbe().fit(X, y)
