@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from heads.contract import HeadError
 from heads.norm import Affine, BatchNorm, build_norm
-from heads.pooling import AttentionPool, pack_patches
+from heads.pooling import AttentionPool, check_heads, pack_patches
 from heads.settings import check_positive
 from heads.trained import TrainedProbe
 from heads.training import HeadBank, OptimizerName
@@ -49,8 +49,7 @@ class AttentiveProbe(TrainedProbe):
         super().check()
         check_positive("queries", self.queries, whole=True)
         check_positive("heads", self.heads, whole=True)
-        if self.heads > 1 and not self.project_keys:
-            raise HeadError(f"heads is {self.heads}, but without project_keys each query is a head; use heads=1")
+        check_heads(self.heads, self.project_keys)
 
     def read(self, X: Any) -> "GridBatches":
         return GridBatches(X, self.torch_device)

@@ -1,7 +1,6 @@
 """What all heads share: which features they were fitted on, and how they are saved and loaded."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -103,15 +102,15 @@ def load_head(folder: str | Path) -> SavedHead:
     """
     folder = Path(folder)
     try:
-        description: Mapping[str, Any] = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-        tensors = load_file(folder / WEIGHTS)
-    except (OSError, json.JSONDecodeError, SafetensorError) as error:
-        raise HeadError(f"{folder} holds no head that can be read ({error}); save one there first") from None
-    source = description["source"]
-    return SavedHead(
-        description["kind"],
-        dict(description["settings"]),
-        FeatureSource(**{**source, "layers": tuple(source["layers"])}) if source else None,
-        tensors,
-        description.get("fitted", {}),
-    )
+        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        source = description["source"]
+        return SavedHead(
+            description["kind"],
+            dict(description["settings"]),
+            FeatureSource(**{**source, "layers": tuple(source["layers"])}) if source else None,
+            load_file(folder / WEIGHTS),
+            description.get("fitted", {}),
+        )
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise HeadError(f"{folder} holds no head that can be read ({reason}); save one there first") from None

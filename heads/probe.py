@@ -156,7 +156,8 @@ class Probe(ABC):
             device: Where to compute, wherever it was fitted; `auto` takes a GPU where there is one.
 
         Raises:
-            HeadError: If there is no such probe in the folder, or it was fitted on features of another source.
+            HeadError: If there is no such probe in the folder, or it was fitted on features of another source, or its
+                settings or weights are not those of this version.
         """
         return cls.from_saved(load_head(folder), source, device)
 
@@ -170,12 +171,16 @@ class Probe(ABC):
         if source is not None and saved.source is not None:
             saved.source.check(source)
         settings = {name: value for name, value in saved.settings.items() if name not in OF_THE_MACHINE}
-        probe = cls(**{**settings, "device": device})
-        probe.check()
-        probe.targets_ = TargetSpace.from_json(saved.fitted["targets"])
-        probe.path_ = [Candidate(**fields) for fields in saved.fitted["path"]]
-        probe.chosen_ = saved.fitted["chosen"]
-        probe.restore(saved.tensors)
+        try:
+            probe = cls(**{**settings, "device": device})
+            probe.check()
+            probe.targets_ = TargetSpace.from_json(saved.fitted["targets"])
+            probe.path_ = [Candidate(**fields) for fields in saved.fitted["path"]]
+            probe.chosen_ = saved.fitted["chosen"]
+            probe.restore(saved.tensors)
+        except (TypeError, KeyError) as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise HeadError(f"the saved {cls.kind} head is of another version ({reason}); fit it again") from None
         return probe
 
 

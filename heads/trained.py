@@ -48,14 +48,14 @@ class TrainedProbe(Probe):
         epochs: Passes over the training set.
         least_steps: How many steps at least: small sets are passed more often.
         steps: How many steps in place of both, or None.
-        batch_size: Images in a batch.
+        batch_size: Images in a batch, of all processes together.
         lr_batch: Batch that the learning rates are meant for; they grow with the batch.
         optimizer: `sgd`, `adamw` or `lars`.
         momentum: Of sgd and lars.
         nesterov: Whether momentum looks ahead, of sgd and lars.
         weight_decay: Of weights, not of biases.
         warmup: Share of the steps over which learning rates rise from 0; then they fall to 0 along a cosine.
-        ema: Decay of a moving average of the weights; 0 for none.
+        ema: Decay of the moving average of the weights that is used in the end; 0 takes the last weights.
         batch_norm: Whether features go through a batch norm first: true for one without weights, `affine` for one
             with a learned scale and shift of each feature.
         task: `classification` (one class, or several labels) or `regression`.
@@ -180,7 +180,12 @@ class TrainedProbe(Probe):
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         self.bank_ = self.make_bank(self.dim_of(tensors), 1).eval()
-        self.bank_.load_state_dict(tensors)
+        try:
+            self.bank_.load_state_dict(tensors)
+        except RuntimeError:
+            raise HeadError(
+                f"the weights of the saved {self.kind} head do not fit its settings; fit it again"
+            ) from None
 
     @abstractmethod
     def dim_of(self, tensors: Mapping[str, Tensor]) -> int:

@@ -136,6 +136,24 @@ def test_folders_without_a_head(data, tmp_path):
         load_probe(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"source": {"backbone": "a"}}, "holds no head that can be read"),
+        ({"settings": {"rates": 1}}, "is of another version .*rates.*; fit it again"),
+        ({"settings": {"lrs": "fast"}}, "lrs is 'fast'"),
+        ({"settings": {"batch_norm": True}}, "do not fit its settings; fit it again"),
+    ],
+)
+def test_heads_that_do_not_fit(data, change, message, tmp_path):
+    LinearProbe(steps=1).fit(*data).save(tmp_path)
+    description = json.loads((tmp_path / "head.json").read_text())
+    (tmp_path / "head.json").write_text(json.dumps({**description, **change}))
+    with pytest.raises(HeadError, match=message) as caught:
+        load_probe(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 def test_other_packages_add_heads(monkeypatch):
     entry = EntryPoint("another", "heads.ridge:RidgeProbe", registry.GROUP)
     monkeypatch.setattr(registry, "entry_points", lambda group: EntryPoints([entry]).select(group=group))

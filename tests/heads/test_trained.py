@@ -11,7 +11,7 @@ from heads.attentive import AttentiveProbe
 from heads.contract import HeadError
 from heads.linear import LinearProbe
 from heads.pooling import AttentionPool, pack_patches, pool_grid
-from heads.training import Recipe, shuffled_batches
+from heads.training import shuffled_batches
 
 RATES = (1e-3, 1e-2, 0.1)
 
@@ -102,7 +102,7 @@ def test_every_sample_comes_once_an_epoch():
 
 
 def test_schedule_rises_and_falls():
-    recipe = Recipe((0.1,), warmup=0.1)
+    recipe = LinearProbe(lrs=0.1, warmup=0.1).recipe
     factors = [recipe.factor(step, 100) for step in range(101)]
     assert factors[:10] == pytest.approx([step / 10 for step in range(1, 11)])
     assert factors[55] == pytest.approx(0.5)

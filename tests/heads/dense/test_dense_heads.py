@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -170,6 +172,15 @@ def test_a_saved_head_gives_the_same_logits(kind, options, tmp_path):
     torch.testing.assert_close(loaded.head(maps), expected)
 
 
+def test_weights_that_do_not_fit_are_told(tmp_path):
+    save_dense_head(tmp_path, TrainedHead("linear", build_dense_head("linear", [6], CLASSES), SOURCE, list("abcd")))
+    description = json.loads((tmp_path / "head.json").read_text())
+    description["settings"]["in_channels"] = [8]
+    (tmp_path / "head.json").write_text(json.dumps(description))
+    with pytest.raises(HeadError, match="do not fit its settings; train it again"):
+        load_dense_head(tmp_path)
+
+
 def test_unknown_heads_and_options_name_what_there_is(tmp_path):
     with pytest.raises(HeadError, match="no head 'lineer'; there is linear, upernet, knn"):
         build_dense_head("lineer", [6], 2)
@@ -177,6 +188,8 @@ def test_unknown_heads_and_options_name_what_there_is(tmp_path):
         build_dense_head("linear", [6], 2, width=3)
     with pytest.raises(HeadError, match=r"linear head cannot be built with {'dropout': 3}: dropout probability"):
         build_dense_head("linear", [6], 2, dropout=3)
+    with pytest.raises(HeadError, match="neighbors is 0; give a positive whole number"):
+        build_dense_head("knn", [6], 2, neighbors=0)
     save_head(tmp_path, SavedHead("ridge", {}, None, {"w": torch.zeros(1)}))
     with pytest.raises(HeadError, match="of kind 'ridge'"):
         load_dense_head(tmp_path)
