@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from heads.contract import HeadError
 from heads.norm import Affine, BatchNorm, build_norm
 from heads.pooling import AttentionPool, check_heads, pack_patches
+from heads.probe import as_tensor
 from heads.settings import check_positive
 from heads.trained import TrainedProbe
 from heads.training import HeadBank, OptimizerName
@@ -77,7 +78,7 @@ class GridBatches:
         return len(self._grids)
 
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        patches, counts = pack_patches([torch.as_tensor(self._grids[place]) for place in index.tolist()])
+        patches, counts = pack_patches([as_tensor(self._grids[place]) for place in index.tolist()])
         if not patches.isfinite().all():
             raise HeadError("the features of an image hold NaN or inf; extract it again or leave it out")
         return patches.to(self._device, torch.float32), counts

@@ -4,7 +4,6 @@ The protocol of DINO (Caron et al. 2021, arXiv 2104.14294): the k nearest traini
 exp(cosine / temperature).
 """
 
-import warnings
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
@@ -16,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from heads.estimator import VectorProbe, is_classifier
-from heads.probe import Array
+from heads.probe import Array, as_tensor
 from heads.rows import WORKING_MEMORY, PreparedRows, Rows
 from heads.settings import as_values, check_positive
 from heads.targets import Task
@@ -123,11 +122,7 @@ class KNNProbe(VectorProbe):
             yield votes / weights[:, :stop].sum(1, keepdim=True)
 
     def tensors(self) -> dict[str, Tensor]:
-        with warnings.catch_warnings():
-            # Of a memory map that cannot be written to; a saved tensor is only read.
-            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-            features = torch.from_numpy(self._neighbors.rows.stored())
-        return {"features": features, "targets": torch.as_tensor(self._encoded)}
+        return {"features": as_tensor(self._neighbors.rows.stored()), "targets": torch.as_tensor(self._encoded)}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         features = tensors["features"].numpy()

@@ -1,13 +1,15 @@
 """What all probes have in common: the small contract that `sail probe`, the registry and other packages rely on."""
 
+import warnings
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import torch
 from sklearn.metrics import accuracy_score, r2_score
-from torch import Tensor, bfloat16
+from torch import Tensor
 from typing_extensions import Self
 
 from heads.contract import FeatureSource, HeadError, SavedHead, load_head, save_head
@@ -198,8 +200,15 @@ def as_array(features: Any) -> Array:
     """Features as an array: tensors come to the CPU, bfloat16 becomes float32, all else stays what it is."""
     if isinstance(features, Tensor):
         features = features.detach().cpu()
-        return (features.float() if features.dtype == bfloat16 else features).numpy()
+        return (features.float() if features.dtype == torch.bfloat16 else features).numpy()
     return features
+
+
+def as_tensor(features: Any) -> Tensor:
+    """Features as a tensor that shares their memory and is only read, so PyTorch need not warn of a memory map."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.as_tensor(features)
 
 
 def _as_json(settings: dict[str, Any]) -> dict[str, Any]:

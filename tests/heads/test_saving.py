@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+import warnings
 from importlib.metadata import EntryPoint, EntryPoints
 
 import numpy as np
@@ -112,6 +113,24 @@ def test_neighbours_are_saved_in_the_type_of_their_features(data, validated, tmp
     assert torch.equal(saved, X[:60] if validated is None else X)
     probe.save(tmp_path)
     np.testing.assert_allclose(load_probe(tmp_path).scores(X), probe.scores(X))
+
+
+@pytest.fixture
+def _warned_always():
+    """PyTorch warns of some things only once in a process."""
+    torch.set_warn_always(True)
+    yield
+    torch.set_warn_always(False)
+
+
+@pytest.mark.usefixtures("_warned_always")
+@pytest.mark.parametrize("probe", [KNNProbe(), AttentiveProbe(steps=2), LinearProbe(steps=2)])
+def test_memory_maps_are_read_without_a_warning(data, probe, tmp_path):
+    np.save(tmp_path / "x.npy", data[0])
+    X = features_for(probe, np.load(tmp_path / "x.npy", mmap_mode="r"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        probe.fit(X, data[1]).save(tmp_path / "head")
 
 
 def test_neighbours_are_saved_without_a_copy_of_their_features(data, tmp_path):
