@@ -32,7 +32,7 @@ from heads.pooling import pool_grid
 from heads.probe import Candidate
 from heads.targets import TargetSpace
 from heads.trained import TrainedProbe
-from heads.training import HeadBank, Training, effective, shuffled_batches
+from heads.training import BankTraining, HeadBank, effective, shuffled_batches
 from sail_encoder.backbone import VisionBackbone
 from sail_encoder.errors import ImageError
 from sail_encoder.layers import resolve_layers
@@ -195,7 +195,7 @@ class OnlineRun:
             forward = DistributedDataParallel(bank)
         recipe = effective(probe.recipe, len(index))
         steps = recipe.count_steps(len(index))
-        training = Training(bank, recipe, steps, probe.targets_.kind, forward)
+        training = BankTraining(bank, recipe, steps, probe.targets_.kind, forward)
         checkpoint = self.out / "online" / f"{probe.kind}-seed{seed}.pt"
         made_of = repr((probe.settings(), asdict(self.settings), self.crop, self.dataset.name, index.tolist()))
         done = training.restore(checkpoint, made_of)

@@ -1,7 +1,6 @@
 """What all heads share: which features they were fitted on, and how they are saved and loaded."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sail_encoder.errors import UserError
+from sail_encoder.files import replacing, write_json
 
 WEIGHTS, DESCRIPTION = "head.safetensors", "head.json"
 
@@ -21,7 +21,7 @@ class HeadError(UserError):
 
 @dataclass(frozen=True)
 class FeatureSource:
-    """Where features come from; a head serves features of the same source alone.
+    """Where features come from; a head takes only features of the kind that it was fitted on, see `check`.
 
     Attributes:
         backbone: Name of the backbone, for people.
@@ -44,7 +44,10 @@ class FeatureSource:
     fuse: str = "concat"
 
     def check(self, other: "FeatureSource") -> None:
-        """Compares with the source of other features; names may differ, what decides the values may not.
+        """Compares with another source what decides the meaning of a channel: weights, layers, norm, pool and fuse.
+
+        The name of the backbone may differ, since a copy has the same weights. So may `resize` and `max_tokens`: they
+        decide at which size images are seen, and a head can be tried at another size than that of its training.
 
         Raises:
             HeadError: If they do not match.
@@ -80,18 +83,15 @@ class SavedHead:
 def save_head(folder: str | Path, head: SavedHead) -> None:
     """Writes `head.safetensors` and `head.json`; a head that was there before is replaced when both are complete."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     description = {
         "kind": head.kind,
         "settings": head.settings,
         "source": asdict(head.source) if head.source else None,
         "fitted": head.fitted,
     }
-    unfinished = {name: folder / f".{name}" for name in (WEIGHTS, DESCRIPTION)}
-    save_file({name: tensor.contiguous() for name, tensor in head.tensors.items()}, unfinished[WEIGHTS])
-    unfinished[DESCRIPTION].write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
-    for name, path in unfinished.items():
-        path.replace(folder / name)
+    with replacing(folder / WEIGHTS) as weights:
+        save_file({name: tensor.contiguous() for name, tensor in head.tensors.items()}, weights)
+        write_json(folder / DESCRIPTION, description)
 
 
 def load_head(folder: str | Path) -> SavedHead:
@@ -102,15 +102,15 @@ def load_head(folder: str | Path) -> SavedHead:
     """
     folder = Path(folder)
     try:
-        description: Mapping[str, Any] = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-        tensors = load_file(folder / WEIGHTS)
-    except (OSError, json.JSONDecodeError, SafetensorError) as error:
-        raise HeadError(f"{folder} holds no head that can be read ({error}); save one there first") from None
-    source = description["source"]
-    return SavedHead(
-        description["kind"],
-        dict(description["settings"]),
-        FeatureSource(**{**source, "layers": tuple(source["layers"])}) if source else None,
-        tensors,
-        description.get("fitted", {}),
-    )
+        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        source = description["source"]
+        return SavedHead(
+            description["kind"],
+            dict(description["settings"]),
+            FeatureSource(**{**source, "layers": tuple(source["layers"])}) if source else None,
+            load_file(folder / WEIGHTS),
+            description.get("fitted", {}),
+        )
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise HeadError(f"{folder} holds no head that can be read ({reason}); save one there first") from None

@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator
-from sklearn.metrics import accuracy_score, r2_score
 from sklearn.utils import ClassifierTags, RegressorTags, Tags
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 from typing_extensions import Self
 
 from heads.contract import HeadError
-from heads.probe import Array, Candidate, Probe, Validation, as_array
+from heads.probe import Array, Candidate, Probe, Validation, as_array, require_a_target_each
 from heads.rows import Rows
-from heads.targets import TargetSpace, Task, hold_out
+from heads.settings import check_positive
+from heads.targets import TargetSpace, hold_out
 from sail_encoder.devices import choose_device
 
 
@@ -32,15 +32,16 @@ class VectorProbe(Probe, BaseEstimator):
     held_out = 0.1
     """Share of the training set that is held out where there is no validation set."""
 
-    task: Task
     refit: bool
-    seed: int
-    device: str
     working_memory: int
 
     @abstractmethod
     def candidates(self) -> Sequence[float]:
-        """Values of the hyper-parameter, the simplest model first: it wins where several are equally good."""
+        """Values of the hyper-parameter, the simplest model first: it wins where several are equally good.
+
+        Raises:
+            HeadError: If there is none, or one is not a positive number.
+        """
 
     @abstractmethod
     def compare(self, rows: Rows, encoded: Array, values: Sequence[float], held: Rows) -> Iterable[Array]:
@@ -54,15 +55,17 @@ class VectorProbe(Probe, BaseEstimator):
     def compute(self, rows: Rows) -> Array:
         """Raw outputs [n, outputs] of rows."""
 
+    def check(self) -> None:
+        super().check()
+        check_positive("working_memory", self.working_memory)
+        self.candidates()
+
     def fit(self, X: Any, y: Any, validation: Validation = None) -> Self:
+        self.check()
         X, y = self._check_training(X, y)
         self.targets_ = TargetSpace.of(y, self.task)
-        if self.targets_.kind != "regression":
-            self.classes_ = self.targets_.classes
         encoded, rows = self.targets_.encode(y), self._rows(X)
         values = self.candidates()
-        if not values or min(values) <= 0:
-            raise HeadError(f"{self.parameter} is {values}; give one positive value or several")
         if len(values) == 1 and validation is None:
             self.path_ = [Candidate(self.parameter, values[0])]
             self.chosen_ = values[0]
@@ -83,6 +86,7 @@ class VectorProbe(Probe, BaseEstimator):
             if not len(validation[1]):
                 raise HeadError("the validation set is empty; give samples, or None to hold some out")
             X, y = self._check_more(validation[0]), self.targets_.encode(validation[1])
+            require_a_target_each(X, y)
             parts = rows, encoded, self._rows(X), y
             everything = rows + parts[2], np.concatenate((encoded, y))
         outputs = self.compare(*parts[:2], values, parts[2])
@@ -94,11 +98,6 @@ class VectorProbe(Probe, BaseEstimator):
     def scores(self, X: Any) -> Array:
         check_is_fitted(self, "chosen_")
         return self.targets_.restore(self.compute(self._rows(self._check_more(X))))
-
-    def score(self, X: Any, y: Any) -> float:
-        """Accuracy, or R² for regression, as scikit-learn's searches use it."""
-        metric = r2_score if self.task == "regression" else accuracy_score
-        return float(metric(y, self.predict(X)))
 
     def settings(self) -> dict[str, Any]:
         return self.get_params()
@@ -128,8 +127,7 @@ class VectorProbe(Probe, BaseEstimator):
         y = np.asarray(y)
         if y.ndim == 2 and y.shape[1] == 1 and self.task == "classification":
             y = column_or_1d(y, warn=True)
-        if len(X) != len(y):
-            raise HeadError(f"{len(X)} rows of features, but {len(y)} targets; give one target a row")
+        require_a_target_each(X, y)
         return X, y
 
     def _check_more(self, X: Any) -> Array:

@@ -14,10 +14,10 @@ from sklearn.utils.metaestimators import available_if
 from torch import Tensor
 from torch.nn import functional as F
 
-from heads.contract import HeadError
 from heads.estimator import VectorProbe, is_classifier
-from heads.probe import Array
+from heads.probe import Array, as_tensor
 from heads.rows import WORKING_MEMORY, PreparedRows, Rows
+from heads.settings import as_values, check_positive
 from heads.targets import Task
 
 NEIGHBORS = (10, 20, 100, 200)
@@ -30,7 +30,7 @@ class KNNProbe(VectorProbe):
     Scores are the shares of the votes, or, for labels and numbers, the weighted mean of the neighbours' targets.
 
     Args:
-        k: Numbers of neighbours to choose from; above the number of training images, all of these vote.
+        k: Number of neighbours, or several to choose from; above the number of training images, all of these vote.
         temperature: Similarity at which a vote counts a factor e less.
         task: `classification` (one class, or several labels) or `regression`.
         refit: Whether images of the validation set become neighbours too, once k is chosen.
@@ -48,7 +48,7 @@ class KNNProbe(VectorProbe):
 
     def __init__(
         self,
-        k: Sequence[int] = NEIGHBORS,
+        k: int | Sequence[int] = NEIGHBORS,
         temperature: float = 0.07,
         task: Task = "classification",
         refit: bool = True,
@@ -64,8 +64,12 @@ class KNNProbe(VectorProbe):
         self.device = device
         self.working_memory = working_memory
 
+    def check(self) -> None:
+        super().check()
+        check_positive("temperature", self.temperature)
+
     def candidates(self) -> list[int]:
-        return sorted({int(k) for k in self.k}, reverse=True)
+        return sorted({int(k) for k in as_values("k", self.k, whole=True)}, reverse=True)
 
     def compare(self, rows: Rows, encoded: Array, values: Sequence[float], held: Rows) -> list[Array]:
         self.learn(rows, encoded, values[0])
@@ -73,8 +77,6 @@ class KNNProbe(VectorProbe):
         return [votes[int(k)] for k in values]
 
     def learn(self, rows: Rows, encoded: Array, value: float) -> None:
-        if self.temperature <= 0:
-            raise HeadError(f"temperature is {self.temperature}; give a positive number, such as 0.07")
         self.k_ = int(value)
         self._neighbors = PreparedRows(rows, _on_the_sphere)
         self._encoded = encoded
@@ -120,9 +122,7 @@ class KNNProbe(VectorProbe):
             yield votes / weights[:, :stop].sum(1, keepdim=True)
 
     def tensors(self) -> dict[str, Tensor]:
-        rows = self._neighbors.rows
-        features = torch.cat([block for _, block in rows.blocks(rows.precision)])
-        return {"features": features.cpu(), "targets": torch.as_tensor(self._encoded)}
+        return {"features": as_tensor(self._neighbors.rows.stored()), "targets": torch.as_tensor(self._encoded)}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         features = tensors["features"].numpy()

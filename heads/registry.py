@@ -7,9 +7,12 @@ from collections.abc import Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from heads.contract import FeatureSource, HeadError, load_head
+
+if TYPE_CHECKING:
+    from heads.probe import Probe
 
 GROUP = "sail_encoder.heads"
 
@@ -47,15 +50,17 @@ def get_head(name: str, built_in: Mapping[str, str] = BUILT_IN, group: str = GRO
     raise HeadError(f"no head '{name}'; there is {', '.join(head_names(built_in, group))}")
 
 
-def load_probe(folder: str | Path, source: FeatureSource | None = None) -> Any:
+def load_probe(folder: str | Path, source: FeatureSource | None = None, device: str = "auto") -> "Probe":
     """Loads a saved probe of any kind.
 
     Args:
         folder: What `Probe.save` has written.
         source: The features that it is to be used on; a probe of other features is refused.
+        device: Where to compute, wherever it was fitted; `auto` takes a GPU where there is one.
 
     Raises:
         HeadError: If there is none, or it was fitted on features of another source.
     """
     saved = load_head(folder)
-    return get_head(saved.kind).from_saved(saved, source)
+    probe: Probe = get_head(saved.kind).from_saved(saved, source, device)
+    return probe

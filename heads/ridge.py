@@ -11,6 +11,7 @@ from torch import Tensor
 from heads.estimator import VectorProbe, binary_as_one_column, is_classifier
 from heads.probe import Array
 from heads.rows import WORKING_MEMORY, CenteredRows, Rows
+from heads.settings import as_values
 from heads.targets import Task
 
 ALPHAS = tuple(10.0**power for power in range(8, -5, -1))
@@ -23,7 +24,7 @@ class RidgeProbe(VectorProbe):
     Classes become columns of +1 and -1.
 
     Args:
-        alphas: Penalties to choose from.
+        alphas: Penalty, or several to choose from.
         standardize: Whether to bring each feature to deviation 1 first.
         task: `classification` (one class, or several labels) or `regression`.
         refit: Whether the choice is fitted on training and validation set together.
@@ -40,9 +41,12 @@ class RidgeProbe(VectorProbe):
     kind = "ridge"
     parameter = "alpha"
 
+    _compared: "RidgePath | None" = None
+    """The path on which alphas were compared; it serves again where the choice is fitted on the same rows."""
+
     def __init__(
         self,
-        alphas: Sequence[float] = ALPHAS,
+        alphas: float | Sequence[float] = ALPHAS,
         standardize: bool = False,
         task: Task = "classification",
         refit: bool = True,
@@ -59,16 +63,16 @@ class RidgeProbe(VectorProbe):
         self.working_memory = working_memory
 
     def candidates(self) -> list[float]:
-        return sorted((float(alpha) for alpha in self.alphas), reverse=True)
+        return sorted(as_values("alphas", self.alphas), reverse=True)
 
     def compare(self, rows: Rows, encoded: Array, values: Sequence[float], held: Rows) -> Iterator[Array]:
         path = RidgePath(rows, self._regressands(encoded), self.standardize)
-        self._compared = rows, path
+        self._compared = path
         return (held.project(*path.solve(alpha)) for alpha in values)
 
     def learn(self, rows: Rows, encoded: Array, value: float) -> None:
-        compared, path = self.__dict__.pop("_compared", (None, None))
-        if compared is not rows:
+        path, self._compared = self._compared, None
+        if path is None or path.rows.rows is not rows:
             path = RidgePath(rows, self._regressands(encoded), self.standardize)
         self.coef_, self.intercept_ = path.solve(value)
         self.alpha_ = value

@@ -14,56 +14,49 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from heads.contract import HeadError
+from heads.settings import as_values, check_at_least_zero, check_positive, check_share
 from heads.targets import Kind
+from sail_encoder.files import replacing
 
 OptimizerName = Literal["sgd", "adamw", "lars"]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How heads are trained.
+    """How heads are trained, checked: the settings of `heads.trained.TrainedProbe` of the same names.
 
-    Attributes:
-        lrs: Learning rates, one head each, for batches of `lr_batch`; they grow with the batch.
-        epochs: Passes over the training set.
-        least_steps: How many steps at least: small sets are passed more often.
-        steps: How many steps in place of both, or None.
-        batch_size: Images in a batch, of all processes together.
-        lr_batch: Batch that the learning rates are meant for.
-        optimizer: `sgd`, `adamw` or `lars`.
-        momentum: Of sgd and lars.
-        nesterov: Whether momentum looks ahead, of sgd and lars.
-        weight_decay: Of weights, not of biases.
-        warmup: Share of the steps over which learning rates rise from 0; then they fall to 0 along a cosine.
-        ema: Decay of the moving average of the weights that is used in the end; 0 takes the last weights.
+    Raises:
+        HeadError: If a setting is not possible.
     """
 
     lrs: tuple[float, ...]
-    epochs: float = 10
-    least_steps: int = 1000
-    steps: int | None = None
-    batch_size: int = 128
-    lr_batch: int = 256
-    optimizer: OptimizerName = "sgd"
-    momentum: float = 0.9
-    nesterov: bool = False
-    weight_decay: float = 0.0
-    warmup: float = 0.0
-    ema: float = 0.0
+    epochs: float
+    least_steps: int
+    steps: int | None
+    batch_size: int
+    lr_batch: int
+    optimizer: OptimizerName
+    momentum: float
+    nesterov: bool
+    weight_decay: float
+    warmup: float
+    ema: float
 
     def __post_init__(self) -> None:
-        if not self.lrs or min(self.lrs) <= 0:
-            raise HeadError(f"lrs is {list(self.lrs)}; give one positive learning rate or several")
+        as_values("lrs", self.lrs)
         if self.optimizer not in ("sgd", "adamw", "lars"):
             raise HeadError(f"optimizer '{self.optimizer}' is unknown; use sgd, adamw or lars")
-        for name in ("epochs", "batch_size", "lr_batch"):
-            if getattr(self, name) <= 0:
-                raise HeadError(f"{name} is {getattr(self, name)}; give a positive number")
+        for name in ("epochs", "lr_batch"):
+            check_positive(name, getattr(self, name))
+        check_positive("batch_size", self.batch_size, whole=True)
+        check_at_least_zero("least_steps", self.least_steps, whole=True)
+        check_at_least_zero("weight_decay", self.weight_decay)
         for name in ("momentum", "warmup", "ema"):
-            if not 0 <= getattr(self, name) < 1:
-                raise HeadError(f"{name} is {getattr(self, name)}; allowed is 0 up to, but not, 1")
-        if self.steps is not None and self.steps < 1:
-            raise HeadError(f"steps is {self.steps}; give 1 or more, or null to count in epochs")
+            check_share(name, getattr(self, name))
+        if self.steps is not None:
+            check_positive("steps", self.steps, whole=True)
+        if self.nesterov and not self.momentum:
+            raise HeadError("nesterov looks ahead by the momentum, which is 0; set momentum, or leave nesterov out")
 
     def count_steps(self, samples: int) -> int:
         """Steps of the whole training."""
@@ -93,7 +86,7 @@ class HeadBank(nn.Module):
         """Drops all heads but one."""
 
 
-class Training:
+class BankTraining:
     """Takes steps of gradient descent for a bank of heads.
 
     The sum of the heads' losses gives each head the gradient that it would have alone.
@@ -151,10 +144,8 @@ class Training:
             "average": self.average,
         }
         states = {name: part.state_dict() for name, part in parts.items() if part}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f".{path.name}")
-        torch.save({"made_of": made_of, "step": step, **states}, unfinished)
-        unfinished.replace(path)
+        with replacing(path) as unfinished:
+            torch.save({"made_of": made_of, "step": step, **states}, unfinished)
 
     def restore(self, path: Path, made_of: str) -> int:
         """Goes on from a checkpoint of the same training; returns how many steps are done, 0 where there is none."""

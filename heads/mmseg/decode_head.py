@@ -1,6 +1,6 @@
 """Our dense heads as decode heads of mmsegmentation, so that a head goes from one to the other."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,9 @@ from sail_encoder.resizing import Size
 class NativeHead(BaseDecodeHead):
     """One of our heads, with mmsegmentation's losses and inference.
 
+    mmsegmentation takes the loss only from the logits, so UperNet comes without its auxiliary head, which would never
+    learn; a segmentor can have one of mmsegmentation's own as `auxiliary_head`.
+
     Args:
         kind: linear, upernet or another name of `heads.dense.registry`.
         in_channels: Channels of each layer's map.
@@ -27,6 +30,9 @@ class NativeHead(BaseDecodeHead):
         num_classes: Classes to tell apart.
         head_options: Other arguments of the head.
         kwargs: As in mmsegmentation's `BaseDecodeHead`: loss_decode, ignore_index, align_corners, ...
+
+    Raises:
+        HeadError: If there is no such head, or it cannot be trained here.
     """
 
     def __init__(
@@ -51,12 +57,28 @@ class NativeHead(BaseDecodeHead):
         # The classifier of mmsegmentation's own heads, which ours have inside.
         del self.conv_seg
         self.kind = kind
-        self.head = build_dense_head(kind, list(in_channels), num_classes, **(head_options or {}))
+        options = without_auxiliary(head_options or {}) if kind == "upernet" else head_options or {}
+        self.head = build_dense_head(kind, list(in_channels), num_classes, **options)
         if isinstance(self.head, OnePassHead):
             raise HeadError(f"the {kind} head is not trained by gradients; use sail segment train")
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
         return self.head(self._transform_inputs(inputs))
+
+
+def without_auxiliary(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of UperNet that leave out its auxiliary head.
+
+    Raises:
+        HeadError: If they ask for one.
+    """
+    weight = options.get("auxiliary_weight", 0)
+    if weight:
+        raise HeadError(
+            f"auxiliary_weight is {weight}, but mmsegmentation would not train our auxiliary head; leave it out of "
+            "head_options, and give the segmentor an auxiliary_head of mmsegmentation's, such as FCNHead"
+        )
+    return {**options, "auxiliary_weight": 0}
 
 
 def export_head(model: torch.nn.Module, classes: Sequence[str], folder: str | Path, resize: str) -> None:

@@ -217,10 +217,10 @@ def test_online_goes_on_from_a_checkpoint(pets, small_checkpoint, tmp_path, monk
     config.write_text(json.dumps({"probes": {"linear": ONLINE["linear"]}}))
     command = ["probe", str(pets), "--config", str(config), "--model", str(small_checkpoint), *arguments]
     assert main([*command, "--out", str(tmp_path / "whole")]) == 0
-    from heads.training import Training
+    from heads.training import BankTraining
 
     steps = []
-    original = Training.step
+    original = BankTraining.step
 
     def stop_at_seven(self, *batch):
         steps.append(1)
@@ -228,7 +228,7 @@ def test_online_goes_on_from_a_checkpoint(pets, small_checkpoint, tmp_path, monk
             raise KeyboardInterrupt
         original(self, *batch)
 
-    monkeypatch.setattr(Training, "step", stop_at_seven)
+    monkeypatch.setattr(BankTraining, "step", stop_at_seven)
     assert main([*command, "--out", str(tmp_path / "stopped")]) == 130
     assert main([*command, "--out", str(tmp_path / "stopped")]) == 0
     assert len(steps) == 8 + 12 - 5

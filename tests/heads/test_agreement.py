@@ -1,8 +1,11 @@
 """logistic, ridge and knn against scikit-learn, and against a second way of computing the same."""
 
+import warnings
+
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier
 from sklearn.model_selection import GridSearchCV
 from sklearn.multiclass import OneVsRestClassifier
@@ -14,6 +17,8 @@ from heads.contract import HeadError
 from heads.knn import KNNProbe
 from heads.logistic import LogisticProbe
 from heads.ridge import RidgePath, RidgeProbe
+from heads.targets import TargetSpace
+from sail_encoder.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +82,20 @@ def test_logistic_with_ill_conditioned_features_takes_few_steps(digits):
     theirs = LogisticRegression(C=1.0, max_iter=ours.n_iter_).fit(X, y)
     reached = softmax_objective(ours.coef_, ours.intercept_, X, y, 1.0)
     assert reached < softmax_objective(theirs.coef_, theirs.intercept_, X, y, 1.0)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_logistic_says_when_its_steps_were_not_enough(digits, dtype):
+    X, y = digits[0].astype(dtype), digits[1]
+    with pytest.warns(ConvergenceWarning, match="C=1 ended at max_iter=4 before it converged"):
+        ended = LogisticProbe(C=1.0, max_iter=4).fit(X, y)
+    assert ended.n_iter_ == 4
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        needed = LogisticProbe(C=1.0).fit(X, y).n_iter_
+        assert LogisticProbe(C=1.0, max_iter=needed + 1).fit(X, y).n_iter_ == needed
+    with pytest.warns(ConvergenceWarning):
+        LogisticProbe(C=1.0, max_iter=needed - 1).fit(X, y)
 
 
 def test_the_path_is_chosen_on_validation_and_fitted_again_on_both(digits):
@@ -186,16 +205,47 @@ def test_standardized_blocks_of_a_memory_map_give_the_same(digits, kind, tmp_pat
 @pytest.mark.parametrize(
     ("probe", "message"),
     [
-        (LogisticProbe(C=()), "give one positive value or several"),
-        (LogisticProbe(C=(0.0, 1.0)), "give one positive value or several"),
+        (LogisticProbe(C=()), r"C is \(\); give one positive number or several, such as 0.1 or \[0.1, 1\]"),
+        (LogisticProbe(C=(0.0, 1.0)), r"C is \(0.0, 1.0\); give"),
+        (LogisticProbe(C="1e3"), "C is '1e3'; give"),
+        (LogisticProbe(C=[1.0, None]), r"C is \[1.0, None\]; give"),
+        (LogisticProbe(C=float("nan")), "C is nan; give"),
         (LogisticProbe(task="regression"), "use ridge, knn or linear for numbers"),
-        (KNNProbe(temperature=0.0), "temperature is 0.0"),
-        (RidgeProbe(task="ranking"), "task 'ranking' is unknown"),
+        (LogisticProbe(max_iter=0), "max_iter is 0; give a positive whole number"),
+        (LogisticProbe(tol=-1.0), "tol is -1.0; give 0 or a positive number"),
+        (KNNProbe(k=2.5), r"k is 2.5; give one positive whole number or several, such as 20 or \[10, 20\]"),
+        (KNNProbe(k=True), "k is True; give"),
+        (KNNProbe(temperature=0.0), "temperature is 0.0; give a positive number"),
+        (RidgeProbe(alphas=np.array([1.0, -1.0])), r"alphas is \[1.0, -1.0\]; give"),
+        (RidgeProbe(task="ranking"), "task 'ranking' is unknown; use classification or regression"),
+        (RidgeProbe(seed=-1), "seed is -1; give 0 or a positive whole number"),
+        (RidgeProbe(working_memory="1 GB"), "working_memory is '1 GB'; give a positive number"),
     ],
 )
 def test_settings_that_cannot_be(digits, probe, message):
-    with pytest.raises(HeadError, match=message):
-        probe.fit(digits[0], digits[1])
+    for found in (probe.check, lambda: probe.fit(digits[0], digits[1])):
+        with pytest.raises(HeadError, match=message) as caught:
+            found()
+        assert "\n" not in str(caught.value)
+
+
+def test_a_device_that_is_not_here_is_found_before_there_are_features():
+    with pytest.raises(UserError, match="device 'gpu' is not understood"):
+        KNNProbe(device="gpu").check()
+
+
+@pytest.mark.parametrize(
+    ("alone", "listed"),
+    [
+        (LogisticProbe(C=0.1), LogisticProbe(C=[0.1])),
+        (RidgeProbe(alphas=10), RidgeProbe(alphas=np.array([10.0]))),
+        (KNNProbe(k=np.int64(5)), KNNProbe(k=range(5, 6))),
+    ],
+)
+def test_a_hyper_parameter_is_a_number_or_several(digits, alone, listed):
+    X, y, more, _ = digits
+    np.testing.assert_array_equal(alone.fit(X, y).scores(more), listed.fit(X, y).scores(more))
+    assert [candidate.quality for candidate in alone.path_] == [None]
 
 
 @pytest.mark.parametrize("kind", [LogisticProbe, RidgeProbe, KNNProbe])
@@ -218,5 +268,11 @@ def test_data_that_cannot_be_learned(digits, kind):
         assert "\n" not in str(caught.value)
     with pytest.raises(HeadError, match="the validation set is empty"):
         kind().fit(X, y, validation=(X[:0], y[:0]))
+    with pytest.raises(HeadError, match="3 rows of features, but 4 targets"):
+        kind().fit(X, y, validation=(X[:3], y[:4]))
+    with pytest.raises(HeadError, match="targets have 2 columns, those of training 3"):
+        kind().fit(X, np.eye(3)[y % 3], validation=(X, np.eye(2)[y % 2]))
+    with pytest.raises(HeadError, match="there are no targets"):
+        TargetSpace.of([], "classification")
     with pytest.raises(HeadError, match="class '11' is in the validation set"):
         kind().fit(X, y, validation=(X[:1], np.array([11])))
