@@ -37,7 +37,9 @@ class Command:
 
 
 COMMANDS = {
-    "extract": Command("sail_encoder.extract:extract", "Extracts features of images to .npy files.", ("source",)),
+    "extract": Command(
+        "sail_encoder.extraction.command:extract", "Extracts features of images to .npy files.", ("source",)
+    ),
     "probe": Command(
         "evals.probe:probe", "Fits probes on features of labelled images, and reports what they reach.", ("data",)
     ),
@@ -61,12 +63,15 @@ COMMANDS = {
         "sail_encoder.sail.convert:convert", "Writes a SAIL checkpoint in the native format.", ("model", "out")
     ),
     "pca": Command(
-        "sail_encoder.visualize:pca", "Draws the main components of an image's features beside it.", ("image",)
+        "sail_encoder.visualize:pca", "Draws the principal components of an image's features beside it.", ("image",)
+    ),
+    "similarity": Command(
+        "sail_encoder.visualize:similarity", "Draws how similar the patches of an image are to one of them.", ("image",)
     ),
     "doctor": Command("sail_encoder.doctor:doctor", "Checks this machine and says what to do about what is missing."),
     "demo": Command("sail_encoder.demo:demo", "Extracts features of two photographs, and draws them."),
     "estimate": Command(
-        "sail_encoder.estimate:estimate", "Tells time, arithmetic and disk space for extracting features."
+        "sail_encoder.estimate:estimate", "Estimates time, FLOPs and disk space for extracting features."
     ),
 }
 

@@ -33,7 +33,8 @@ from benchmarks.models import SIZES, build_model, synchronize
 from benchmarks.published import encode_image
 from sail_encoder.attention import Segments, packed_attention
 from sail_encoder.devices import measure_matrix_rate
-from sail_encoder.extraction.pipeline import Pipeline, Request
+from sail_encoder.extraction.pipeline import Pipeline
+from sail_encoder.extraction.plan import Request
 from sail_encoder.images import list_images
 from sail_encoder.pixels import patch_image
 from sail_encoder.resizing import Resize, Size
@@ -76,8 +77,7 @@ def ours(setting: Setting, layer: int) -> float:
     """Seconds from files to .npy."""
     request = Request((layer,), True, "none", "float16", Resize(), False)
     images = list_images([str(setting.folder)]).images
-    with tempfile.TemporaryDirectory() as out:
-        store = FeatureStore(Path(out), {"benchmark": True})
+    with tempfile.TemporaryDirectory() as out, FeatureStore(Path(out), {"benchmark": True}) as store:
         pipeline = Pipeline(setting.backbone, store, request, setting.budget, 2, lambda records: None)
         start = time.perf_counter()
         pipeline.run(store.missing(images))

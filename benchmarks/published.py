@@ -16,6 +16,7 @@ from transformers.models.mistral.modeling_mistral import apply_rotary_pos_emb, r
 from sail_encoder.resizing import Size
 from sail_encoder.sail.modeling_sail import SailForCausalLM
 from sail_encoder.sail.positions import text_and_image_positions
+from sail_encoder.sail.prefixes import ImagePrefixes
 
 
 @torch.no_grad()
@@ -54,9 +55,8 @@ def run_layers(
 @torch.no_grad()
 def encode_image(model: SailForCausalLM, pixels: Tensor, grid: Size, cache: DynamicCache) -> list[Tensor]:
     """All hidden states of one image's prefix."""
-    trunk: Any = model.model
-    prefixes = trunk._lay_out(pixels, torch.tensor([grid]))
-    hidden = trunk._add_pixels(trunk.embed_tokens(prefixes.input_ids), pixels, prefixes.patch_index)[None]
+    prefixes = ImagePrefixes.of(pixels, torch.tensor([grid]), model.config)
+    hidden = next(model.model.residual_stream(pixels, prefixes))[None]
     length = hidden.shape[1]
     allowed = torch.ones(length, length, dtype=torch.bool, device=pixels.device)
     return run_layers(model, hidden, prefixes.position_ids, additive(allowed, hidden.dtype), cache)[0]

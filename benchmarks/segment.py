@@ -29,6 +29,7 @@ from benchmarks.models import SIZES
 from evals.segmentation.augment import Augmentation
 from evals.segmentation.batches import Batches, CachedBatches, OnlineBatches
 from evals.segmentation.cache import cache_grids
+from evals.segmentation.data import SegmentationData
 from evals.segmentation.data_source import DataSource
 from evals.segmentation.optimization import Optimization
 from evals.segmentation.training import Training
@@ -119,29 +120,50 @@ def bare_forward(segmenter: Segmenter, packs: list[Pack], setting: Setting) -> f
     return clock(encode(), setting.steps)
 
 
+def open_data(images: int, side: int, folder: Path) -> SegmentationData:
+    """Drawn images and masks, as `sail segment train` opens them."""
+    write_data(images, side, folder)
+    (folder / "classes.txt").write_text("\n".join(f"class {index}" for index in range(CLASSES)))
+    (data,) = DataSource(str(folder)).open("train")
+    return data
+
+
+def build_segmenter(size: str, device: str, folder: Path) -> Segmenter:
+    """A linear head on the last layer of a backbone with random weights."""
+    write_model(size, torch.bfloat16 if device == "cuda" else torch.float32, folder)
+    backbone = load_backbone(str(folder), device)
+    layers = (backbone.num_layers - 1,)
+    source = FeatureSource(str(folder), backbone.fingerprint(layers[0]), layers)
+    return Segmenter(backbone, build_dense_head("linear", [backbone.embed_dim], CLASSES), source)
+
+
+def ready_packs(online: OnlineBatches, setting: Setting) -> list[Pack]:
+    """Two batches of crops that lie ready in memory."""
+    samples = [online.make(position)[0] for position in range(2 * setting.batch_size)]
+    halves = (samples[: setting.batch_size], samples[setting.batch_size :])
+    return [Pack.of(half, online.segmenter.backbone.device.type == "cuda") for half in halves]
+
+
+def cached_batches(
+    segmenter: Segmenter, data: SegmentationData, device: str, setting: Setting, folder: Path
+) -> tuple[CachedBatches, float]:
+    """Batches of cached grids, and the seconds that it took to extract these."""
+    start = time.perf_counter()
+    features = cache_grids(data.samples, segmenter.source, folder, 1e3, "auto", device)
+    extraction = time.perf_counter() - start
+    crop, place = (setting.crop, setting.crop), segmenter.backbone.device
+    return CachedBatches(features, data, crop, PATCH, True, setting.batch_size, 0, place), extraction
+
+
 def measure(size: str, device: str, images: int, rounds: int, setting: Setting) -> None:
     """Runs the benchmark and prints the table."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        dtype = torch.bfloat16 if device == "cuda" else torch.float32
-        write_model(size, dtype, folder / "model")
-        write_data(images, setting.image * PATCH, folder / "data")
-        (folder / "data/classes.txt").write_text("\n".join(f"class {index}" for index in range(CLASSES)))
-        (data,) = DataSource(str(folder / "data")).open("train")
-        backbone = load_backbone(str(folder / "model"), device)
-        layers = (backbone.num_layers - 1,)
-        source = FeatureSource(str(folder / "model"), backbone.fingerprint(layers[0]), layers)
-        segmenter = Segmenter(backbone, build_dense_head("linear", [backbone.embed_dim], CLASSES), source)
-        augmentation = Augmentation((setting.crop * PATCH,) * 2)
-        online = OnlineBatches(segmenter, data, augmentation, setting.batch_size, 0)
-        samples = [online.make(position)[0] for position in range(2 * setting.batch_size)]
-        halves = (samples[: setting.batch_size], samples[setting.batch_size :])
-        packs = [Pack.of(half, device == "cuda") for half in halves]
-        start = time.perf_counter()
-        features = cache_grids(data.samples, source, folder / "cache", 1e3, "auto", device)
-        extraction = time.perf_counter() - start
-        crop = (setting.crop, setting.crop)
-        cached = CachedBatches(features, data, crop, PATCH, True, setting.batch_size, 0, backbone.device)
+        data = open_data(images, setting.image * PATCH, folder / "data")
+        segmenter = build_segmenter(size, device, folder / "model")
+        online = OnlineBatches(segmenter, data, Augmentation((setting.crop * PATCH,) * 2), setting.batch_size, 0)
+        packs = ready_packs(online, setting)
+        cached, extraction = cached_batches(segmenter, data, device, setting, folder / "cache")
         times: dict[str, list[float]] = {"bare": [], "online": [], "cached": []}
         for _ in range(rounds):
             times["bare"].append(bare_forward(segmenter, packs, setting))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from evals.processes import Processes
-from heads.training import Training
+from heads.training import BankTraining
 from sail_encoder.errors import StoreError
 
 
@@ -26,7 +26,7 @@ class Checkpoint:
         self.made_of = json.dumps(made_of)
         self.processes = processes
 
-    def restore(self, training: Training) -> int:
+    def restore(self, training: BankTraining) -> int:
         """Goes on from the file, if there is one; returns how many steps are done.
 
         Raises:
@@ -54,7 +54,7 @@ class Checkpoint:
                 "delete the file"
             )
 
-    def save(self, training: Training, step: int) -> None:
+    def save(self, training: BankTraining, step: int) -> None:
         """Keeps the state after a step; only the first process writes."""
         if self.processes.rank == 0:
             training.save(self.path, self.made_of, step)

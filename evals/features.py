@@ -16,16 +16,15 @@ from evals.datasets.labelled import LabelledImages
 from heads.contract import FeatureSource
 from heads.pooling import Pooling, pool_grid
 from heads.rows import Selection
-from sail_encoder.backbone import load_backbone
 from sail_encoder.devices import choose_device, choose_dtype
 from sail_encoder.errors import UserError
-from sail_encoder.extract import Plan, run_plan
-from sail_encoder.extraction.pipeline import Request
+from sail_encoder.extraction.plan import Plan, Request, forecast
+from sail_encoder.extraction.run import run_plan
 from sail_encoder.layers import resolve_layers
+from sail_encoder.loading import describe, load_backbone
 from sail_encoder.pixels import Array
-from sail_encoder.spec import describe
 from sail_encoder.store.reading import FeatureFolder
-from sail_encoder.store.store import Shard
+from sail_encoder.store.store import WHOLE
 
 Fuse = Literal["concat", "mean"]
 
@@ -181,6 +180,7 @@ def extract_features(dataset: LabelledImages, settings: FeatureSettings, cache: 
         grids: Whether patches are needed, or only vectors.
 
     Raises:
+        StoreError: If the disk cannot hold them.
         SystemExit: If a signal has stopped it; the status says which.
     """
     plan = _plan(dataset, settings, grids)
@@ -190,10 +190,11 @@ def extract_features(dataset: LabelledImages, settings: FeatureSettings, cache: 
     decisive = {**plan.settings, "weights": backbone.fingerprint(plan.depth - 1), "name": dataset.name}
     digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:10]
     folder = cache / f"{slug(settings.title)}-{digest}"
-    _, progress, status = run_plan(backbone, plan, folder, Shard())
-    if status:
-        print(f"stopped; {progress.done:,} images are safe, the same command goes on", file=sys.stderr)
-        raise SystemExit(status)
+    print(forecast(plan, WHOLE, folder, overwrite=False), file=sys.stderr)
+    run = run_plan(backbone, plan, folder)
+    if run.status:
+        print(f"stopped; {run.progress.done:,} images are safe, the same command goes on", file=sys.stderr)
+        raise SystemExit(run.status)
     return ImageFeatures(settings.title, FeatureFolder(folder), settings.model, settings.fuse, settings.pool)
 
 

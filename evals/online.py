@@ -33,11 +33,10 @@ from heads.contract import FeatureSource
 from heads.probe import Candidate
 from heads.targets import TargetSpace
 from heads.trained import TrainedProbe
-from heads.training import HeadBank, Recipe, Training, effective, shuffled_batches
-from sail_encoder.backbone import load_backbone
+from heads.training import BankTraining, HeadBank, Recipe, effective, shuffled_batches
 from sail_encoder.layers import resolve_layers
+from sail_encoder.loading import describe, load_backbone
 from sail_encoder.pixels import Array
-from sail_encoder.spec import describe
 
 CHECKPOINT_EVERY = 500
 """Steps between two checkpoints."""
@@ -143,7 +142,7 @@ class OnlineRun:
         recipe = effective(probe.recipe, len(index))
         steps = recipe.count_steps(len(index))
         bank = probe.make_bank(self.encode.dim, len(recipe.lrs)).train()
-        training = Training(bank, recipe, steps, probe.targets_.kind, self._shared(bank))
+        training = BankTraining(bank, recipe, steps, probe.targets_.kind, self._shared(bank))
         done = checkpoint.restore(training)
         encoded = torch.as_tensor(probe.targets_.encode(self.dataset.targets[index]), device=self.backbone.device)
         images = CroppedImages(self.dataset, self.backbone.patch_size, self.crops.side, seed)

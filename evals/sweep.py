@@ -70,7 +70,7 @@ def sweep(
     from evals.errors import DatasetError
     from evals.layers import pool_layers
     from evals.probing import check_probes, parse_probes
-    from sail_encoder.backbone import load_backbone
+    from sail_encoder.loading import load_backbone
 
     dataset = load_dataset(data, labels, label_column, task)
     default = {name: None for name in SETTINGS if name != "logistic" or dataset.task != "regression"}

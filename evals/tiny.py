@@ -28,8 +28,9 @@ from evals.results import LayerResult, best_layers
 from evals.scene_questions import CAPTION_PROMPT, Question, ask_about
 from evals.scenes import Scene, draw_scene
 from heads.logistic import LogisticProbe
-from sail_encoder.backbone import VisionBackbone, load_backbone
+from sail_encoder.backbone import VisionBackbone
 from sail_encoder.hub import find_checkpoint
+from sail_encoder.loading import load_backbone
 from sail_encoder.pixels import Array
 from sail_encoder.resizing import Resize
 

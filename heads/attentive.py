@@ -5,7 +5,7 @@ AIM's probe (El-Nouby et al. 2024, arXiv 2401.08541); with many queries and no p
 (Psomas et al. 2025, arXiv 2506.10178).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from heads.contract import HeadError
-from heads.pooling import AttentionPool, pack_patches
+from heads.norm import Affine, BatchNorm, build_norm
+from heads.pooling import AttentionPool, check_heads, pack_patches
+from heads.probe import as_tensor
 from heads.settings import check_positive
 from heads.trained import TrainedProbe
 from heads.training import HeadBank, OptimizerName
@@ -26,8 +28,9 @@ class AttentiveProbe(TrainedProbe):
 
     Args:
         queries: Learned queries.
-        heads: Heads of attention, with `project_keys` alone.
+        heads: Heads of attention; more than 1 only with `project_keys`.
         project_keys: Whether keys are projected.
+        classifier_bias: Whether the classifier has a bias; AIM's has none.
     """
 
     kind = "attentive"
@@ -37,30 +40,31 @@ class AttentiveProbe(TrainedProbe):
     lr_batch: int = 128
     optimizer: OptimizerName = "adamw"
     warmup: float = 0.1
-    batch_norm: bool = True
+    batch_norm: BatchNorm = True
     queries: int = 1
     heads: int = 1
     project_keys: bool = True
+    classifier_bias: bool = True
 
     def check(self) -> None:
         super().check()
         check_positive("queries", self.queries, whole=True)
         check_positive("heads", self.heads, whole=True)
-        if self.heads > 1 and not self.project_keys:
-            raise HeadError(f"heads is {self.heads}, but without project_keys each query is a head; use heads=1")
+        check_heads(self.heads, self.project_keys)
 
-    def samples(self, X: Any, device: torch.device) -> "Grids":
-        return Grids(X, device)
+    def read(self, X: Any) -> "GridBatches":
+        return GridBatches(X, self.torch_device)
 
     def build(self, dim: int, outputs: int, count: int) -> "AttentiveBank":
         pool = AttentionPool(dim, self.queries, self.heads, self.project_keys)
-        return AttentiveBank(pool, nn.Linear(dim, outputs), count, self.batch_norm)
+        classifier = nn.Linear(dim, outputs, bias=self.classifier_bias)
+        return AttentiveBank(pool, classifier, count, self.batch_norm)
 
-    def dim_of(self, tensors: dict[str, Tensor]) -> int:
+    def dim_of(self, tensors: Mapping[str, Tensor]) -> int:
         return tensors["classifiers.0.weight"].shape[1]
 
 
-class Grids:
+class GridBatches:
     """Grids of features [nh, nw, C], of any size each; packed a batch at a time."""
 
     def __init__(self, grids: Sequence[Any], device: torch.device) -> None:
@@ -74,7 +78,7 @@ class Grids:
         return len(self._grids)
 
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        patches, counts = pack_patches([torch.as_tensor(self._grids[place]) for place in index.tolist()])
+        patches, counts = pack_patches([as_tensor(self._grids[place]) for place in index.tolist()])
         if not patches.isfinite().all():
             raise HeadError("the features of an image hold NaN or inf; extract it again or leave it out")
         return patches.to(self._device, torch.float32), counts
@@ -87,31 +91,33 @@ class AttentiveBank(HeadBank):
         pool: The first one's pooling.
         classifier: The first one's classifier.
         count: How many; they start equal, so that each is what it would be alone.
-        batch_norm: Whether a batch norm without weights comes first.
+        batch_norm: Whether there is a batch norm, and whether it has weights.
     """
 
-    def __init__(self, pool: AttentionPool, classifier: nn.Linear, count: int, batch_norm: bool) -> None:
+    def __init__(self, pool: AttentionPool, classifier: nn.Linear, count: int, batch_norm: BatchNorm) -> None:
         super().__init__()
-        self.norm: nn.Module = nn.Identity()
-        if batch_norm:
-            self.norm = nn.BatchNorm1d(classifier.in_features, affine=False, eps=1e-6)
-        nn.init.zeros_(classifier.bias)
+        self.norm = build_norm(classifier.in_features, batch_norm)
+        affine = Affine(classifier.in_features) if batch_norm == "affine" else nn.Identity()
+        self.affines = nn.ModuleList(_copies(affine, count))
+        if classifier.bias is not None:
+            nn.init.zeros_(classifier.bias)
         self.pools = nn.ModuleList(_copies(pool, count))
         self.classifiers = nn.ModuleList(_copies(classifier, count))
 
     def forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         patches, counts = batch
         patches = self.norm(patches)
-        pairs = zip(self.pools, self.classifiers, strict=True)
-        return torch.stack([classifier(pool(patches, counts)) for pool, classifier in pairs])
+        return torch.stack([classifier(pool(affine(patches), counts)) for affine, pool, classifier in self._heads()])
+
+    def _heads(self) -> Iterator[tuple[nn.Module, ...]]:
+        return zip(self.affines, self.pools, self.classifiers, strict=True)
 
     def head_parameters(self) -> list[list[nn.Parameter]]:
-        pairs = zip(self.pools, self.classifiers, strict=True)
-        return [[*pool.parameters(), *classifier.parameters()] for pool, classifier in pairs]
+        return [[parameter for part in head for parameter in part.parameters()] for head in self._heads()]
 
     def keep(self, index: int) -> None:
-        self.pools = nn.ModuleList([self.pools[index]])
-        self.classifiers = nn.ModuleList([self.classifiers[index]])
+        for part in ("affines", "pools", "classifiers"):
+            setattr(self, part, getattr(self, part)[index : index + 1])
 
 
 def _copies(module: nn.Module, count: int) -> list[nn.Module]:

@@ -1,7 +1,6 @@
 """What all heads share: which features they were fitted on, and how they are saved and loaded."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ class HeadError(UserError):
 
 @dataclass(frozen=True)
 class FeatureSource:
-    """Where features come from; a head serves features of the same source alone.
+    """Where features come from; a head takes only features of the kind that it was fitted on, see `check`.
 
     Attributes:
         backbone: Name of the backbone, for people.
@@ -45,7 +44,10 @@ class FeatureSource:
     fuse: str = "concat"
 
     def check(self, other: "FeatureSource") -> None:
-        """Compares with the source of other features; names may differ, what decides the values may not.
+        """Compares with another source what decides the meaning of a channel: weights, layers, norm, pool and fuse.
+
+        The name of the backbone may differ, since a copy has the same weights. So may `resize` and `max_tokens`: they
+        decide at which size images are seen, and a head can be tried at another size than that of its training.
 
         Raises:
             HeadError: If they do not match.
@@ -100,15 +102,15 @@ def load_head(folder: str | Path) -> SavedHead:
     """
     folder = Path(folder)
     try:
-        description: Mapping[str, Any] = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-        tensors = load_file(folder / WEIGHTS)
-    except (OSError, json.JSONDecodeError, SafetensorError) as error:
-        raise HeadError(f"{folder} holds no head that can be read ({error}); save one there first") from None
-    source = description["source"]
-    return SavedHead(
-        description["kind"],
-        dict(description["settings"]),
-        FeatureSource(**{**source, "layers": tuple(source["layers"])}) if source else None,
-        tensors,
-        description.get("fitted", {}),
-    )
+        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        source = description["source"]
+        return SavedHead(
+            description["kind"],
+            dict(description["settings"]),
+            FeatureSource(**{**source, "layers": tuple(source["layers"])}) if source else None,
+            load_file(folder / WEIGHTS),
+            description.get("fitted", {}),
+        )
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise HeadError(f"{folder} holds no head that can be read ({reason}); save one there first") from None

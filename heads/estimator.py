@@ -7,13 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator
-from sklearn.metrics import accuracy_score, r2_score
 from sklearn.utils import ClassifierTags, RegressorTags, Tags
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 from typing_extensions import Self
 
 from heads.contract import HeadError
-from heads.probe import Array, Candidate, Probe, Validation, as_array
+from heads.probe import Array, Candidate, Probe, Validation, as_array, require_a_target_each
 from heads.rows import Rows, Selection
 from heads.settings import check_positive
 from heads.targets import TargetSpace, hold_out
@@ -65,8 +64,6 @@ class VectorProbe(Probe, BaseEstimator):
         self.check()
         X, y = self._check_training(X, y)
         self.targets_ = TargetSpace.of(y, self.task)
-        if self.targets_.kind != "regression":
-            self.classes_ = self.targets_.classes
         encoded, rows = self.targets_.encode(y), self._rows(X)
         values = self.candidates()
         if len(values) == 1 and validation is None:
@@ -89,6 +86,7 @@ class VectorProbe(Probe, BaseEstimator):
             if not len(validation[1]):
                 raise HeadError("the validation set is empty; give samples, or None to hold some out")
             X, y = self._check_more(validation[0]), self.targets_.encode(validation[1])
+            require_a_target_each(X, y)
             parts = rows, encoded, self._rows(X), y
             everything = rows + parts[2], np.concatenate((encoded, y))
         outputs = self.compare(*parts[:2], values, parts[2])
@@ -100,11 +98,6 @@ class VectorProbe(Probe, BaseEstimator):
     def scores(self, X: Any) -> Array:
         check_is_fitted(self, "chosen_")
         return self.targets_.restore(self.compute(self._rows(self._check_more(X))))
-
-    def score(self, X: Any, y: Any) -> float:
-        """Accuracy, or R² for regression, as scikit-learn's searches use it."""
-        metric = r2_score if self.task == "regression" else accuracy_score
-        return float(metric(y, self.predict(X)))
 
     def settings(self) -> dict[str, Any]:
         return self.get_params()
@@ -134,8 +127,7 @@ class VectorProbe(Probe, BaseEstimator):
         y = np.asarray(y)
         if y.ndim == 2 and y.shape[1] == 1 and self.task == "classification":
             y = column_or_1d(y, warn=True)
-        if len(X) != len(y):
-            raise HeadError(f"{len(X)} rows of features, but {len(y)} targets; give one target a row")
+        require_a_target_each(X, y)
         return X, y
 
     def _check_more(self, X: Any) -> Array:

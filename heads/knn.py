@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from heads.estimator import VectorProbe, is_classifier
-from heads.probe import Array
+from heads.probe import Array, as_tensor
 from heads.rows import WORKING_MEMORY, PreparedRows, Rows
 from heads.settings import as_values, check_positive
 from heads.targets import Task
@@ -122,9 +122,7 @@ class KNNProbe(VectorProbe):
             yield votes / weights[:, :stop].sum(1, keepdim=True)
 
     def tensors(self) -> dict[str, Tensor]:
-        rows = self._neighbors.rows
-        features = torch.cat([block for _, block in rows.blocks(rows.precision)])
-        return {"features": features.cpu(), "targets": torch.as_tensor(self._encoded)}
+        return {"features": as_tensor(self._neighbors.rows.stored()), "targets": torch.as_tensor(self._encoded)}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         features = tensors["features"].numpy()

@@ -4,6 +4,7 @@ The protocol of DINOv2 (Oquab et al. 2023, arXiv 2304.07193) and DINOv3: SGD wit
 to 0, weights from N(0, 0.01), and one head a learning rate, of which the best on validation counts.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from heads.contract import HeadError
+from heads.norm import BatchNorm, build_norm
 from heads.probe import as_array
 from heads.rows import WORKING_MEMORY, Rows
 from heads.settings import check_positive
@@ -35,17 +37,17 @@ class LinearProbe(TrainedProbe):
         super().check()
         check_positive("working_memory", self.working_memory)
 
-    def samples(self, X: Any, device: torch.device) -> "Vectors":
-        return Vectors(X, device, self.working_memory)
+    def read(self, X: Any) -> "VectorBatches":
+        return VectorBatches(X, self.torch_device, self.working_memory)
 
     def build(self, dim: int, outputs: int, count: int) -> "LinearBank":
         return LinearBank(dim, outputs, count, self.batch_norm)
 
-    def dim_of(self, tensors: dict[str, Tensor]) -> int:
+    def dim_of(self, tensors: Mapping[str, Tensor]) -> int:
         return tensors["weights.0"].shape[1]
 
 
-class Vectors:
+class VectorBatches:
     """A matrix of features [n, C], on the device where it fits, read a batch at a time where not."""
 
     def __init__(self, X: Any, device: torch.device, working_memory: int) -> None:
@@ -69,30 +71,42 @@ class Vectors:
 
 
 class LinearBank(HeadBank):
-    """Linear maps that are computed as one product.
+    """Linear maps that are computed as one product, behind one batch norm.
 
     Args:
         dim: C.
         outputs: Scores of each.
         count: How many maps; they start equal, so that each is what it would be alone.
-        batch_norm: Whether a batch norm without weights comes first.
+        batch_norm: Whether there is a batch norm, and whether it has weights.
     """
 
-    def __init__(self, dim: int, outputs: int, count: int, batch_norm: bool) -> None:
+    def __init__(self, dim: int, outputs: int, count: int, batch_norm: BatchNorm) -> None:
         super().__init__()
-        self.norm: nn.Module = nn.BatchNorm1d(dim, affine=False, eps=1e-6) if batch_norm else nn.Identity()
+        self.norm = build_norm(dim, batch_norm)
         weight = 0.01 * torch.randn(outputs, dim)
         self.weights = nn.ParameterList(weight.clone() for _ in range(count))
         self.biases = nn.ParameterList(torch.zeros(outputs) for _ in range(count))
+        affine = range(count if batch_norm == "affine" else 0)
+        self.scales = nn.ParameterList(torch.ones(dim) for _ in affine)
+        self.shifts = nn.ParameterList(torch.zeros(dim) for _ in affine)
 
     def forward(self, batch: Tensor) -> Tensor:
-        weight, bias = torch.cat(list(self.weights)), torch.cat(list(self.biases))
+        weight, bias = (torch.cat(parts) for parts in zip(*self._maps(), strict=True))
         scores = torch.addmm(bias, self.norm(batch), weight.T)
         return scores.view(len(batch), len(self.weights), -1).transpose(0, 1)
 
+    def _maps(self) -> list[tuple[Tensor, Tensor]]:
+        """Weight [outputs, C] and bias [outputs] of each head, with the scale and shift of its features folded in."""
+        maps = list(zip(self.weights, self.biases, strict=True))
+        if not self.scales:
+            return maps
+        affine = zip(maps, self.scales, self.shifts, strict=True)
+        return [(weight * scale, bias + weight @ shift) for (weight, bias), scale, shift in affine]
+
     def head_parameters(self) -> list[list[nn.Parameter]]:
-        return [list(pair) for pair in zip(self.weights, self.biases, strict=True)]
+        kinds = [kind for kind in (self.weights, self.biases, self.scales, self.shifts) if kind]
+        return [list(head) for head in zip(*kinds, strict=True)]
 
     def keep(self, index: int) -> None:
-        self.weights = nn.ParameterList([self.weights[index]])
-        self.biases = nn.ParameterList([self.biases[index]])
+        for kind in ("weights", "biases", "scales", "shifts"):
+            setattr(self, kind, getattr(self, kind)[index : index + 1])

@@ -1,5 +1,6 @@
 """Logistic regression on features: L-BFGS in float64, many penalties with warm starts."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import torch
 from scipy.optimize import OptimizeResult, minimize
 from scipy.special import expit, softmax
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.metaestimators import available_if
 from torch import Tensor
 from torch.nn import functional as F
@@ -24,8 +26,12 @@ PENALTIES = tuple(float(c) for c in 10.0 ** np.linspace(-6, 5, 45))
 SAMPLE = 4096
 """Rows from which the curvature of the loss is estimated; it decides the number of steps, not where they lead."""
 
-_ROUGH = 1e-6
-"""Share by which a step has to lower the objective as long as products are float32, whose noise ends progress there."""
+ROUGH = 1e-6
+"""Smallest tolerance of steps with float32 products; below it their rounding errors hide whether a step helps."""
+
+
+_OUT_OF_STEPS = 1
+"""What SciPy's L-BFGS gives as status when it ends at a limit."""
 
 
 class LogisticProbe(VectorProbe):
@@ -33,12 +39,12 @@ class LogisticProbe(VectorProbe):
 
     It minimises ||W||²/2 + C * (sum of the losses) with the intercept unpenalised, as scikit-learn's
     LogisticRegression does: softmax over three classes or more, one sigmoid for two, a sigmoid each for labels.
-    Weights, sums and steps are float64. Where features are float32 or float16, the way down is computed with float32
-    products, and the last steps with float64.
+    Weights, sums and steps are float64. Where features are float32 or float16, products are float32 in most steps, and
+    float64 in the last.
 
     Args:
         C: Inverse penalty, or several to choose from.
-        max_iter: Steps for each of them at most.
+        max_iter: Steps for each of them at most; a fit that ends there gives scikit-learn's ConvergenceWarning.
         tol: A fit ends when a step lowers the objective by less than this share.
         standardize: Whether to bring each feature to deviation 1 first.
         task: `classification` (one class, or several labels).
@@ -90,20 +96,20 @@ class LogisticProbe(VectorProbe):
         return sorted(as_values("C", self.C))
 
     def compare(self, rows: Rows, encoded: Array, values: Sequence[float], held: Rows) -> Iterator[Array]:
-        descent = self._descent(rows, encoded)
+        solver = self._solver(rows, encoded)
         for value in values:
             # The choice among penalties does not need the last digits.
-            coef, intercept = descent.solve(value, self.max_iter, max(self.tol, _ROUGH))
+            coef, intercept = solver.solve(value, self.max_iter, max(self.tol, ROUGH))
             yield self._per_class(held.project(coef, intercept))
 
     def learn(self, rows: Rows, encoded: Array, value: float) -> None:
-        descent = self._descent(rows, encoded)
-        self.coef_, self.intercept_ = descent.solve(value, self.max_iter, self.tol)
-        self.C_, self.n_iter_ = value, descent.steps
+        solver = self._solver(rows, encoded)
+        self.coef_, self.intercept_ = solver.solve(value, self.max_iter, self.tol)
+        self.C_, self.n_iter_ = value, solver.steps
 
-    def _descent(self, rows: Rows, encoded: Array) -> "Descent":
+    def _solver(self, rows: Rows, encoded: Array) -> "LogisticSolver":
         binary = self.targets_.kind == "classification" and self.targets_.width == 2
-        return Descent(rows, encoded[:, None] if binary else encoded, self.targets_.width, self.standardize)
+        return LogisticSolver(rows, encoded[:, None] if binary else encoded, self.targets_.width, self.standardize)
 
     def _per_class(self, logits: Array) -> Array:
         """Scores [n, outputs] of every class, also where one sigmoid stands for two."""
@@ -134,7 +140,7 @@ class LogisticProbe(VectorProbe):
         self.n_features_in_, self.C_ = self.coef_.shape[1], self.chosen_
 
 
-class Descent:
+class LogisticSolver:
     """Minimises the objective for one penalty after the other, each from where the last one ended.
 
     SciPy's L-BFGS takes the steps, in coordinates in which the curvature is about the same in all directions: features
@@ -158,28 +164,37 @@ class Descent:
         self.outputs = width if encoded.ndim == 1 else encoded.shape[1]
         self.device, self.precision = rows.device, rows.precision
         few = len(rows) <= SAMPLE and 8 * len(rows) * rows.width <= rows.working_memory
-        sample = (
-            torch.cat([x for _, x in self.rows.blocks(torch.float64)]) if few else self.rows.sample(SAMPLE).double()
-        )
+        everything = (block for _, block in self.rows.blocks(torch.float64))
+        sample = torch.cat(list(everything)) if few else self.rows.sample(SAMPLE).double()
         self.spectrum, self.basis = spectrum_of(sample, spanned=few)
-        self.turned = sample @ self.basis if few else None
+        self.sample = sample @ self.basis
+        self.turned = self.sample if few else None
         self.weight = torch.zeros(self.outputs, len(self.spectrum), dtype=torch.float64, device=rows.device)
         self.bias = torch.zeros(self.outputs, dtype=torch.float64, device=rows.device)
-        self.sample = sample @ self.basis
         self.steps = 0
 
     def solve(self, C: float, max_iter: int, tol: float) -> tuple[Array, Array]:
-        """Coefficients [outputs, C] and intercepts [outputs] for one inverse penalty."""
-        self.steps = 0
-        if self.precision == torch.float32:
-            self._descend(C, max_iter, max(tol, _ROUGH), torch.float32)
-        if self.precision == torch.float64 or tol < _ROUGH:
-            self._descend(C, max_iter, tol, torch.float64)
+        """Coefficients [outputs, C] and intercepts [outputs] for one inverse penalty.
+
+        Args:
+            C: The inverse penalty.
+            max_iter: Steps at most; a ConvergenceWarning says if these were not enough.
+            tol: The fit ends when a step lowers the objective by less than this share.
+        """
+        self.steps, converged = 0, False
+        phases = [(torch.float32, max(tol, ROUGH))] if self.precision == torch.float32 else []
+        if self.precision == torch.float64 or tol < ROUGH:
+            phases.append((torch.float64, tol))
+        for precision, enough in phases:
+            converged = self.steps < max_iter and self._descend(C, max_iter - self.steps, enough, precision)
+        if not converged:
+            message = f"logistic regression with C={C:g} ended at max_iter={max_iter} before it converged; raise it"
+            warnings.warn(message, ConvergenceWarning, stacklevel=4)
         coef = self.weight @ self.basis.T / self.rows.scale
         return coef.cpu().numpy(), (self.bias - coef @ self.rows.mean).cpu().numpy()
 
-    def _descend(self, C: float, max_iter: int, tol: float, precision: torch.dtype) -> None:
-        """Takes steps until they lower the objective by a share of less than `tol`."""
+    def _descend(self, C: float, max_iter: int, tol: float, precision: torch.dtype) -> bool:
+        """Takes steps until they lower the objective by a share of less than `tol`; returns whether they did."""
         penalty = 1 / (C * len(self.rows))
         spread = self._uncertainty()
         scale = torch.cat((spread * self.spectrum + penalty, spread[None] + 1e-12)).rsqrt()
@@ -195,10 +210,11 @@ class Descent:
             return loss + penalty / 2 * float(weight.square().sum()), slope.cpu().numpy().ravel()
 
         start = (torch.cat((self.weight, self.bias[:, None]), 1) / scale).cpu().numpy().ravel()
-        options = {"maxiter": max_iter, "maxcor": 20, "ftol": 0.0, "gtol": 0.0}
+        options = {"maxiter": max_iter, "maxfun": 100 * max_iter, "maxcor": 20, "ftol": 0.0, "gtol": 0.0}
         found = minimize(objective, start, jac=True, method="L-BFGS-B", options=options, callback=_until_flat(tol))
         self.weight, self.bias = unpack(found.x)
         self.steps += int(found.nit)
+        return bool(found.status != _OUT_OF_STEPS)
 
     def evaluate(self, weight: Tensor, bias: Tensor, precision: torch.dtype) -> tuple[float, Tensor, Tensor]:
         """Mean loss, and its slopes by weight [outputs, directions] and bias [outputs], all summed in float64."""

@@ -49,6 +49,16 @@ def _generalized_mean(patches: Tensor, power: float) -> Tensor:
     return largest * (patches / largest).pow(power).mean(0).pow(1 / power)
 
 
+def check_heads(heads: int, project_keys: bool) -> None:
+    """Makes sure that attention can have so many heads.
+
+    Raises:
+        HeadError: If it cannot.
+    """
+    if heads > 1 and not project_keys:
+        raise HeadError(f"heads is {heads}, but without project_keys each query is a head; use heads=1")
+
+
 class AttentionPool(nn.Module):
     """Pools patches by how much they match learned queries.
 
@@ -60,7 +70,7 @@ class AttentionPool(nn.Module):
     Args:
         dim: C, channels of a patch.
         queries: Learned queries.
-        heads: Heads of attention; with `project_keys` alone.
+        heads: Heads of attention; more than 1 only with `project_keys`.
         project_keys: Whether keys are projected.
 
     Raises:
@@ -69,8 +79,7 @@ class AttentionPool(nn.Module):
 
     def __init__(self, dim: int, queries: int = 1, heads: int = 1, project_keys: bool = True) -> None:
         super().__init__()
-        if heads > 1 and not project_keys:
-            raise HeadError(f"heads is {heads}, but without projected keys each query is a head; use heads=1")
+        check_heads(heads, project_keys)
         self.parts = heads if project_keys else queries
         if queries < 1 or self.parts < 1 or dim % self.parts:
             raise HeadError(f"{dim} channels cannot be split into {self.parts} parts; choose a divisor of {dim}")

@@ -1,11 +1,14 @@
 """What all probes have in common: the small contract that `sail probe`, the registry and other packages rely on."""
 
+import warnings
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import torch
+from sklearn.metrics import accuracy_score, r2_score
 from torch import Tensor
 from typing_extensions import Self
 
@@ -41,8 +44,8 @@ OF_THE_MACHINE = ("device", "working_memory")
 class Probe(ABC):
     """Turns features of an image into scores.
 
-    A probe is built from settings alone, among them `task`, `seed` and `device`, learns with `fit`, and can be saved
-    and loaded. A package adds one of its own by the entry point group `sail_encoder.heads`.
+    A probe is built from settings, among them `task`, `seed` and `device`, learns with `fit`, and can be saved and
+    loaded. A package adds one of its own by the entry point group `sail_encoder.heads`.
 
     Attributes:
         kind: Its name in the registry.
@@ -113,13 +116,30 @@ class Probe(ABC):
         """Predictions [n], or [n, outputs], in the form of the targets."""
         return self.decide(self.scores(X))
 
+    @property
+    def classes_(self) -> Array:
+        """Names of the classes, sorted, or numbers of the labels; a regression has none."""
+        if self.targets_.kind == "regression":
+            raise AttributeError("a regression has no classes_")
+        return self.targets_.classes
+
+    def score(self, X: Any, y: Any) -> float:
+        """Accuracy, or R² for regression, as scikit-learn's searches use it."""
+        metric = r2_score if self.task == "regression" else accuracy_score
+        return float(metric(y, self.predict(X)))
+
     def save(self, folder: str | Path, source: FeatureSource | None = None) -> None:
         """Writes head.safetensors and head.json.
 
         Args:
             folder: Where to; made if need be.
             source: Which features it was fitted on, so that it refuses others.
+
+        Raises:
+            HeadError: If it is not fitted yet.
         """
+        if not hasattr(self, "chosen_"):
+            raise HeadError(f"this {self.kind} probe is not fitted yet; call fit before save")
         fitted = {
             "targets": self.targets_.to_json(),
             "path": [asdict(candidate) for candidate in self.path_],
@@ -138,7 +158,8 @@ class Probe(ABC):
             device: Where to compute, wherever it was fitted; `auto` takes a GPU where there is one.
 
         Raises:
-            HeadError: If there is no such probe in the folder, or it was fitted on features of another source.
+            HeadError: If there is no such probe in the folder, or it was fitted on features of another source, or its
+                settings or weights are not those of this version.
         """
         return cls.from_saved(load_head(folder), source, device)
 
@@ -152,21 +173,42 @@ class Probe(ABC):
         if source is not None and saved.source is not None:
             saved.source.check(source)
         settings = {name: value for name, value in saved.settings.items() if name not in OF_THE_MACHINE}
-        probe = cls(**{**settings, "device": device})
-        probe.check()
-        probe.targets_ = TargetSpace.from_json(saved.fitted["targets"])
-        probe.path_ = [Candidate(**fields) for fields in saved.fitted["path"]]
-        probe.chosen_ = saved.fitted["chosen"]
-        probe.restore(saved.tensors)
+        try:
+            probe = cls(**{**settings, "device": device})
+            probe.check()
+            probe.targets_ = TargetSpace.from_json(saved.fitted["targets"])
+            probe.path_ = [Candidate(**fields) for fields in saved.fitted["path"]]
+            probe.chosen_ = saved.fitted["chosen"]
+            probe.restore(saved.tensors)
+        except (TypeError, KeyError) as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise HeadError(f"the saved {cls.kind} head is of another version ({reason}); fit it again") from None
         return probe
 
 
+def require_a_target_each(X: Any, y: Any) -> None:
+    """Makes sure that there are as many targets as features.
+
+    Raises:
+        HeadError: If not.
+    """
+    if len(X) != len(y):
+        raise HeadError(f"{len(X)} rows of features, but {len(y)} targets; give one target a row")
+
+
 def as_array(features: Any) -> Array:
-    """Features as an array: tensors come to the CPU, bfloat16 becomes float32, memory maps stay what they are."""
+    """Features as an array: tensors come to the CPU, bfloat16 becomes float32, all else stays what it is."""
     if isinstance(features, Tensor):
         features = features.detach().cpu()
-        return (features.float() if features.dtype.itemsize < 4 else features).numpy()
+        return (features.float() if features.dtype == torch.bfloat16 else features).numpy()
     return features
+
+
+def as_tensor(features: Any) -> Tensor:
+    """Features as a tensor that shares their memory and is only read, so PyTorch need not warn of a memory map."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.as_tensor(features)
 
 
 def _as_json(settings: dict[str, Any]) -> dict[str, Any]:

@@ -41,6 +41,9 @@ class RidgeProbe(VectorProbe):
     kind = "ridge"
     parameter = "alpha"
 
+    _compared: "RidgePath | None" = None
+    """The path on which alphas were compared; it serves again where the choice is fitted on the same rows."""
+
     def __init__(
         self,
         alphas: float | Sequence[float] = ALPHAS,
@@ -64,12 +67,12 @@ class RidgeProbe(VectorProbe):
 
     def compare(self, rows: Rows, encoded: Array, values: Sequence[float], held: Rows) -> Iterator[Array]:
         path = RidgePath(rows, self._regressands(encoded), self.standardize)
-        self._compared = rows, path
+        self._compared = path
         return (held.project(*path.solve(alpha)) for alpha in values)
 
     def learn(self, rows: Rows, encoded: Array, value: float) -> None:
-        compared, path = self.__dict__.pop("_compared", (None, None))
-        if compared is not rows:
+        path, self._compared = self._compared, None
+        if path is None or path.rows.rows is not rows:
             path = RidgePath(rows, self._regressands(encoded), self.standardize)
         self.coef_, self.intercept_ = path.solve(value)
         self.alpha_ = value

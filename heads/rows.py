@@ -76,6 +76,16 @@ class Rows:
         ((array, mine),) = self.parts
         return Rows([(array, index if mine is None else mine[index])], self.device, self.working_memory)
 
+    def stored(self) -> Array:
+        """All rows [n, C] in the type that they are stored in; not copied where they are one whole matrix."""
+        array, index = self.parts[0]
+        if len(self.parts) == 1 and index is None:
+            return np.asarray(array)
+        whole = np.empty((len(self), self.width), np.result_type(*(array.dtype for array, _ in self.parts)))
+        for where, block in self.blocks(self.precision):
+            whole[where] = block.cpu().numpy()
+        return whole
+
     def rows_per_block(self, bytes_per_row: int) -> int:
         """How many rows the working memory holds."""
         return max(1, self.working_memory // max(1, bytes_per_row))
@@ -198,7 +208,6 @@ class CenteredRows(PreparedRows):
     Attributes:
         mean: [C], float64.
         scale: [C], float64; 1 where a column is constant.
-        variance: Sum of the variances of all columns, after scaling.
     """
 
     def __init__(self, rows: Rows, standardize: bool = False) -> None:
@@ -206,7 +215,6 @@ class CenteredRows(PreparedRows):
         constant = variance <= 1e-12 * self.mean.square()
         scale = variance.sqrt() if standardize else torch.ones_like(self.mean)
         self.scale = scale.where(~constant, torch.ones_like(scale))
-        self.variance = float((variance / self.scale**2).sum())
         super().__init__(rows, self._center)
 
     def _center(self, block: Tensor) -> Tensor:

@@ -45,9 +45,11 @@ class TargetSpace:
             task: `classification` or `regression`.
 
         Raises:
-            HeadError: If they cannot be learned: a single class, fewer samples than classes, not finite, ...
+            HeadError: If they cannot be learned: none at all, a single class, not finite, ...
         """
         targets = np.asarray(targets)
+        if not targets.size:
+            raise HeadError("there are no targets, so nothing can be learned; give samples to train on")
         if targets.ndim not in (1, 2):
             raise HeadError(f"targets have the shape {targets.shape}; allowed is [n] or [n, outputs]")
         if task == "regression":
@@ -70,8 +72,6 @@ class TargetSpace:
         classes = np.unique(targets)
         if len(classes) < 2:
             raise HeadError(f"all {len(targets)} labels are one class, '{classes[0]}'; a probe needs two at least")
-        if len(targets) < len(classes):
-            raise HeadError(f"{len(targets)} samples are fewer than the {len(classes)} classes; give more samples")
         return cls("classification", classes)
 
     @classmethod
@@ -86,12 +86,7 @@ class TargetSpace:
 
     @classmethod
     def _of_numbers(cls, targets: Array) -> "TargetSpace":
-        try:
-            values = targets.astype(np.float64).reshape(len(targets), -1)
-        except (TypeError, ValueError):
-            raise HeadError(f"targets of regression are numbers, not {targets.dtype}") from None
-        if not np.isfinite(values).all():
-            raise HeadError(f"{int((~np.isfinite(values)).sum())} targets are NaN or inf; leave these samples out")
+        values = _as_numbers(targets)
         spread = values.std(0)
         return cls("regression", np.empty(0), values.mean(0), np.where(spread > 0, spread, 1.0), targets.ndim == 1)
 
@@ -108,13 +103,17 @@ class TargetSpace:
             to mean 0 and deviation 1.
 
         Raises:
-            HeadError: If a class was not among those of training.
+            HeadError: If a class was not among those of training, or there are more or fewer numbers or labels.
         """
         targets = np.asarray(targets)
-        if self.kind == "regression":
-            return (targets.astype(np.float64).reshape(len(targets), -1) - self.mean) / self.scale
-        if self.kind == "multilabel":
-            return targets.astype(np.float64)
+        if self.kind == "classification":
+            return self._encode_classes(targets)
+        values = _as_numbers(targets)
+        if values.shape[1] != self.width:
+            raise HeadError(f"targets have {values.shape[1]} columns, those of training {self.width}; give as many")
+        return (values - self.mean) / self.scale
+
+    def _encode_classes(self, targets: Array) -> Array:
         places = np.searchsorted(self.classes, targets).clip(max=len(self.classes) - 1)
         unknown = self.classes[places] != targets
         if unknown.any():
@@ -162,6 +161,21 @@ class TargetSpace:
         """The inverse of `to_json`."""
         arrays = {name: np.asarray(fields[name]) for name in ("classes", "mean", "scale")}
         return cls(fields["kind"], flat=fields["flat"], **arrays)
+
+
+def _as_numbers(targets: Array) -> Array:
+    """Targets as float64 [n, columns].
+
+    Raises:
+        HeadError: If they are no numbers, or not finite.
+    """
+    try:
+        values = targets.astype(np.float64).reshape(len(targets), -1)
+    except (TypeError, ValueError):
+        raise HeadError(f"targets are numbers here, not {targets.dtype}; for names use classification") from None
+    if not np.isfinite(values).all():
+        raise HeadError(f"{int((~np.isfinite(values)).sum())} targets are NaN or inf; leave these samples out")
+    return values
 
 
 def hold_out(encoded: Array, kind: Kind, share: float, seed: int) -> tuple[Array, Array]:

@@ -1,7 +1,7 @@
 """What the probes trained by gradient descent share: several learning rates at once, the best chosen on validation."""
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
@@ -12,17 +12,18 @@ from tqdm import tqdm
 from typing_extensions import Self
 
 from heads.contract import HeadError
-from heads.probe import Array, Candidate, Probe, Validation
+from heads.norm import BatchNorm, check_batch_norm
+from heads.probe import Array, Candidate, Probe, Validation, require_a_target_each
 from heads.settings import as_values
 from heads.targets import TargetSpace, Task, hold_out
-from heads.training import HeadBank, OptimizerName, Recipe, Training, effective, shuffled_batches
+from heads.training import BankTraining, HeadBank, OptimizerName, Recipe, effective, shuffled_batches
 from sail_encoder.devices import choose_device
 
 LEARNING_RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
 """What DINOv2 and DINOv3 compare."""
 
 
-class Samples(Protocol):
+class FeatureBatches(Protocol):
     """Features of images, a batch at a time.
 
     Attributes:
@@ -47,15 +48,16 @@ class TrainedProbe(Probe):
         epochs: Passes over the training set.
         least_steps: How many steps at least: small sets are passed more often.
         steps: How many steps in place of both, or None.
-        batch_size: Images in a batch.
+        batch_size: Images in a batch, of all processes together.
         lr_batch: Batch that the learning rates are meant for; they grow with the batch.
         optimizer: `sgd`, `adamw` or `lars`.
         momentum: Of sgd and lars.
         nesterov: Whether momentum looks ahead, of sgd and lars.
         weight_decay: Of weights, not of biases.
         warmup: Share of the steps over which learning rates rise from 0; then they fall to 0 along a cosine.
-        ema: Decay of a moving average of the weights; 0 for none.
-        batch_norm: Whether features go through a batch norm without weights first.
+        ema: Decay of the moving average of the weights that is used in the end; 0 takes the last weights.
+        batch_norm: Whether features go through a batch norm first: true for one without weights, `affine` for one
+            with a learned scale and shift of each feature.
         task: `classification` (one class, or several labels) or `regression`.
         seed: First weights, order of the samples, and which are held out where there is no validation set.
         device: Where to compute; `auto` takes a GPU where there is one.
@@ -73,7 +75,7 @@ class TrainedProbe(Probe):
     weight_decay: float = 0.0
     warmup: float = 0.0
     ema: float = 0.0
-    batch_norm: bool = False
+    batch_norm: BatchNorm = False
     task: Task = "classification"
     seed: int = 0
     device: str = "auto"
@@ -84,8 +86,8 @@ class TrainedProbe(Probe):
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @abstractmethod
-    def samples(self, X: Any, device: torch.device) -> Samples:
-        """Reads features.
+    def read(self, X: Any) -> FeatureBatches:
+        """Reads features, for the device that the probe computes on.
 
         Raises:
             HeadError: If they are not what this probe takes.
@@ -97,6 +99,7 @@ class TrainedProbe(Probe):
 
     def check(self) -> None:
         super().check()
+        check_batch_norm(self.batch_norm)
         _ = self.recipe  # which checks itself
 
     @property
@@ -122,6 +125,7 @@ class TrainedProbe(Probe):
             judges, wanted = samples, encoded[held]
         else:
             judges, wanted = self._samples(*validation), self.targets_.encode(validation[1])
+            _require_equal(judges.dim, samples.dim)
             held = np.arange(len(judges))
         bank = self._train(samples, encoded, index, recipe)
         outputs = _scores(bank, judges, held)
@@ -129,24 +133,23 @@ class TrainedProbe(Probe):
         self.keep(bank, [Candidate("lr", *pair) for pair in zip(recipe.lrs, qualities, strict=True)])
         return self
 
-    def _samples(self, X: Any, y: Any) -> Samples:
+    def _samples(self, X: Any, y: Any) -> FeatureBatches:
         if not len(y):
             raise HeadError("the set is empty; give samples, or None in place of a validation set to hold some out")
-        if len(X) != len(y):
-            raise HeadError(f"{len(X)} rows of features, but {len(y)} targets; give one target a row")
-        return self.samples(X, self.place)
+        require_a_target_each(X, y)
+        return self.read(X)
 
     @property
-    def place(self) -> torch.device:
+    def torch_device(self) -> torch.device:
         """The device that it computes on."""
         return choose_device(self.device)
 
-    def _train(self, samples: Samples, encoded: Array, index: Array, recipe: Recipe) -> HeadBank:
+    def _train(self, samples: FeatureBatches, encoded: Array, index: Array, recipe: Recipe) -> HeadBank:
         bank = self.make_bank(samples.dim, len(recipe.lrs)).train()
         recipe = effective(recipe, len(index))
         steps = recipe.count_steps(len(index))
-        training = Training(bank, recipe, steps, self.targets_.kind)
-        targets, places = torch.as_tensor(encoded, device=self.place), torch.as_tensor(index)
+        training = BankTraining(bank, recipe, steps, self.targets_.kind)
+        targets, places = torch.as_tensor(encoded, device=self.torch_device), torch.as_tensor(index)
         batches = shuffled_batches(len(index), recipe.batch_size, steps, self.seed)
         for chosen in tqdm(batches, self.kind, steps, leave=False, disable=None):
             where = places[chosen]
@@ -157,7 +160,7 @@ class TrainedProbe(Probe):
         """A bank of `count` equal heads on the device, the same for every call with the same seed."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            return self.build(dim, self.targets_.width, count).to(self.place)
+            return self.build(dim, self.targets_.width, count).to(self.torch_device)
 
     def keep(self, bank: HeadBank, path: list[Candidate]) -> None:
         """Keeps the head of the best learning rate, the first of several."""
@@ -168,7 +171,8 @@ class TrainedProbe(Probe):
     def scores(self, X: Any) -> Array:
         if not hasattr(self, "bank_"):
             raise HeadError(f"this {self.kind} probe is not fitted yet; call fit first")
-        samples = self.samples(X, self.place)
+        samples = self.read(X)
+        _require_equal(samples.dim, self.dim_of(self.bank_.state_dict()))
         return self.targets_.restore(_scores(self.bank_, samples, np.arange(len(samples)))[0])
 
     def tensors(self) -> dict[str, Tensor]:
@@ -176,15 +180,25 @@ class TrainedProbe(Probe):
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         self.bank_ = self.make_bank(self.dim_of(tensors), 1).eval()
-        self.bank_.load_state_dict(tensors)
+        try:
+            self.bank_.load_state_dict(tensors)
+        except RuntimeError:
+            raise HeadError(
+                f"the weights of the saved {self.kind} head do not fit its settings; fit it again"
+            ) from None
 
     @abstractmethod
-    def dim_of(self, tensors: dict[str, Tensor]) -> int:
-        """C, told from saved tensors."""
+    def dim_of(self, tensors: Mapping[str, Tensor]) -> int:
+        """C, told from the tensors of a bank."""
+
+
+def _require_equal(dim: int, fitted: int) -> None:
+    if dim != fitted:
+        raise HeadError(f"features have {dim} channels, those of training {fitted}; take both from the same layers")
 
 
 @torch.no_grad()
-def _scores(bank: HeadBank, samples: Samples, index: Array) -> Array:
+def _scores(bank: HeadBank, samples: FeatureBatches, index: Array) -> Array:
     """Scores float64 [heads, images, outputs]; those of a head that has diverged are 0."""
     parts = [bank(samples.batch(chosen)) for chosen in _in_order(index)]
     return torch.cat(parts, 1).nan_to_num(0, 0, 0).double().cpu().numpy()

@@ -23,35 +23,24 @@ OptimizerName = Literal["sgd", "adamw", "lars"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How heads are trained.
+    """How heads are trained, checked: the settings of `heads.trained.TrainedProbe` of the same names.
 
-    Attributes:
-        lrs: Learning rates, one head each, for batches of `lr_batch`; they grow with the batch.
-        epochs: Passes over the training set.
-        least_steps: How many steps at least: small sets are passed more often.
-        steps: How many steps in place of both, or None.
-        batch_size: Images in a batch, of all processes together.
-        lr_batch: Batch that the learning rates are meant for.
-        optimizer: `sgd`, `adamw` or `lars`.
-        momentum: Of sgd and lars.
-        nesterov: Whether momentum looks ahead, of sgd and lars.
-        weight_decay: Of weights, not of biases.
-        warmup: Share of the steps over which learning rates rise from 0; then they fall to 0 along a cosine.
-        ema: Decay of the moving average of the weights that is used in the end; 0 takes the last weights.
+    Raises:
+        HeadError: If a setting is not possible.
     """
 
     lrs: tuple[float, ...]
-    epochs: float = 10
-    least_steps: int = 1000
-    steps: int | None = None
-    batch_size: int = 128
-    lr_batch: int = 256
-    optimizer: OptimizerName = "sgd"
-    momentum: float = 0.9
-    nesterov: bool = False
-    weight_decay: float = 0.0
-    warmup: float = 0.0
-    ema: float = 0.0
+    epochs: float
+    least_steps: int
+    steps: int | None
+    batch_size: int
+    lr_batch: int
+    optimizer: OptimizerName
+    momentum: float
+    nesterov: bool
+    weight_decay: float
+    warmup: float
+    ema: float
 
     def __post_init__(self) -> None:
         as_values("lrs", self.lrs)
@@ -97,7 +86,7 @@ class HeadBank(nn.Module):
         """Drops all heads but one."""
 
 
-class Training:
+class BankTraining:
     """Takes steps of gradient descent for a bank of heads.
 
     The sum of the heads' losses gives each head the gradient that it would have alone.

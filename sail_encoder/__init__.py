@@ -16,22 +16,25 @@ from typing import TYPE_CHECKING, Any
 from sail_encoder.auto import register_when_needed
 
 if TYPE_CHECKING:
-    from sail_encoder.backbone import VisionBackbone, load_backbone
+    from sail_encoder.backbone import VisionBackbone
     from sail_encoder.chat.conversation import Chat, Sampling, ask_each, load_chat
     from sail_encoder.errors import CheckpointError, ImageError, SourceError, StoreError, UserError
-    from sail_encoder.extract import extract
+    from sail_encoder.extraction.command import extract
     from sail_encoder.features import Features
+    from sail_encoder.loading import load_backbone
     from sail_encoder.resizing import Resize
     from sail_encoder.sail.configuration_sail import SailConfig
     from sail_encoder.sail.image_processing_sail import SailImageProcessor
     from sail_encoder.sail.modeling_sail import SailForCausalLM, SailModel
     from sail_encoder.sail.processing_sail import SailProcessor
+    from sail_encoder.store.reading import FeatureFolder
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Chat": "chat.conversation",
     "CheckpointError": "errors",
+    "FeatureFolder": "store.reading",
     "Features": "features",
     "ImageError": "errors",
     "Resize": "resizing",
@@ -46,14 +49,15 @@ _HOMES = {
     "UserError": "errors",
     "VisionBackbone": "backbone",
     "ask_each": "chat.conversation",
-    "extract": "extract",
-    "load_backbone": "backbone",
+    "extract": "extraction.command",
+    "load_backbone": "loading",
     "load_chat": "chat.conversation",
 }
 
 __all__ = [
     "Chat",
     "CheckpointError",
+    "FeatureFolder",
     "Features",
     "ImageError",
     "Resize",

@@ -7,11 +7,10 @@ from itertools import groupby
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention.varlen import varlen_attn
 
-try:
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:
-    varlen_attn = None  # type: ignore[assignment]
+_FLASH_CAPABILITY = (8, 0)
+"""Compute capability of the oldest GPUs, Ampere, that the variable-length kernel runs on."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,8 @@ class Segments:
     def of(cls, lengths: Sequence[int], device: torch.device) -> "Segments":
         """Lays images of these lengths end to end."""
         boundaries = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
-        return cls(tuple(lengths), boundaries.to(device, non_blocking=True))
+        # Elsewhere than on CUDA nothing waits for such a copy.
+        return cls(tuple(lengths), boundaries.to(device, non_blocking=device.type == "cuda"))
 
     @property
     def runs(self) -> list[tuple[int, int]]:
@@ -41,8 +41,8 @@ class Segments:
 def packed_attention(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float) -> Tensor:
     """Attends within each segment, in both directions.
 
-    One variable-length kernel does it on CUDA in half precision. Elsewhere neighbours of equal length share a call of
-    PyTorch's attention, so it pays to pack images in the order of their lengths.
+    One variable-length kernel does it in half precision on CUDA GPUs since Ampere. Elsewhere neighbours of equal length
+    share a call of PyTorch's attention, so it pays to pack images in the order of their lengths.
 
     Args:
         query: [tokens, heads, head_dim].
@@ -64,7 +64,9 @@ def packed_attention(query: Tensor, key: Tensor, value: Tensor, segments: Segmen
 
 
 def _has_varlen_kernel(query: Tensor) -> bool:
-    return varlen_attn is not None and query.is_cuda and query.dtype in (torch.float16, torch.bfloat16)
+    if not query.is_cuda or query.dtype not in (torch.float16, torch.bfloat16):
+        return False
+    return torch.cuda.get_device_capability(query.device) >= _FLASH_CAPABILITY
 
 
 def _attention_by_runs(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float) -> Tensor:

@@ -1,6 +1,8 @@
 """The contract that every vision backbone fulfils: images in, feature grids out."""
 
 import hashlib
+import json
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -11,13 +13,11 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from sail_encoder.devices import choose_device, choose_dtype
 from sail_encoder.errors import UserError
 from sail_encoder.features import Features
-from sail_encoder.hub import TINY
 from sail_encoder.layers import LayerSpec, resolve_layers
 from sail_encoder.packing import Pack, pack_consecutive
-from sail_encoder.pixels import ImageLike, PatchedImage, patch_image
+from sail_encoder.pixels import ImageLike, PatchedImage, patch_image, patchify_batch
 from sail_encoder.resizing import Resize, Size
 
 _CPU_PASS_FLOPS = 4e12
@@ -86,8 +86,12 @@ class VisionBackbone(ABC):
         """The model's final norm of hidden states [..., C]."""
 
     @abstractmethod
-    def named_weights(self, depth: int) -> Iterable[tuple[str, Tensor]]:
-        """Every weight that the normed output of block `depth` depends on, under names that do not change."""
+    def named_weights(self, last_layer: int) -> Iterable[tuple[str, Tensor]]:
+        """Every weight that the normed output of block `last_layer` depends on, under names that do not change."""
+
+    def constants(self) -> dict[str, Any]:
+        """What features depend on beside the weights and the normalisation of pixels, as JSON."""
+        return {}
 
     @abstractmethod
     def bytes_per_token(self) -> int:
@@ -104,10 +108,10 @@ class VisionBackbone(ABC):
     ) -> list[Features]:
         """Encodes images of any size.
 
-        Images are packed, so what one gives does not depend on its neighbours.
+        Images of any sizes share a forward pass, and none sees another.
 
         Args:
-            images: Paths, PIL images, arrays [height, width, 3] or tensors [3, height, width].
+            images: A list of paths, PIL images, arrays [height, width, 3] or tensors [3, height, width].
             layers: Which blocks, see `sail_encoder.layers.LayerSpec`.
             norm: Whether to apply the model's final norm; without it the raw residual stream is returned.
             resize: A rule, or its text form (`native`, `short512`, `224`, `448x672`); the backbone's own by default.
@@ -119,8 +123,9 @@ class VisionBackbone(ABC):
 
         Raises:
             ImageError: If an image cannot be read.
-            UserError: If a layer does not exist or the resize rule is not understood.
+            UserError: If a layer does not exist, the resize rule is not understood, or one image comes without a list.
         """
+        _require_several(images)
         indices = resolve_layers(layers, self.num_layers)
         rule = resize if isinstance(resize, Resize) else self.resize.override(resize, None)
         prepared = (self.prepare(image, rule, exif_rotate) for image in images)
@@ -147,6 +152,7 @@ class VisionBackbone(ABC):
                 image.image_size,
                 image.resized_size,
                 self.patch_size,
+                self.num_layers,
                 {layer: states[index] for layer, states in tokens.items()},
             )
             for index, image in enumerate(images)
@@ -155,7 +161,7 @@ class VisionBackbone(ABC):
     @torch.no_grad()
     def encode_packed(self, pack: Pack, layers: Sequence[int], norm: bool = True) -> Encoded:
         """Encodes packed images in one forward pass; what comes back is packed too."""
-        patches = pack.patches.to(self.device, non_blocking=True)
+        patches = pack.patches.to(self.device, non_blocking=self.device.type == "cuda")
         return self._encode(self.normalize(patches), pack.grids, layers, norm)
 
     def normalize(self, patches: Tensor) -> Tensor:
@@ -181,13 +187,14 @@ class VisionBackbone(ABC):
 
     def _encode(self, pixel_values: Tensor, grids: Sequence[Size], layers: Collection[int], norm: bool) -> Encoded:
         encoded = self.forward_patches(pixel_values, grids, layers)
-        if not norm:
-            return encoded
-        patches, class_tokens = (
-            {layer: self.final_norm(state) for layer, state in states.items()}
-            for states in (encoded.patches, encoded.class_tokens)
+        return self._normed(encoded, layers) if norm else encoded
+
+    def _normed(self, encoded: Encoded, layers: Iterable[int]) -> Encoded:
+        tokens = encoded.class_tokens
+        return Encoded(
+            {layer: self.final_norm(encoded.patches[layer]) for layer in layers},
+            {layer: self.final_norm(tokens[layer]) for layer in layers if layer in tokens},
         )
-        return Encoded(patches, class_tokens)
 
     def get_intermediate_layers(
         self,
@@ -222,16 +229,21 @@ class VisionBackbone(ABC):
         self,
         x: Tensor,
         indices: int | Sequence[int] | None = None,
+        return_prefix_tokens: bool = False,
         norm: bool = False,
+        stop_early: bool = False,
         output_fmt: Literal["NCHW", "NLC"] = "NCHW",
         intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+    ) -> list[Any] | tuple[Tensor, list[Any]]:
         """Outputs of several blocks for images of one size, with the meaning that timm gave this method.
 
         Args:
             x: [batch, 3, height, width], normalised; sides are multiples of the patch size.
             indices: How many of the last blocks, which blocks, or None for all.
+            return_prefix_tokens: Whether each intermediate is a pair (patches, class token [batch, 1, C]), where the
+                backbone has a class token.
             norm: Whether to apply the model's final norm to the intermediates.
+            stop_early: Whether to end with the deepest of these blocks, whose output is then the final one.
             output_fmt: `NCHW` or `NLC`.
             intermediates_only: Whether to leave out the final output.
 
@@ -240,79 +252,45 @@ class VisionBackbone(ABC):
         """
         spec: LayerSpec = "all" if indices is None else f"last{indices}" if isinstance(indices, int) else indices
         layers = resolve_layers(spec, self.num_layers)
-        if intermediates_only:
-            return self._unpack_batch(self._encode_batch(x, layers, norm), x, layers, output_fmt)
-        last = self.num_layers - 1
+        last = max(layers) if stop_early or intermediates_only else self.num_layers - 1
         encoded = self._encode_batch(x, {*layers, last}, norm=False)
-        final = self.final_norm(self._unpack_batch(encoded, x, [last], "NLC")[0])
-        if norm:
-            encoded = Encoded({layer: self.final_norm(encoded.patches[layer]) for layer in layers})
-        return final, self._unpack_batch(encoded, x, layers, output_fmt)
+        wanted = self._normed(encoded, layers) if norm else encoded
+        intermediates: list[Any] = self._unpack_batch(wanted, x, layers, output_fmt)
+        if return_prefix_tokens and self.has_class_token:
+            prefixes = (wanted.class_tokens[layer][:, None] for layer in layers)
+            intermediates = list(zip(intermediates, prefixes, strict=True))
+        if intermediates_only:
+            return intermediates
+        return self.final_norm(self._unpack_batch(encoded, x, [last], "NLC")[0]), intermediates
 
     def _encode_batch(self, x: Tensor, layers: Collection[int], norm: bool) -> Encoded:
-        p = self.patch_size
-        if x.ndim != 4 or x.shape[1] != 3 or x.shape[2] % p or x.shape[3] % p:
-            raise UserError(f"a batch of shape {tuple(x.shape)} cannot be cut into patches; pass [n, 3, {p}*a, {p}*b]")
-        patches = rearrange(x.to(self.device), "n c (r y) (k x) -> (n r k) (c y x)", y=p, x=p)
-        return self._encode(patches, [(x.shape[2] // p, x.shape[3] // p)] * len(x), layers, norm)
+        patches, grid = patchify_batch(x.to(self.device), self.patch_size)
+        return self._encode(patches, [grid] * len(x), layers, norm)
 
     def _unpack_batch(self, encoded: Encoded, x: Tensor, layers: Iterable[int], output_fmt: str) -> list[Tensor]:
-        rows = x.shape[2] // self.patch_size
-        pattern = {"NCHW": "(n r k) c -> n c r k", "NLC": "(n r k) c -> n (r k) c"}[output_fmt]
+        patterns = {"NCHW": "(n r k) c -> n c r k", "NLC": "(n r k) c -> n (r k) c"}
+        if output_fmt not in patterns:
+            raise UserError(f"output_fmt '{output_fmt}' is unknown; use NCHW or NLC")
+        rows, pattern = x.shape[2] // self.patch_size, patterns[output_fmt]
         return [rearrange(encoded.patches[layer], pattern, n=len(x), r=rows).contiguous() for layer in layers]
 
-    def fingerprint(self, depth: int) -> str:
-        """Names the weights that block `depth` depends on: equal weights give equal names in any file format.
+    def fingerprint(self, last_layer: int) -> str:
+        """Names what the features of block `last_layer` depend on, but for layers, sizes and precision.
 
-        A sample of each tensor is hashed, in bfloat16, so that the name does not change with the precision either.
+        That is the weights, how pixels are normalised, and what else the network computes with. The file format does
+        not matter. A sample of each tensor is hashed, in bfloat16, so that float32 and bfloat16 have the same name too.
         """
-        digest = hashlib.sha256()
-        for name, weight in self.named_weights(depth):
+        recipe = {"mean": self.image_mean, "std": self.image_std, "resample": self.resample.name, **self.constants()}
+        digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode())
+        for name, weight in self.named_weights(last_layer):
             sample = weight.detach().flatten()[:: max(1, weight.numel() // 512)].to("cpu", torch.bfloat16)
             digest.update(f"{name} {tuple(weight.shape)}".encode())
             digest.update(sample.contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
 
 
-def load_backbone(
-    name: str = TINY,
-    device: str = "auto",
-    dtype: str = "auto",
-    layers: int | None = None,
-    revision: str | None = None,
-    pretrained: bool = True,
-    **token_ids: int,
-) -> VisionBackbone:
-    """Loads a vision backbone, and of its weights only what features need.
-
-    Args:
-        name: `sail-tiny`, a folder with a SAIL checkpoint (published or native format), its name on the Hugging Face
-            Hub, `timm/` and the name of a timm model, or `raw/14` for raw patches of 14 pixels, as a baseline.
-        device: `cpu`, `cuda`, `cuda:1`, `mps`; `auto` takes a GPU where there is one.
-        dtype: `float32`, `bfloat16` or `float16`; `auto` is bfloat16 on a GPU and float32 on a CPU.
-        layers: Load the first so many blocks alone; layers then count within these.
-        revision: Branch, tag or commit on the Hub.
-        pretrained: Whether to read the weights; without them the model is random, always with the same seed.
-        token_ids: `vision_start_token_id`, `image_token_id`, `vision_end_token_id`, for a SAIL checkpoint that has
-            neither a tokenizer nor the ids in its configuration.
-
-    Returns:
-        The backbone, in evaluation mode.
-
-    Raises:
-        CheckpointError: If the checkpoint cannot be found or used.
-        UserError: If device, dtype or layers are not possible.
-    """
-    where = choose_device(device)
-    precision = choose_dtype(dtype, where)
-    if name.startswith("timm/"):
-        from sail_encoder.timm_backbone import load_timm
-
-        return load_timm(name, where, precision, layers, pretrained)
-    if name.startswith("raw/"):
-        from sail_encoder.raw_patches import load_raw
-
-        return load_raw(name, where, precision, layers)
-    from sail_encoder.sail.backbone import load_sail
-
-    return load_sail(name, where, precision, layers, revision, pretrained, **token_ids)
+def _require_several(images: Any) -> None:
+    """Refuses what would be taken apart into its letters or rows."""
+    one = isinstance(images, (str, bytes, os.PathLike, Image.Image)) or getattr(images, "ndim", 4) < 4
+    if one:
+        raise UserError(f"encode takes a list of images; for one image pass [{type(images).__name__}] in a list")

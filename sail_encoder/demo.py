@@ -18,14 +18,16 @@ def demo(out: str = "demo") -> int:
     from PIL import Image
     from sklearn.datasets import load_sample_images
 
-    from sail_encoder.extract import extract
+    from sail_encoder.extraction.command import extract
+    from sail_encoder.store.refusals import explain_refusals
     from sail_encoder.visualize import pca
 
     photographs = Path(out) / "photographs"
-    photographs.mkdir(parents=True, exist_ok=True)
     samples = load_sample_images()
-    for pixels, file in zip(samples.images, samples.filenames, strict=True):
-        Image.fromarray(pixels).save(photographs / Path(file).with_suffix(".png").name)
+    with explain_refusals(photographs):
+        photographs.mkdir(parents=True, exist_ok=True)
+        for pixels, file in zip(samples.images, samples.filenames, strict=True):
+            Image.fromarray(pixels).save(photographs / Path(file).with_suffix(".png").name)
     status = extract([str(photographs)], str(Path(out) / "features"))
     for photograph in sorted(photographs.glob("*.png")):
         pca(str(photograph), str(Path(out) / f"{photograph.stem}_pca.png"))

@@ -9,7 +9,7 @@ from sail_encoder.errors import UserError
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def choose_device(device: str) -> torch.device:
+def choose_device(device: str | torch.device) -> torch.device:
     """Reads a device; `auto` is a GPU where there is one.
 
     Raises:
@@ -30,7 +30,7 @@ def choose_device(device: str) -> torch.device:
     return chosen
 
 
-def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
+def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     """Reads a precision; `auto` is bfloat16 on CUDA and float32 elsewhere.
 
     Raises:
@@ -38,13 +38,14 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """
     if dtype == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
-    if dtype not in DTYPES:
-        raise UserError(f"dtype '{dtype}' is unknown; use auto, {', '.join(DTYPES)}")
-    return DTYPES[dtype]
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise UserError(f"dtype '{name}' is unknown; use auto, {', '.join(DTYPES)}")
+    return DTYPES[name]
 
 
 def list_devices(devices: str) -> list[torch.device]:
-    """Reads devices separated by commas; `auto` is every GPU, or the CPU where there is none."""
+    """Reads devices separated by commas; `auto` is every CUDA GPU, or else what `choose_device` takes."""
     if devices == "auto" and torch.cuda.is_available():
         return [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
     return [choose_device(device.strip()) for device in devices.split(",")]

@@ -3,28 +3,18 @@
 import os
 import platform
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 from typing import Literal
 
-from packaging.version import Version
+from packaging.requirements import Requirement
 
 from sail_encoder.estimate import format_bytes
 from sail_encoder.versions import installed_version
 
-REQUIRED = {
-    "torch": "2.11",
-    "transformers": "5.17",
-    "timm": None,
-    "torchvision": None,
-    "safetensors": None,
-    "pillow": None,
-    "numpy": None,
-    "pyarrow": None,
-}
 OPTIONAL = {"accelerate": "device_map= in transformers' from_pretrained"}
 SAIL_7B_BYTES = 14_500_000_000
 """Weights of SAIL-7B's encoder in bfloat16."""
@@ -59,26 +49,33 @@ def doctor() -> int:
 
 
 def _check_python() -> Iterator[Finding]:
-    version = platform.python_version()
-    good = sys.version_info >= (3, 10)
-    yield Finding("ok" if good else "fail", "python", version, "" if good else "install Python 3.10 or later")
+    yield Finding("ok", "python", platform.python_version())
 
 
 def _check_packages() -> Iterator[Finding]:
-    for package, least in REQUIRED.items():
-        version = installed_version(package)
-        if version is None:
-            yield Finding("fail", package, "missing", f"pip install {package}")
-        elif least and Version(version) < Version(least):
-            yield Finding("fail", package, version, f"pip install '{package}>={least}'")
-        else:
-            yield Finding("ok", package, version)
+    try:
+        declared = [Requirement(text) for text in requires("sail-encoder") or ()]
+    except PackageNotFoundError:
+        yield Finding("fail", "sail-encoder", "not installed", "pip install . in its folder")
+        return
+    for requirement in declared:
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            yield _check_requirement(requirement)
     for package, purpose in OPTIONAL.items():
         version = installed_version(package)
         if version is None:
             yield Finding("note", package, "missing", f"only for {purpose}: pip install {package}")
         else:
             yield Finding("ok", package, version)
+
+
+def _check_requirement(requirement: Requirement) -> Finding:
+    version = installed_version(requirement.name)
+    if version is None:
+        return Finding("fail", requirement.name, "missing", f"pip install '{requirement}'")
+    if not requirement.specifier.contains(version, prereleases=True):
+        return Finding("fail", requirement.name, version, f"pip install '{requirement}'")
+    return Finding("ok", requirement.name, version)
 
 
 def _check_imports() -> Iterator[Finding]:
@@ -118,11 +115,13 @@ def _check_devices() -> Iterator[Finding]:
 
 def _check_memory() -> Iterator[Finding]:
     page = os.sysconf("SC_PAGE_SIZE")
-    yield _memory("memory", os.sysconf("SC_AVPHYS_PAGES") * page, os.sysconf("SC_PHYS_PAGES") * page)
+    # macOS does not say how much is free.
+    free = os.sysconf("SC_AVPHYS_PAGES") * page if "SC_AVPHYS_PAGES" in os.sysconf_names else None
+    yield _memory("memory", free, os.sysconf("SC_PHYS_PAGES") * page)
 
 
-def _memory(name: str, free: int, total: int) -> Finding:
-    value = f"{format_bytes(free)} free of {format_bytes(total)}"
+def _memory(name: str, free: int | None, total: int) -> Finding:
+    value = format_bytes(total) if free is None else f"{format_bytes(free)} free of {format_bytes(total)}"
     if total > SAIL_7B_BYTES:
         return Finding("ok", name, value)
     return Finding("note", name, value, f"SAIL-7B in bfloat16 needs {format_bytes(SAIL_7B_BYTES)}; load fewer --layers")
@@ -144,7 +143,7 @@ def _check_disk() -> Iterator[Finding]:
 def _check_tiny() -> Iterator[Finding]:
     import numpy as np
 
-    from sail_encoder.backbone import load_backbone
+    from sail_encoder.loading import load_backbone
 
     try:
         features = load_backbone("sail-tiny").encode([np.zeros((64, 96, 3), np.uint8)])[0]

@@ -5,6 +5,17 @@ class UserError(ValueError):
     """A mistake in what was asked for; the message names the value, what is allowed, and what to do next."""
 
 
+def require_positive(name: str, value: float) -> None:
+    """Makes sure that the value of an option is above zero.
+
+    Raises:
+        UserError: If it is not.
+    """
+    if value <= 0:
+        allowed = "1 or more" if isinstance(value, int) else "more than 0"
+        raise UserError(f"--{name} cannot be {value}; allowed is {allowed}")
+
+
 class CheckpointError(UserError):
     """A checkpoint that cannot be found or used."""
 

@@ -1,14 +1,11 @@
-"""What a run will cost: patches, arithmetic, time and disk, told before it starts."""
+"""What a run will cost: patches, FLOPs, time and disk, told before it starts."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from sail_encoder.errors import UserError
+from sail_encoder.errors import UserError, require_positive
 from sail_encoder.images import ImageFile
 from sail_encoder.resizing import Resize
-
-if TYPE_CHECKING:
-    pass
 
 PEAK_TFLOPS = {
     "h200": 989.0,
@@ -39,7 +36,7 @@ def estimate(
     max_tokens: int | None = None,
     device: str = "auto",
 ) -> int:
-    """Tells time, arithmetic and disk space for extracting features.
+    """Estimates time, FLOPs and disk space for extracting features.
 
     Args:
         model: As in sail extract; only its configuration is read.
@@ -57,8 +54,9 @@ def estimate(
         Exit status 0.
     """
     from sail_encoder.layers import resolve_layers
-    from sail_encoder.spec import describe
+    from sail_encoder.loading import describe
 
+    require_positive("images", images)
     spec = describe(model)
     chosen = resolve_layers(layers, spec.num_layers)
     sides = Resize.parse(size).fixed
@@ -73,7 +71,7 @@ def estimate(
     seconds = images * flops / rate
     print(f"grid        {rows}x{columns} = {rows * columns} patches of {spec.patch_size} px")
     print(f"layers      {depth} of {spec.num_layers} are computed, {len(chosen)} stored")
-    print(f"arithmetic  {flops / 1e9:,.1f} GFLOP an image, {images * flops:.3g} FLOP in all")
+    print(f"compute     {flops / 1e9:,.1f} GFLOP an image, {images * flops:.3g} FLOP in all")
     print(f"time        {_format_seconds(seconds)} at {rate / 1e12:,.3g} TFLOP/s ({source})")
     print(f"speed       {images / seconds:,.3g} images/s")
     print(f"disk        {format_bytes(stored)} as {dtype}")
@@ -84,9 +82,8 @@ def estimate(
 def _matrix_rate(device: str) -> tuple[float, str]:
     name = device.lower().replace(" ", "")
     if name in PEAK_TFLOPS:
-        return PEAK_TFLOPS[
-            name
-        ] * 1e12 * EXPECTED_SHARE, f"{EXPECTED_SHARE:.0%} of the data sheet's {PEAK_TFLOPS[name]:g}"
+        peak = PEAK_TFLOPS[name]
+        return peak * 1e12 * EXPECTED_SHARE, f"{EXPECTED_SHARE:.0%} of the data sheet's {peak:g}"
     if name not in ("auto", "cpu", "cuda"):
         raise UserError(f"device '{device}' is unknown; use auto, cpu or one of {', '.join(PEAK_TFLOPS)}")
     from sail_encoder.devices import choose_device, choose_dtype, measure_matrix_rate
@@ -116,11 +113,13 @@ def mean_tokens(images: Sequence[ImageFile], resize: Resize, patch_size: int) ->
 
 def format_bytes(count: float) -> str:
     """A size for people, in powers of 1000."""
-    for unit in ("bytes", "kB", "MB", "GB", "TB"):
-        if count < 1000 or unit == "TB":
-            return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
+    if count < 1000:
+        return f"{count:,.0f} bytes"
+    for unit in ("kB", "MB", "GB"):
         count /= 1000
-    raise AssertionError
+        if count < 1000:
+            return f"{count:,.1f} {unit}"
+    return f"{count / 1000:,.1f} TB"
 
 
 def _format_seconds(seconds: float) -> str:

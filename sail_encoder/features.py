@@ -18,10 +18,11 @@ class Features:
     """Features of one image.
 
     Attributes:
-        layers: For each requested layer its grid [nh, nw, C], in the order asked for.
+        layers: For each requested layer, counted from 0, its grid [nh, nw, C], in the order asked for.
         image_size: (height, width) of the original in pixels.
         resized_size: (height, width) of what the model saw, nh * patch_size by nw * patch_size.
         patch_size: Side of a patch in resized pixels.
+        num_layers: Layers of the backbone, so that negative layers can be understood.
         class_tokens: For each requested layer the class token [C], of backbones that have one.
     """
 
@@ -29,6 +30,7 @@ class Features:
     image_size: Size
     resized_size: Size
     patch_size: int
+    num_layers: int
     class_tokens: "dict[int, Tensor]" = field(default_factory=dict)
 
     @property
@@ -46,14 +48,14 @@ class Features:
 
         Args:
             how: `mean` or `max` over the patches, or `cls` for the class token.
-            layer: Which of the requested layers; the last one by default.
+            layer: Which of the requested layers, negatives from the backbone's end; the last requested by default.
 
         Raises:
             UserError: If there is no such layer, or `cls` is asked of a backbone without a class token.
         """
-        index = next(reversed(self.layers)) if layer is None else layer
+        index = next(reversed(self.layers)) if layer is None else layer + self.num_layers * (layer < 0)
         if index not in self.layers:
-            raise UserError(f"layer {index} was not requested; there is {', '.join(map(str, self.layers))}")
+            raise UserError(f"layer {layer} was not requested; there is {', '.join(map(str, self.layers))}")
         if how == "cls":
             if index not in self.class_tokens:
                 raise UserError("this backbone has no class token; pool with mean or max")

@@ -11,13 +11,19 @@ TINY = "sail-tiny"
 TINY_FOLDER = Path(__file__).parent / "tiny"
 
 
-def find_checkpoint(name: str, revision: str | None = None) -> Path:
+TIMM = "timm/"
+RAW = "raw/"
+"""What the names of backbones begin with that are no SAIL checkpoints."""
+
+
+def find_checkpoint(name: str, revision: str | None = None, weights: bool = True) -> Path:
     """The folder of a checkpoint, downloaded if need be.
 
     Args:
         name: `sail-tiny`, a folder, or the name of a repository on the Hugging Face Hub, such as
             `ByteDance-Seed/SAIL-7B`.
         revision: Branch, tag or commit on the Hub.
+        weights: Whether the weights are needed; without them only small files are downloaded.
 
     Returns:
         A local folder. Of a repository that has both, safetensors are taken before pickles.
@@ -32,18 +38,20 @@ def find_checkpoint(name: str, revision: str | None = None) -> Path:
         return folder
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
         raise CheckpointError(f"no model '{name}'; use {TINY}, a folder, or a Hub name such as ByteDance-Seed/SAIL-7B")
-    return _download(name, revision)
+    return _download(name, revision, weights)
 
 
-def _download(name: str, revision: str | None) -> Path:
+def _download(name: str, revision: str | None, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     settings = ["*.json", "*.jinja"]
     try:
-        for weights in ("model*.safetensors", "pytorch_model*.bin"):
-            folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*settings, weights]))
-            if any(folder.glob(weights)):
+        if not weights:
+            return Path(snapshot_download(name, revision=revision, allow_patterns=settings))
+        for files in ("model*.safetensors", "pytorch_model*.bin"):
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*settings, files]))
+            if any(folder.glob(files)):
                 return folder
     except RepositoryNotFoundError:
         raise CheckpointError(f"no folder and no Hub repository '{name}' (or it is private: hf auth login)") from None

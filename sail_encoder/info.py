@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sail_encoder.estimate import format_bytes
-from sail_encoder.hub import TINY, TINY_FOLDER
+from sail_encoder.hub import RAW, TIMM, TINY, TINY_FOLDER
 
 if TYPE_CHECKING:
     from sail_encoder.sail.checkpoint import SailCheckpoint
@@ -25,12 +25,12 @@ def info(model: str = TINY) -> int:
     Returns:
         Exit status 0.
     """
-    from sail_encoder.spec import describe
+    from sail_encoder.loading import describe
 
     rows = {"model": model}
     if model == TINY:
         rows["about"] = json.loads((TINY_FOLDER / "training.json").read_text(encoding="utf-8"))["about"]
-    if not model.startswith(("timm/", "raw/")):
+    if not model.startswith((TIMM, RAW)):
         from sail_encoder.hub import find_checkpoint
         from sail_encoder.sail.checkpoint import open_sail
 

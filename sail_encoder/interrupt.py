@@ -15,7 +15,7 @@ class Interrupt:
         notice: What to print then, if anything.
 
     Attributes:
-        status: 128 plus the number of the signal that came, 0 if none has.
+        number: The signal that came, 0 if none has.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -24,7 +24,12 @@ class Interrupt:
     def __init__(self, stop: Callable[[], None], notice: str = NOTICE) -> None:
         self.stop = stop
         self.notice = notice
-        self.status = 0
+        self.number = 0
+
+    @property
+    def status(self) -> int:
+        """The exit status that tells of the signal: 128 plus its number, 0 if none came."""
+        return 128 + self.number if self.number else 0
 
     def __enter__(self) -> "Interrupt":
         # Python lets only the main thread handle signals; elsewhere the caller decides how to stop.
@@ -34,7 +39,7 @@ class Interrupt:
         return self
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.status = 128 + number
+        self.number = number
         self.stop()
         self._restore()
         if self.notice:

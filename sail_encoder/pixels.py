@@ -4,14 +4,18 @@ import io
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from functools import cache
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from einops import rearrange
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from sail_encoder.errors import ImageError
+from sail_encoder.errors import ImageError, UserError
 from sail_encoder.resizing import Resize, Size
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Array: TypeAlias = np.ndarray[Any, Any]
 ImageLike: TypeAlias = Any
@@ -19,6 +23,9 @@ ImageLike: TypeAlias = Any
 
 MAX_PIXELS = 178_956_970
 """Largest image that is decoded: the size at which Pillow speaks of a decompression bomb."""
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA")
+"""What Pillow may take a file for, whatever its name: no format that hands it on to another program."""
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -79,7 +86,7 @@ def image_size(open_image: Callable[[], str | bytes]) -> Size | None:
     """(height, width) in stored pixels, from the header alone; None where there is no image."""
     try:
         source = open_image()
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
+        with _open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
             return opened.height, opened.width
     # What cannot be read is reported when it is its turn.
     except Exception:
@@ -92,10 +99,23 @@ def patchify(pixels: Array, patch_size: int) -> Array:
     return np.ascontiguousarray(rearrange(pixels, "(r y) (k x) c -> (r k) (c y x)", y=p, x=p))
 
 
-def unpatchify(patches: Array, grid: Size, patch_size: int) -> Array:
-    """The inverse of `patchify`; works on tensors too."""
-    p = patch_size
-    return rearrange(patches, "(r k) (c y x) -> (r y) (k x) c", r=grid[0], y=p, x=p)
+def patchify_batch(images: "Tensor", patch_size: int) -> tuple["Tensor", Size]:
+    """Cuts images of one size into patches.
+
+    Args:
+        images: [batch, 3, rows * patch_size, columns * patch_size].
+        patch_size: Side of a patch in pixels.
+
+    Returns:
+        The patches [batch * rows * columns, 3 * patch_size**2], channel first within a patch, and (rows, columns).
+
+    Raises:
+        UserError: If patches do not tile the images.
+    """
+    p, shape = patch_size, tuple(images.shape)
+    if len(shape) != 4 or shape[1] != 3 or shape[2] % p or shape[3] % p:
+        raise UserError(f"a batch of shape {shape} cannot be cut into patches; pass [n, 3, {p}*a, {p}*b]")
+    return rearrange(images, "n c (r y) (k x) -> (n r k) (c y x)", y=p, x=p), (shape[2] // p, shape[3] // p)
 
 
 def read_image(image: ImageLike, exif_rotate: bool = False) -> tuple[Image.Image, int]:
@@ -129,9 +149,19 @@ def read_image(image: ImageLike, exif_rotate: bool = False) -> tuple[Image.Image
     )
 
 
+@cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _open(source: str | io.BytesIO) -> Image.Image:
+    return Image.open(source, formats=_formats())
+
+
 def _decode(source: str | io.BytesIO, exif_rotate: bool) -> tuple[Image.Image, int]:
     try:
-        with Image.open(source) as opened:
+        with _open(source) as opened:
             return _upright_rgb(opened, exif_rotate)
     except ImageError:
         raise
@@ -149,15 +179,21 @@ def _decode(source: str | io.BytesIO, exif_rotate: bool) -> tuple[Image.Image, i
 def _upright_rgb(image: Image.Image, exif_rotate: bool) -> tuple[Image.Image, int]:
     if image.width * image.height > MAX_PIXELS:
         raise ImageError(f"{image.width}x{image.height} is more than {MAX_PIXELS} pixels")
-    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    # Some writers store 16 bits of a PNG in Pillow's 32-bit mode; elsewhere nobody knows how far such pixels go.
+    if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
+        raise ImageError("32-bit pixels have no defined white; save the image with 8 or 16 bits")
+    orientation = _orientation(image)
     if exif_rotate:
         image, orientation = ImageOps.exif_transpose(image), 1
-    if image.mode == "F":
-        raise ImageError("32-bit float pixels have no defined white; save the image with 8 or 16 bits")
     if image.mode.startswith("I"):
         levels = np.asarray(image)
         image = Image.fromarray((levels.clip(0, 65535) // 257).astype(np.uint8))
     return image.convert("RGB"), orientation
+
+
+def _orientation(image: Image.Image) -> int:
+    value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def _channels_last(pixels: Array) -> Array:

@@ -7,11 +7,10 @@ from torch import Tensor
 
 from sail_encoder.backbone import Encoded, VisionBackbone
 from sail_encoder.errors import CheckpointError, UserError
+from sail_encoder.hub import RAW
 from sail_encoder.pixels import IMAGENET_MEAN, IMAGENET_STD
 from sail_encoder.resizing import Resize, Size
 from sail_encoder.spec import BackboneSpec
-
-PREFIX = "raw/"
 
 
 class RawPatches(VisionBackbone):
@@ -49,7 +48,7 @@ class RawPatches(VisionBackbone):
     def final_norm(self, states: Tensor) -> Tensor:
         return states
 
-    def named_weights(self, depth: int) -> Iterable[tuple[str, Tensor]]:
+    def named_weights(self, last_layer: int) -> Iterable[tuple[str, Tensor]]:
         yield "patch_size", torch.tensor([self.patch_size])
 
     def bytes_per_token(self) -> int:
@@ -64,7 +63,7 @@ def load_raw(name: str, device: torch.device, dtype: torch.dtype, layers: int | 
 
 
 def _patch_size(name: str) -> int:
-    side = name.removeprefix(PREFIX)
+    side = name.removeprefix(RAW)
     if not side.isdecimal() or int(side) < 1:
         raise CheckpointError(f"no raw patches '{name}'; give their side in pixels, such as raw/14")
     return int(side)

@@ -42,22 +42,3 @@ class BackboneSpec:
     def parameters(self, layers: int | None = None) -> int:
         """Parameters that features of the first `layers` blocks need."""
         return (layers or self.num_layers) * self.block_parameters + self.other_parameters
-
-
-def describe(name: str, revision: str | None = None) -> BackboneSpec:
-    """Reads what a backbone is from its configuration.
-
-    Raises:
-        CheckpointError: If there is no such backbone.
-    """
-    if name.startswith("timm/"):
-        from sail_encoder.timm_backbone import describe_timm
-
-        return describe_timm(name)
-    if name.startswith("raw/"):
-        from sail_encoder.raw_patches import describe_raw
-
-        return describe_raw(name)
-    from sail_encoder.sail.backbone import describe_sail
-
-    return describe_sail(name, revision)

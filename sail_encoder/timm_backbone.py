@@ -1,6 +1,8 @@
 """Any timm model as a vision backbone, for comparison with SAIL."""
 
+import inspect
 from collections.abc import Collection, Iterable, Sequence
+from itertools import groupby
 from typing import Any
 
 import timm
@@ -8,14 +10,17 @@ import torch
 from einops import rearrange
 from PIL import Image
 from timm.data import resolve_model_data_config
-from torch import Tensor
+from timm.layers import LayerNorm2d, PatchEmbed, RmsNorm2d
+from torch import Tensor, nn
 
 from sail_encoder.backbone import Encoded, VisionBackbone
 from sail_encoder.errors import CheckpointError, UserError
+from sail_encoder.hub import TIMM
 from sail_encoder.resizing import MAX_TOKENS, Resize, Size
 from sail_encoder.spec import BackboneSpec
 
-PREFIX = "timm/"
+_NORMS_OF_MAPS = (LayerNorm2d, RmsNorm2d, nn.BatchNorm2d, nn.GroupNorm)
+"""Norms that take [n, C, height, width], not [n, C]."""
 
 
 class TimmBackbone(VisionBackbone):
@@ -40,7 +45,7 @@ class TimmBackbone(VisionBackbone):
         self.patch_size = int(last["reduction"])
         self.embed_dim = int(last["num_chs"])
         self.num_layers = len(model.feature_info)
-        self.has_class_token = bool(getattr(model, "num_prefix_tokens", 0))
+        self.has_class_token = getattr(model, "cls_token", None) is not None and _gives_prefix_tokens(model)
         self.resize = Resize(tuple(data["input_size"][1:]), MAX_TOKENS)
         self.resample = Image.Resampling[data["interpolation"].upper()]
         self.image_mean, self.image_std = tuple(data["mean"]), tuple(data["std"])
@@ -59,13 +64,17 @@ class TimmBackbone(VisionBackbone):
         patches: dict[int, list[Tensor]] = {layer: [] for layer in wanted}
         class_tokens: dict[int, list[Tensor]] = {layer: [] for layer in wanted}
         start = 0
-        for images, (rows, columns) in _runs(grids):
+        for (rows, columns), group in groupby(grids):
+            images = len(list(group))
             stop = start + images * rows * columns
             pattern = "(n r k) (c y x) -> n c (r y) (k x)"
             size = {"n": images, "r": rows, "y": self.patch_size, "x": self.patch_size}
             batch = rearrange(pixel_values[start:stop].to(self.dtype), pattern, **size)
             for layer, (spatial, prefix) in zip(wanted, self._intermediates(batch, wanted), strict=True):
+                if spatial.shape[2:] != (rows, columns):
+                    raise UserError(f"{self.name} does not give {rows}x{columns} features, but {spatial.shape[2:]}")
                 patches[layer].append(rearrange(spatial, "n c r k -> (n r k) c"))
+                # Registers, where there are any, stand behind the class token.
                 class_tokens[layer] += [] if prefix is None else [prefix[:, 0]]
             start = stop
         return Encoded(
@@ -75,14 +84,17 @@ class TimmBackbone(VisionBackbone):
 
     def _intermediates(self, batch: Tensor, layers: list[int]) -> list[tuple[Tensor, Tensor | None]]:
         options = {"indices": layers, "intermediates_only": True, "stop_early": True, "output_fmt": "NCHW"}
-        if self.has_class_token:
-            return list(self.model.forward_intermediates(batch, return_prefix_tokens=True, **options))
-        return [(spatial, None) for spatial in self.model.forward_intermediates(batch, **options)]
+        try:
+            if self.has_class_token:
+                return list(self.model.forward_intermediates(batch, return_prefix_tokens=True, **options))
+            return [(spatial, None) for spatial in self.model.forward_intermediates(batch, **options)]
+        except AssertionError as error:
+            raise UserError(f"{self.name} cannot take this size ({error}); leave --resize at auto") from None
 
     def _check(self, grids: Sequence[Size], layers: Collection[int]) -> None:
         fixed = self.resize.fixed
         if not self.any_size and fixed is not None and set(grids) != {self.resize.grid(fixed, self.patch_size)}:
-            raise UserError(f"{self.name} takes images of {self.resize} alone; leave --resize at auto")
+            raise UserError(f"{self.name} takes only images of {self.resize}; leave --resize at auto")
         for layer in layers:
             reduction = self.model.feature_info[layer]["reduction"]
             if reduction != self.patch_size:
@@ -92,24 +104,27 @@ class TimmBackbone(VisionBackbone):
                 )
 
     def final_norm(self, states: Tensor) -> Tensor:
-        return self.model.norm(states) if hasattr(self.model, "blocks") else states
+        norm = getattr(self.model, "norm", None)
+        if norm is None:
+            return states
+        if isinstance(norm, _NORMS_OF_MAPS):
+            return norm(states.reshape(-1, self.embed_dim, 1, 1)).view_as(states)
+        return norm(states)
 
-    def named_weights(self, depth: int) -> Iterable[tuple[str, Tensor]]:
+    def named_weights(self, last_layer: int) -> Iterable[tuple[str, Tensor]]:
         for name, weight in self.model.state_dict().items():
-            if not (name.startswith("blocks.") and int(name.split(".")[1]) > depth):
+            if not (name.startswith("blocks.") and int(name.split(".")[1]) > last_layer):
                 yield name, weight
+
+    def constants(self) -> dict[str, Any]:
+        return {"model": self.name.removeprefix(TIMM).split(".")[0]}
 
     def bytes_per_token(self) -> int:
         return 24 * self.embed_dim * self.dtype.itemsize
 
 
-def _runs(grids: Sequence[Size]) -> Iterable[tuple[int, Size]]:
-    """Neighbours of equal grid, as (images, grid)."""
-    start = 0
-    for end in range(1, len(grids) + 1):
-        if end == len(grids) or grids[end] != grids[start]:
-            yield end - start, grids[start]
-            start = end
+def _gives_prefix_tokens(model: Any) -> bool:
+    return "return_prefix_tokens" in inspect.signature(model.forward_intermediates).parameters
 
 
 def load_timm(
@@ -130,19 +145,22 @@ def load_timm(
 
 def _create(name: str, pretrained: bool) -> tuple[Any, bool]:
     """The model, and whether it takes images of any size."""
-    bare = name.removeprefix(PREFIX)
+    bare = name.removeprefix(TIMM)
     if not timm.is_model(bare):
         nearest = timm.list_models(f"*{bare.split('.')[0]}*")[:3]
         hint = f"; there is {', '.join(nearest)}" if nearest else "; timm.list_models() lists all"
         raise CheckpointError(f"timm has no model '{bare}'{hint}")
     try:
         try:
-            return timm.create_model(bare, pretrained=pretrained, num_classes=0, dynamic_img_size=True), True
+            model, any_size = timm.create_model(bare, pretrained, num_classes=0, dynamic_img_size=True), True
         except TypeError:
-            model = timm.create_model(bare, pretrained=pretrained, num_classes=0)
-            return model, not hasattr(model, "pos_embed")
+            model = timm.create_model(bare, pretrained, num_classes=0)
+            any_size = not hasattr(model, "pos_embed") and not any(isinstance(m, PatchEmbed) for m in model.modules())
     except (OSError, RuntimeError) as error:
         raise CheckpointError(f"cannot load the weights of '{bare}' ({str(error).splitlines()[0]})") from None
+    if not hasattr(model, "forward_intermediates"):
+        raise CheckpointError(f"timm's '{bare}' does not give its layers (forward_intermediates); take another model")
+    return model, any_size
 
 
 def describe_timm(name: str) -> BackboneSpec:

@@ -1,12 +1,16 @@
 """Pictures of features."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
+from sail_encoder.errors import UserError
 from sail_encoder.pixels import Array
+from sail_encoder.resizing import Size
+from sail_encoder.store.refusals import explain_refusals
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,10 +25,9 @@ def pca(
     max_tokens: int | None = None,
     exif_rotate: bool = False,
 ) -> int:
-    """Draws the main components of an image's features beside it.
+    """Draws the principal components of an image's features beside it.
 
-    The first three principal components of the patches become red, green and blue: patches of like color have like
-    features.
+    The first three of the patches become red, green and blue: patches of like color have like features.
 
     Args:
         image: The image file.
@@ -38,15 +41,16 @@ def pca(
     Returns:
         Exit status 0.
     """
-    from sail_encoder.backbone import load_backbone
+    from sail_encoder.loading import load_backbone
     from sail_encoder.pixels import read_image
 
+    check_picture(Path(out))
     backbone = load_backbone(model)
     rule = backbone.resize.override(resize, max_tokens)
     picture, _ = read_image(image, exif_rotate)
     features = backbone.encode([picture], layers=layer, resize=rule)[0]
-    components = pca_rgb(features.grid)
-    beside(np.asarray(picture), components).save(out)
+    components = enlarge(pca_rgb(features.grid), features.image_size)
+    save_picture(side_by_side([np.asarray(picture), components]), Path(out))
     rows, columns = features.grid_size
     print(f"wrote {out}: {rows}x{columns} patches of {image}")
     return 0
@@ -72,17 +76,112 @@ def pca_rgb(grid: "Tensor") -> Array:
     return (colors * 255).round().byte().unflatten(0, grid.shape[:2]).numpy()
 
 
-def beside(picture: Array, colors: Array, gap: int = 8) -> Image.Image:
-    """A picture [height, width, 3] and, to its right, patch colors [nh, nw, 3] enlarged to its size, sharp-edged."""
-    height, width = picture.shape[:2]
-    canvas = Image.new("RGB", (2 * width + gap, height), "white")
-    canvas.paste(Image.fromarray(picture), (0, 0))
-    enlarged = Image.fromarray(colors).resize((width, height), Image.Resampling.NEAREST)
-    canvas.paste(enlarged, (width + gap, 0))
+def similarity(
+    image: str,
+    at: str,
+    to: str | None = None,
+    out: str = "similarity.png",
+    model: str = "sail-tiny",
+    layer: str = "-1",
+    resize: str = "auto",
+    max_tokens: int | None = None,
+    exif_rotate: bool = False,
+) -> int:
+    """Draws how similar the patches of an image are to one of them.
+
+    The patch is framed in red. The cosine similarity of the features follows to the right, from dark to bright.
+
+    Args:
+        image: The image file.
+        at: The patch, as ROW,COLUMN of the grid; negatives count from the end.
+        to: Another image, whose patches are compared with that one.
+        out: Picture to write.
+        model: sail-tiny, a folder, a Hub name such as ByteDance-Seed/SAIL-7B, or timm/NAME.
+        layer: Block to take features from; negatives count from the end.
+        resize: The model's own rule (auto), native, a side such as 224, or 448x672.
+        max_tokens: Patches at most under the native rule; by default the model's own.
+        exif_rotate: Whether to turn photographs upright as their EXIF orientation says.
+
+    Returns:
+        Exit status 0.
+    """
+    from sail_encoder.loading import load_backbone
+    from sail_encoder.pixels import read_image
+
+    check_picture(Path(out))
+    row, column = _read_patch(at)
+    backbone = load_backbone(model)
+    rule = backbone.resize.override(resize, max_tokens)
+    pictures = [read_image(one, exif_rotate)[0] for one in (image, to) if one is not None]
+    features = backbone.encode(pictures, layers=layer, resize=rule)
+    try:
+        box = features[0].patch_box(row, column)
+    except IndexError as error:
+        raise UserError(f"--at {at}: {error}") from None
+    scores = cosine_similarity(features[0].grid[row, column], features[-1].grid)
+    ImageDraw.Draw(pictures[0]).rectangle(box, outline="red", width=2)
+    heat = enlarge(heat_rgb(scores), (pictures[-1].height, pictures[-1].width))
+    save_picture(side_by_side([*map(np.asarray, pictures), heat]), Path(out))
+    print(f"wrote {out}: similarity to patch {row},{column} of {image}, from {scores.min():.2f} to {scores.max():.2f}")
+    return 0
+
+
+def _read_patch(at: str) -> tuple[int, int]:
+    try:
+        row, column = (int(index) for index in at.split(","))
+    except ValueError:
+        raise UserError(f"--at {at} is no patch; give its row and column, such as 3,5") from None
+    return row, column
+
+
+def cosine_similarity(patch: "Tensor", grid: "Tensor") -> Array:
+    """Cosine similarity of one patch [C] to each patch of a grid [nh, nw, C], as float32 [nh, nw] in [-1, 1]."""
+    from torch.nn import functional as F
+
+    return F.cosine_similarity(grid.float(), patch.float(), dim=-1).cpu().numpy()
+
+
+def heat_rgb(scores: Array) -> Array:
+    """Scores [nh, nw] as colors, uint8 [nh, nw, 3]: black for the lowest, then purple, orange, and pale yellow."""
+    ramp = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], np.float64)
+    share = (scores - scores.min()) / max(float(np.ptp(scores)), 1e-12)
+    places = np.linspace(0, 1, len(ramp))
+    return np.stack([np.interp(share, places, ramp[:, channel]) for channel in range(3)], -1).round().astype(np.uint8)
+
+
+def enlarge(colors: Array, size: Size) -> Array:
+    """Patch colors [nh, nw, 3] at the size of the picture, sharp-edged."""
+    return np.asarray(Image.fromarray(colors).resize(size[::-1], Image.Resampling.NEAREST))
+
+
+def side_by_side(pictures: Sequence[Array], gap: int = 8) -> Image.Image:
+    """Pictures [height, width, 3], from left to right on white."""
+    height = max(len(picture) for picture in pictures)
+    canvas = Image.new("RGB", (sum(picture.shape[1] + gap for picture in pictures) - gap, height), "white")
+    left = 0
+    for picture in pictures:
+        canvas.paste(Image.fromarray(picture), (left, 0))
+        left += picture.shape[1] + gap
     return canvas
 
 
+def check_picture(out: Path) -> None:
+    """Makes sure that a path names a kind of picture that can be written.
+
+    Raises:
+        UserError: If it does not.
+    """
+    Image.init()
+    if Image.EXTENSION.get(out.suffix.lower()) not in Image.SAVE:
+        raise UserError(f"--out {out} names no kind of picture that can be written; use one such as {out.stem}.png")
+
+
 def save_picture(picture: Image.Image, out: Path) -> None:
-    """Writes a picture, making its folder."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(out)
+    """Writes a picture, making its folder.
+
+    Raises:
+        StoreError: If the disk is full, or does not take the file.
+    """
+    with explain_refusals(out.parent):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(out)

@@ -1,10 +1,13 @@
 """What several tests share: recorded values, small models, made-up images."""
 
 import json
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from einops import rearrange
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -13,6 +16,7 @@ from sail_encoder.sail.configuration_sail import SailConfig
 GOLDEN = Path(__file__).parent / "golden" / "sail"
 GOLDEN_IDS = {"vision_start_token_id": 300, "image_token_id": 301, "vision_end_token_id": 302}
 SMALL_IDS = {"vision_start_token_id": 90, "image_token_id": 91, "vision_end_token_id": 92}
+START, PATCH, END = SMALL_IDS.values()
 
 
 @dataclass
@@ -46,6 +50,17 @@ def small_config(**changes):
     return SailConfig(**{**sizes, **SMALL_IDS, **changes})
 
 
+def prompt_ids(grid, text=(1, 5, 6)):
+    """Token ids of an image of rows and columns, or of none, and text behind it."""
+    return [START, *[PATCH] * (grid[0] * grid[1]), END, *text] if grid else [*text]
+
+
+def random_patches(grids, seed=0, patch_dim=588):
+    """Normal noise as the patches of images of these grids, end to end."""
+    count = sum(rows * columns for rows, columns in grids)
+    return torch.randn(count, patch_dim, generator=torch.Generator().manual_seed(seed))
+
+
 def noise(height, width, seed=0):
     """A random image."""
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
@@ -61,6 +76,23 @@ def save_images(folder, count, seed=0, sides=(20, 150)):
     return folder
 
 
+def bomb():
+    """A small file that unpacks to 30,000 x 30,000 pixels."""
+    header = b"IHDR" + (30000).to_bytes(4, "big") * 2 + bytes([1, 0, 0, 0, 0])
+    rows = b"IDAT" + zlib.compress(b"\0" * 1000)
+
+    def chunk(body):
+        return (len(body) - 4).to_bytes(4, "big") + body + zlib.crc32(body).to_bytes(4, "big")
+
+    return b"\x89PNG\r\n\x1a\n" + chunk(header) + chunk(rows) + chunk(b"IEND")
+
+
 def relative_error(value, reference):
     """Norm of the difference over the norm of the reference."""
     return float((value.double() - reference.double()).norm() / reference.double().norm())
+
+
+def unpatchify(patches, grid, patch_size):
+    """The inverse of `patchify`: [rows * columns, 3 * p * p] -> [rows * p, columns * p, 3]."""
+    p = patch_size
+    return rearrange(patches, "(r k) (c y x) -> (r y) (k x) c", r=grid[0], y=p, x=p)

@@ -1,11 +1,14 @@
+import inspect
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from helpers import noise, relative_error
+from PIL import Image
 
-from sail_encoder import Resize, UserError, load_backbone
+from sail_encoder import Resize, UserError, VisionBackbone, load_backbone
 
 
 def images_of_many_sizes(count=32):
@@ -76,6 +79,10 @@ def test_intermediate_layers_mean_what_dinov2_and_timm_mean(small_backbone):
     only = small_backbone.forward_intermediates(x, norm=True, output_fmt="NLC", intermediates_only=True)
     assert len(only) == 3
     torch.testing.assert_close(only[2], final)
+    final, layers = small_backbone.forward_intermediates(x, [0, 1], norm=True, stop_early=True, output_fmt="NLC")
+    torch.testing.assert_close(final, layers[1])
+    with pytest.raises(UserError, match="use NCHW or NLC"):
+        small_backbone.forward_intermediates(x, output_fmt="NHWC")
     with pytest.raises(UserError, match="no class token"):
         small_backbone.get_intermediate_layers(x, return_class_token=True)
     with pytest.raises(UserError, match=r"pass \[n, 3, 14\*a, 14\*b\]"):
@@ -123,6 +130,88 @@ def test_timm_stages_of_other_sizes_are_refused():
     assert backbone.encode([noise(64, 64)])[0].grid.shape == (7, 7, 512)
     with pytest.raises(UserError, match="patches of 2 pixels, not 32"):
         backbone.encode([noise(64, 64)], layers=0)
+
+
+def parameters(method):
+    kinds = inspect.signature(method).parameters.values()
+    return [(parameter.name, parameter.default) for parameter in kinds if parameter.name != "self"]
+
+
+def test_forward_intermediates_is_called_like_timms(vit):
+    ours, theirs = (parameters(kind.forward_intermediates) for kind in (VisionBackbone, type(vit.model)))
+    assert ours == theirs[: len(ours)]
+    x = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    for options in ({"indices": [2, 5], "norm": True}, {"indices": 2, "stop_early": True}, {"output_fmt": "NLC"}):
+        final, layers = vit.forward_intermediates(x, return_prefix_tokens=True, **options)
+        their_final, their_layers = vit.model.forward_intermediates(x, return_prefix_tokens=True, **options)
+        torch.testing.assert_close(final, their_final[:, 1:])
+        for (ours, our_prefix), (theirs, their_prefix) in zip(layers, their_layers, strict=True):
+            torch.testing.assert_close(ours, theirs)
+            torch.testing.assert_close(our_prefix, their_prefix)
+
+
+@pytest.mark.parametrize(
+    ("name", "prefix", "has_class_token"),
+    [
+        ("vit_medium_patch16_reg4_gap_256", 4, False),
+        ("deit_tiny_distilled_patch16_224", 2, True),
+        ("swin_tiny_patch4_window7_224", 0, False),
+        ("cait_xxs24_224", 1, False),
+        ("resnet18", 0, False),
+    ],
+)
+def test_the_last_layer_is_the_last_hidden_state_of_any_timm_model(name, prefix, has_class_token):
+    backbone = load_backbone(f"timm/{name}", pretrained=False)
+    torch.manual_seed(0)
+    for parameter in backbone.model.parameters():
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    image = noise(100, 80)
+    features = backbone.encode([image])[0]
+    rows, columns = features.grid_size
+    pixels = torch.from_numpy(backbone.prepare(image, backbone.resize).patches)
+    shape = (rows, columns, 3, backbone.patch_size, backbone.patch_size)
+    batch = backbone.normalize(pixels).reshape(shape).permute(2, 0, 3, 1, 4).reshape(1, 3, *features.resized_size)
+    hidden = backbone.model.forward_features(batch)[0]
+    if name == "resnet18":
+        hidden = hidden.permute(1, 2, 0)
+    hidden = hidden.reshape(-1, backbone.embed_dim)[prefix:]
+    torch.testing.assert_close(features.grid.flatten(0, 1), hidden)
+    assert backbone.has_class_token == bool(features.class_tokens) == has_class_token
+
+
+def test_timm_models_of_one_size_refuse_others():
+    with pytest.raises(UserError, match="takes only images of 224x224; leave --resize at auto"):
+        load_backbone("timm/mixer_s32_224", pretrained=False).encode([noise(64, 64)], resize="native")
+
+
+def test_options_for_sail_are_refused_elsewhere():
+    with pytest.raises(UserError, match=r"revision has no effect on timm/resnet18; it is for SAIL checkpoints"):
+        load_backbone("timm/resnet18", pretrained=False, revision="main")
+    with pytest.raises(UserError, match=r"image_token_id has no effect on raw/14"):
+        load_backbone("raw/14", image_token_id=3)
+    with pytest.raises(TypeError, match="layer"):
+        load_backbone("sail-tiny", layer=3)
+
+
+@pytest.mark.parametrize(
+    "image", ["cat.jpg", Path("cat.jpg"), b"", noise(20, 30), torch.zeros(3, 28, 28), Image.new("RGB", (20, 30))]
+)
+def test_one_image_without_a_list(small_backbone, image):
+    with pytest.raises(UserError, match="takes a list of images"):
+        small_backbone.encode(image)
+
+
+def test_a_batch_array_is_a_list_of_images(small_backbone):
+    batch = np.stack([noise(28, 28, 1), noise(28, 28, 2)])
+    grids = [features.grid for features in small_backbone.encode(batch)]
+    torch.testing.assert_close(grids[1], small_backbone.encode([batch[1]])[0].grid)
+
+
+def test_devices_and_precisions_of_torch_are_understood():
+    backbone = load_backbone("raw/14", torch.device("cpu"), torch.bfloat16)
+    assert (backbone.dtype, backbone.device) == (torch.bfloat16, torch.device("cpu"))
+    with pytest.raises(UserError, match="dtype 'int8' is unknown"):
+        load_backbone("raw/14", dtype=torch.int8)
 
 
 def test_unknown_timm_models_name_a_near_one():

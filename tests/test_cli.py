@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import noise
+from PIL import Image
 
 import sail_cli
 from sail_cli import COMMANDS, main
@@ -74,7 +76,17 @@ def test_every_option_is_typed_and_explained(name, capsys):
         (["info", "sail-tiny", "more"], "'more' is one argument too many"),
         (["estimate", "--size", "big"], "resize 'big' is not understood"),
         (["estimate", "--device", "abacus"], "device 'abacus' is unknown"),
+        (["estimate", "--device", "h100", "--images", "0"], "--images cannot be 0; allowed is 1 or more"),
+        (["estimate", "--device", "h100", "--images", "-3"], "--images cannot be -3"),
+        (["estimate", "--device", "h100", "--size", "0x5"], "sides start at 1 pixel"),
+        (["estimate", "--device", "h100", "--max_tokens", "0"], "max_tokens is 0; allowed is 1 or more"),
+        (["estimate", "--device", "h100", "--layers", "6"], "has -6 to 5"),
         (["pca", "nowhere.jpg"], "no such file"),
+        (["pca", "x.jpg", "--max_tokens", "-1"], "max_tokens is -1; allowed is 1 or more"),
+        (["pca", "x.jpg", "--resize", "0"], "sides start at 1 pixel"),
+        (["pca", "x.jpg", "--out", "x.abc"], "--out x.abc names no kind of picture that can be written"),
+        (["convert", "sail-tiny", "new", "--max_shard_size", "big"], "use a size such as 500MB or 5GB"),
+        (["convert", "sail-tiny", "new", "--encoder_only", "true", "--layers", "0"], "layers=0 cannot be loaded"),
     ],
 )
 def test_mistakes_are_one_line_with_status_2(arguments, message, capsys, tmp_path, monkeypatch):
@@ -85,6 +97,37 @@ def test_mistakes_are_one_line_with_status_2(arguments, message, capsys, tmp_pat
     assert errors[0].startswith("sail: ")
     assert message in errors[0]
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["extract", "x.png", "--out", "o", "--readers", "0"], "--readers cannot be 0; allowed is 1 or more"),
+        (["extract", "x.png", "--out", "o", "--readers", "-1"], "--readers cannot be -1"),
+        (["extract", "x.png", "--out", "o", "--token_budget", "0"], "--token_budget cannot be 0"),
+        (["extract", "x.png", "--out", "o", "--token_budget", "-5"], "--token_budget cannot be -5"),
+        (["extract", "x.png", "--out", "o", "--max_tokens", "0"], "max_tokens is 0; allowed is 1 or more"),
+        (["extract", "x.png", "--out", "o", "--layers", "last0"], "need 1 to 6 layers"),
+        (["extract", "x.png", "--out", "o", "--shard", "1/8", "--overwrite", "true"], "delete o once"),
+        (["extract", "x.png", "--out", "x.png"], "cannot write x.png: File exists"),
+        (["extract", "x.png", "--out", "x.png/o"], "cannot write x.png/o: Not a directory"),
+        (["pca", "x.png", "--layer", "6"], "has -6 to 5"),
+        (["similarity", "x.png", "--at", "3"], "--at 3 is no patch; give its row and column, such as 3,5"),
+        (["similarity", "x.png", "--at", "99,0"], "--at 99,0: patch (99, 0) is outside the"),
+        (["pca", "x.png", "--out", "x.png/a.png"], "cannot write x.png: File exists"),
+        (["convert", "sail-tiny", "x.png"], "x.png is a file; name a new folder"),
+        (["convert", "sail-tiny", "x.png/a"], "Not a directory; mend that or name another folder"),
+        (["demo", "--out", "x.png"], "cannot write x.png/photographs: Not a directory"),
+    ],
+)
+def test_mistakes_with_an_image_end_in_one_line(arguments, message, capsys, tmp_path, monkeypatch):
+    Image.fromarray(noise(30, 40)).save(tmp_path / "x.png")
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("sail: ")]
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
 
 
 def test_unknown_keys_in_a_config_name_the_nearest(tmp_path, capsys):
@@ -112,7 +155,7 @@ def test_values_may_begin_with_a_minus(monkeypatch):
         seen.update(source=source, layers=layers)
         return 0
 
-    monkeypatch.setattr("sail_encoder.extract.extract", extract)
+    monkeypatch.setattr("sail_encoder.extraction.command.extract", extract)
     assert main(["extract", "a", "b", "--layers", "-4,-1", "--out", "o", "c"]) == 0
     assert seen == {"source": ["a", "b", "c"], "layers": "-4,-1"}
 

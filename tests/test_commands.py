@@ -1,6 +1,7 @@
 """The smaller commands, on the embedded checkpoint."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -9,10 +10,10 @@ from helpers import noise
 from PIL import Image
 
 from sail_encoder.doctor import doctor
-from sail_encoder.estimate import estimate
+from sail_encoder.estimate import estimate, format_bytes
 from sail_encoder.info import info
-from sail_encoder.spec import describe
-from sail_encoder.visualize import pca, pca_rgb
+from sail_encoder.loading import describe
+from sail_encoder.visualize import heat_rgb, pca, pca_rgb, similarity
 
 
 def lines(capsys):
@@ -63,8 +64,13 @@ def test_estimate(capsys):
     assert "60% of the data sheet's 989" in capsys.readouterr().out
 
 
+def test_sizes_for_people():
+    sizes = {999: "999 bytes", 1000: "1.0 kB", 2.5e6: "2.5 MB", 7e9: "7.0 GB", 4e12: "4.0 TB", 5e15: "5,000.0 TB"}
+    assert [format_bytes(count) for count in sizes] == list(sizes.values())
+
+
 def test_estimated_size_is_the_size_on_disk(tmp_path, capsys, small_checkpoint):
-    from sail_encoder.extract import extract
+    from sail_encoder.extraction.command import extract
 
     for index in range(5):
         Image.fromarray(noise(40 + index, 60)).save(tmp_path / f"{index}.png")
@@ -90,7 +96,18 @@ def test_doctor_says_what_to_do(capsys, monkeypatch):
     assert doctor() == 1
     out = capsys.readouterr().out
     assert "pip install 'torch>=2.11'" in out
-    assert "missing - pip install timm" in out
+    assert "missing - pip install 'timm'" in out
+    assert "fail  timm" in out
+    assert "pytest" not in out, "what tests need is not what a user needs"
+
+
+def test_doctor_knows_no_free_memory_on_macos(monkeypatch):
+    from sail_encoder import doctor as module
+
+    names = {name: number for name, number in os.sysconf_names.items() if name != "SC_AVPHYS_PAGES"}
+    monkeypatch.setattr("os.sysconf_names", names)
+    [finding] = module._check_memory()
+    assert "free" not in finding.value
 
 
 def test_pca_picture(tmp_path, capsys):
@@ -99,6 +116,36 @@ def test_pca_picture(tmp_path, capsys):
     with Image.open(tmp_path / "pca.png") as picture:
         assert picture.size == (2 * 90 + 8, 60)
     assert "5x7 patches" in capsys.readouterr().out
+    assert pca(str(tmp_path / "image.png"), str(tmp_path / "new" / "folder" / "pca.jpg")) == 0
+    assert (tmp_path / "new" / "folder" / "pca.jpg").exists()
+
+
+def test_similarity_picture(tmp_path, capsys):
+    pixels = np.full((56, 84, 3), 200, np.uint8)
+    pixels[:, :42] = noise(56, 42)
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    out = tmp_path / "new" / "similarity.png"
+    assert similarity(str(tmp_path / "image.png"), "1,4", model="raw/14", out=str(out)) == 0
+    assert "to 1.00" in capsys.readouterr().out
+    drawn = np.asarray(Image.open(out).convert("RGB")).astype(int)
+    assert drawn.shape == (56, 84 + 8 + 84, 3)
+    assert (drawn[14, 56:71] == (255, 0, 0)).all()
+    bright = drawn[:, 92:].sum(-1).reshape(4, 14, 6, 14).mean((1, 3))
+    assert bright[:, 3:].min() > bright[:, :3].max()
+
+
+def test_similarity_to_another_image(tmp_path):
+    for name, size in (("a.png", (28, 42)), ("b.png", (56, 28))):
+        Image.fromarray(noise(*size)).save(tmp_path / name)
+    out = tmp_path / "out.png"
+    assert similarity(str(tmp_path / "a.png"), "-1,-1", str(tmp_path / "b.png"), str(out), "raw/14") == 0
+    assert Image.open(out).size == (42 + 8 + 28 + 8 + 28, 56)
+
+
+def test_heat_runs_from_dark_to_bright():
+    brightness = heat_rgb(np.linspace(-1, 1, 9)[None]).astype(int).sum(-1)[0]
+    assert (np.diff(brightness) > 0).all()
+    assert heat_rgb(np.ones((1, 2), np.float32)).max() < 10
 
 
 def test_pca_separates_what_differs():

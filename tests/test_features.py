@@ -7,7 +7,7 @@ from sail_encoder import Features, UserError
 @pytest.fixture
 def features():
     grids = {2: torch.arange(24.0).reshape(2, 3, 4), 5: -torch.arange(24.0).reshape(2, 3, 4)}
-    return Features(grids, image_size=(60, 120), resized_size=(28, 42), patch_size=14)
+    return Features(grids, image_size=(60, 120), resized_size=(28, 42), patch_size=14, num_layers=6)
 
 
 def test_grid_is_the_last_requested_layer(features):
@@ -18,8 +18,9 @@ def test_grid_is_the_last_requested_layer(features):
 def test_pooling(features):
     torch.testing.assert_close(features.pool("mean"), features.layers[5].reshape(6, 4).mean(0))
     torch.testing.assert_close(features.pool("max", layer=2), torch.tensor([20.0, 21, 22, 23]))
-    with pytest.raises(UserError, match="there is 2, 5"):
-        features.pool("mean", layer=3)
+    torch.testing.assert_close(features.pool("max", layer=-4), features.pool("max", layer=2))
+    with pytest.raises(UserError, match="layer -3 was not requested; there is 2, 5"):
+        features.pool("mean", layer=-3)
     with pytest.raises(UserError, match="no class token"):
         features.pool("cls")
     with pytest.raises(UserError, match="mean, max or cls"):

@@ -1,13 +1,11 @@
-import io
-
 import numpy as np
 import pytest
 import torch
-from helpers import noise
-from PIL import Image
+from helpers import bomb, noise, unpatchify
+from PIL import ExifTags, Image
 
-from sail_encoder.errors import ImageError
-from sail_encoder.pixels import image_size, patch_image, patchify, read_image, unpatchify
+from sail_encoder.errors import ImageError, UserError
+from sail_encoder.pixels import image_size, patch_image, patchify, patchify_batch, read_image
 from sail_encoder.resizing import Resize
 
 
@@ -32,6 +30,19 @@ def test_patches_are_in_reading_order_and_channel_first(rows, columns):
 def test_unpatchify_is_the_inverse():
     image = noise(28, 42)
     assert (unpatchify(patchify(image, 14), (2, 3), 14) == image).all()
+
+
+def test_a_batch_is_cut_as_its_images_are():
+    images = np.stack([noise(28, 42, seed) for seed in (1, 2)])
+    patches, grid = patchify_batch(torch.from_numpy(images).permute(0, 3, 1, 2), 14)
+    assert grid == (2, 3)
+    assert (patches.numpy() == np.concatenate([patchify(image, 14) for image in images])).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 28, 30), (1, 1, 28, 28), (3, 28, 28)])
+def test_a_batch_that_patches_do_not_tile_is_refused(shape):
+    with pytest.raises(UserError, match=r"cannot be cut into patches; pass \[n, 3, 14\*a, 14\*b\]"):
+        patchify_batch(torch.zeros(shape), 14)
 
 
 def test_every_kind_of_input_gives_the_same_patches(tmp_path):
@@ -91,7 +102,8 @@ def test_exif_rotation_is_reported_and_applied_on_demand(tmp_path):
         (np.full((8, 8, 3), 1.5), "0 to 1"),
         (np.full((8, 8, 3), np.nan), "0 to 1"),
         (torch.randn(3, 8, 8), "before any normalisation"),
-        (Image.fromarray(np.zeros((8, 8), np.float32)), "float pixels"),
+        (Image.fromarray(np.zeros((8, 8), np.float32)), "32-bit pixels"),
+        (Image.fromarray(np.full((8, 8), 200, np.int32)), "32-bit pixels"),
         ("no/such/file.png", "no such file"),
         (b"not an image", "not an image"),
         (42, "int is not an image"),
@@ -102,11 +114,23 @@ def test_what_is_no_image_is_told(image, message):
         read_image(image)
 
 
+@pytest.mark.parametrize(("tag", "expected"), [(6, 6), (0, 1), (256, 1), (65535, 1), ("upright", 1), (b"6", 1)])
+def test_odd_orientations_count_as_none(tag, expected):
+    image = Image.new("RGB", (8, 4))
+    image.getexif()[ExifTags.Base.Orientation] = tag
+    assert read_image(image)[1] == expected
+
+
+def test_files_that_need_another_program_are_not_opened(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "page.eps")
+    (tmp_path / "page.eps").rename(tmp_path / "page.png")
+    with pytest.raises(ImageError, match="not an image that Pillow can read"):
+        read_image(tmp_path / "page.png")
+
+
 def test_bombs_are_not_decoded():
-    header = io.BytesIO()
-    Image.new("1", (60000, 60000)).save(header, "PNG")
     with pytest.raises(ImageError, match="pixels"):
-        read_image(header.getvalue())
+        read_image(bomb())
 
 
 def test_size_from_the_header(tmp_path):

@@ -5,8 +5,8 @@ from helpers import noise
 
 from sail_encoder import load_backbone
 from sail_encoder.errors import UserError
+from sail_encoder.loading import describe
 from sail_encoder.pixels import patchify
-from sail_encoder.spec import describe
 
 
 def test_features_are_the_normalised_pixels():

@@ -27,11 +27,12 @@ SAIL_7B = "ByteDance-Seed/SAIL-7B"
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
-    """A folder with photographs and questions, as the README takes for granted."""
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "more").mkdir()
+    """A folder with what `make demo` leaves, a user's own photographs, and questions."""
+    for folder in ("demo/photographs", "photos", "more"):
+        (tmp_path / folder).mkdir(parents=True)
     for pixels, name in zip(load_sample_images().images, ("china", "flower"), strict=True):
-        Image.fromarray(pixels).save(tmp_path / "photos" / f"{name}.png")
+        Image.fromarray(pixels).save(tmp_path / "demo" / "photographs" / f"{name}.png")
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"mine_{name}.png")
         Image.fromarray(pixels).resize((90, 60)).save(tmp_path / "more" / f"small_{name}.jpg")
     [line] = re.findall(r"has lines such as `(.*?)`", README)
     (tmp_path / "prompts.jsonl").write_text(line + "\n")

@@ -1,6 +1,7 @@
 """Makes the common tests of transformers importable: they come with its source distribution, see `make common`.
 
-The distribution leaves out the sub-folders that three of its names come from; they are replaced by empty ones.
+The distribution leaves out the sub-folders that three of its names come from; they are replaced by empty ones. One of
+them holds the tests of `generate`, so none of those run here.
 """
 
 import os
@@ -22,6 +23,7 @@ def _stand_in(module_name: str, name_in_it: str, value: object) -> None:
 
 
 sys.path.insert(0, str(SOURCE))
+sys.path.append(str(Path(__file__).parents[1] / "tests"))  # for helpers
 tests = types.ModuleType("tests")
 tests.__path__ = [str(SOURCE / "tests")]
 sys.modules["tests"] = tests

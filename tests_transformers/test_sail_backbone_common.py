@@ -3,6 +3,7 @@
 import unittest
 
 import torch
+from helpers import small_config
 from tests.test_backbone_common import BackboneTesterMixin
 from transformers.testing_utils import torch_device
 
@@ -16,18 +17,7 @@ class SailBackboneTester:
     batch_size = 2
 
     def get_config(self):
-        return SailConfig(
-            vocab_size=99,
-            hidden_size=32,
-            intermediate_size=37,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            vision_patch_size=4,
-            vision_start_token_id=3,
-            image_token_id=4,
-            vision_end_token_id=5,
-        )
+        return small_config(vision_patch_size=4)
 
     def prepare_config_and_inputs_for_common(self):
         return self.get_config(), {"pixel_values": torch.rand(self.batch_size, 3, 12, 20, device=torch_device)}

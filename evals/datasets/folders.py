@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from evals.datasets.labelled import LabelledImages, part_and_class
+from evals.datasets.labelled import LabelledImages, parts_and_classes
 from evals.errors import DatasetError
 from sail_encoder.images import IMAGE_SUFFIXES, ImageList, list_images
 
@@ -23,7 +23,7 @@ def image_folder(folder: Path) -> LabelledImages:
     listing = list_images([str(folder)])
     keys = [image.key for image in listing.images]
     prefix = "" if listing.root == str(folder.absolute()) else f"{Path(listing.root).relative_to(folder.absolute())}/"
-    pairs = [part_and_class(prefix + key, "name a table with the columns path and label") for key in keys]
+    pairs = parts_and_classes([prefix + key for key in keys], "name a table with the columns path and label")
     return LabelledImages(
         folder.name, listing, keys, np.array([name for _, name in pairs]), [part for part, _ in pairs]
     )

@@ -1,6 +1,8 @@
 """Labelled images, and the kinds of targets that they may have."""
 
-from collections.abc import Callable, Sequence
+import re
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +19,9 @@ PARTS = {
     "val": "val",
     "valid": "val",
     "validation": "val",
+    "dev": "val",
+    "eval": "val",
+    "evaluation": "val",
     "test": "test",
     "testing": "test",
 }
@@ -63,6 +68,50 @@ class LabelledImages:
         return len(self.keys)
 
 
+_PART_NAME = re.compile(rf"({'|'.join(sorted(PARTS, key=len, reverse=True))})([-_. ]?(set|split|data|images|\d+))*")
+"""Also `train2017`, `val_set` and the like, but not `valley`."""
+
+
+def part_of(name: str) -> str:
+    """Which part of a set a folder's name says, an empty string for none."""
+    match = _PART_NAME.fullmatch(name.lower())
+    return PARTS[match[1]] if match else ""
+
+
+def parts_and_classes(keys: Sequence[str], instead: str) -> list[tuple[str, str]]:
+    """The part and the class of images that lie in folders named after their classes.
+
+    Args:
+        keys: `[part/]class/.../name` each.
+        instead: What else can tell the classes, for the message.
+
+    Raises:
+        DatasetError: If an image is in no such folder, or folders look like parts but are not named so.
+    """
+    pairs = [part_and_class(key, instead) for key in keys]
+    inside: dict[str, set[str]] = defaultdict(set)
+    for key in keys:
+        first, *others = key.split("/")[:-1]
+        inside[first] |= set(others[:1])
+    _check_parts(inside)
+    return pairs
+
+
+def _check_parts(inside: Mapping[str, set[str]]) -> None:
+    """Looks for parts that would be taken for classes, by the names of the first folders and of those inside them."""
+    parts = sorted(name for name in inside if part_of(name))
+    others = sorted(name for name in inside if not part_of(name))
+    what_next = "name parts like train, val and test, or give a table of paths and labels"
+    if parts and others:
+        raise DatasetError(f"'{parts[0]}' is a part of the set, but '{others[0]}' beside it is none; {what_next}")
+    if len(others) > 1 and len(inside[others[0]]) > 1 and all(inside[name] == inside[others[0]] for name in others):
+        same = ", ".join(sorted(inside[others[0]])[:3])
+        raise DatasetError(
+            f"'{others[0]}' and '{others[1]}' have the same folders inside ({same}), so they may be parts of the set "
+            f"and not classes; {what_next}"
+        )
+
+
 def part_and_class(key: str, instead: str) -> tuple[str, str]:
     """The part and the class of an image that lies in a folder named after its class.
 
@@ -74,7 +123,7 @@ def part_and_class(key: str, instead: str) -> tuple[str, str]:
         DatasetError: If the image is in no such folder.
     """
     folders = key.split("/")[:-1]
-    part = PARTS.get(folders[0].lower(), "") if folders else ""
+    part = part_of(folders[0]) if folders else ""
     if part:
         folders = folders[1:]
     if not folders:

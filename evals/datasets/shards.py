@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     import pyarrow
 
 LABEL_MEMBERS = ("cls", "label", "txt")
-"""Suffixes of webdataset's members that hold a label as text; `json` holds it under a name."""
+"""Suffixes of webdataset's members that hold a label as text, the most certain first, since a `txt` may be a caption.
+
+`json`, which comes last, holds it under a name.
+"""
 
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "cls", "target")
 
@@ -67,19 +70,29 @@ def _endings(sample: str) -> Iterator[str]:
 
 
 def _read_labels(shard: str, column: str | None) -> dict[str, Any]:
-    wanted = (column,) if column else LABEL_MEMBERS
-    labels: dict[str, Any] = {}
+    """The label of each sample, from the first of `LABEL_MEMBERS` that it has, or else from its `json`."""
+    ranks = {suffix: rank for rank, suffix in enumerate([column] if column else LABEL_MEMBERS)}
+    ranks.setdefault("json", len(ranks))
+    found: dict[str, tuple[int, Any]] = {}
     with tarfile.open(shard, "r:") as archive:
         for member in archive:
-            suffix = member.name.rpartition("/")[2].partition(".")[2]
-            file = archive.extractfile(member) if suffix in wanted or suffix == "json" else None
-            if file is None:
+            sample, suffix = _sample(member.name), member.name.rpartition("/")[2].partition(".")[2]
+            rank = ranks.get(suffix)
+            file = None if rank is None else archive.extractfile(member)
+            if rank is None or file is None or (sample in found and found[sample][0] <= rank):
                 continue
-            content = file.read().decode("utf-8")
+            content = _as_text(file.read(), member.name)
             value = _from_json(content, column, member.name) if suffix == "json" else content.strip()
             if value is not None:
-                labels[_sample(member.name)] = value
-    return labels
+                found[sample] = rank, value
+    return {sample: value for sample, (_, value) in found.items()}
+
+
+def _as_text(content: bytes, member: str) -> str:
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{member} is no text ({error}); choose another member with --label_column") from None
 
 
 def _from_json(content: str, column: str | None, member: str) -> Any:

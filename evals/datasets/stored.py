@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from evals.datasets.labelled import LabelledImages, parse_targets, part_and_class
+from evals.datasets.labelled import LabelledImages, parse_targets, parts_and_classes
 from evals.datasets.tables import label_values, path_column, read_part, read_table
 from evals.errors import DatasetError
 from heads.targets import Kind
@@ -35,7 +35,7 @@ def label_features(folder: FeatureFolder, labels: str | None, column: str | None
 
 def _by_folders(folder: FeatureFolder) -> LabelledImages:
     keys = [entry.path for entry in folder.entries]
-    pairs = [part_and_class(key, "give a table as --labels") for key in keys]
+    pairs = parts_and_classes(keys, "give a table as --labels")
     targets = np.array([name for _, name in pairs])
     return LabelledImages(folder.folder.name, _sources(folder), keys, targets, [part for part, _ in pairs])
 

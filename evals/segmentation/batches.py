@@ -1,6 +1,6 @@
 """Batches for training a dense head: online through the frozen backbone, or from grids that were extracted once.
 
-What a batch holds depends only on the seed and its number. So a run that was stopped goes on with the batches that
+What a batch holds depends only on the seed and on its number. So a run that was stopped goes on with the batches that
 an uninterrupted one would have seen, whatever was read ahead when it stopped.
 """
 

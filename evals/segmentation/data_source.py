@@ -7,7 +7,7 @@ from pathlib import Path
 from evals.errors import DatasetError
 from evals.segmentation.check import Inspected, check_samples, highest_id, inspect_samples
 from evals.segmentation.data import SegmentationData
-from evals.segmentation.labels import ClassMap
+from evals.segmentation.labels import HIGHEST_ID, ClassMap, read_lines
 from evals.segmentation.layouts import LAYOUTS, LayoutName
 from evals.segmentation.pairs import SplitName
 
@@ -25,6 +25,9 @@ class DataSource:
         class_map: A file that says which class each id stands for, see `ClassMap.read`.
         reduce_zero_label: Whether 0 does not count and classes start at 1.
         ignore_label: The id of pixels that do not count.
+
+    Raises:
+        DatasetError: If these contradict each other.
     """
 
     root: str
@@ -32,6 +35,15 @@ class DataSource:
     class_map: str | None = None
     reduce_zero_label: bool = False
     ignore_label: int = 255
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.ignore_label <= HIGHEST_ID:
+            raise DatasetError(f"--ignore_label cannot be {self.ignore_label}; allowed is 0 to {HIGHEST_ID}")
+        if self.class_map is not None and (self.reduce_zero_label or self.ignore_label != 255):
+            raise DatasetError(
+                "--class_map says itself which ids do not count, so --reduce_zero_label and --ignore_label have no "
+                f"effect beside it; leave them out, and map these ids to null in {self.class_map}"
+            )
 
     def open(self, *splits: SplitName, check: bool = True, classes: Sequence[str] = ()) -> list[SegmentationData]:
         """Finds the samples of these splits, and looks through them before any work starts.
@@ -67,7 +79,7 @@ class DataSource:
         path = Path(self.root) / CLASS_FILE
         if not path.is_file():
             return []
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        names = read_lines(path)
         repeated = [name for name in names if names.count(name) > 1]
         if repeated:
             raise DatasetError(f"{path} names '{repeated[0]}' twice; to join ids into one class use --class_map")

@@ -6,6 +6,7 @@ from typing import Literal
 
 from evals.segmentation.data_source import DataSource
 from evals.segmentation.layouts import LayoutName
+from evals.segmentation.option_checks import check_folder, check_range
 from evals.segmentation.pairs import SplitName
 from sail_encoder.errors import UserError
 
@@ -40,7 +41,8 @@ def evaluate(
         out: Folder for results.json, overlays and label maps; without it the table is only printed.
         split: Which part of the data set.
         layout: How the data set is laid out; folder is images/train with masks/train, and the same for val.
-        class_map: JSON file with the name of each id in the masks, null where its pixels do not count.
+        class_map: JSON file with the name of each id in the masks, null where its pixels do not count; in place of
+            reduce_zero_label and ignore_label.
         reduce_zero_label: Whether 0 does not count and classes start at 1.
         ignore_label: The id of pixels that do not count.
         model: Where the backbone is, if it has moved since the head was trained.
@@ -57,6 +59,8 @@ def evaluate(
     Returns:
         Exit status 0.
     """
+    check_range("overlays", overlays, 0)
+    check_folder("out", out)
     source = DataSource(data, layout, class_map, reduce_zero_label, ignore_label)
     from evals.segmentation.inference_options import inference_of
     from evals.segmentation.report import write_report

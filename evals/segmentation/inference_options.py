@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from heads.dense.inference import Inference
     from heads.dense.registry import TrainedHead
 
+HIGHEST_SCALE = 16
+
 
 def whole_patches(option: str, text: str, patch_size: int) -> Size:
     """Reads `448` or `448x672` as (height, width) in pixels.
@@ -35,7 +37,7 @@ def read_windows(window: str | int | None, stride: int | None, patch_size: int) 
     """
     if window is None:
         if stride is not None:
-            raise UserError(f"--stride {stride} needs a --window, such as {2 * stride}")
+            raise UserError(f"--stride {stride} needs a --window; give one too, or leave it out")
         return None, None
     size = whole_patches("window", str(window), patch_size)
     if stride is not None and not 1 <= stride <= min(size):
@@ -66,8 +68,11 @@ def inference_of(
     """
     from heads.dense.inference import Inference
 
-    if not scales or min(scales) <= 0:
-        raise UserError(f"--scales cannot be {list(scales)}; give factors above 0, such as [0.75,1.0,1.25]")
+    if not scales or min(scales) <= 0 or max(scales) > HIGHEST_SCALE:
+        raise UserError(
+            f"--scales cannot be {list(scales)}; give factors above 0 and up to {HIGHEST_SCALE}, such as "
+            "[0.75,1.0,1.25]"
+        )
     if window is None and stride is None:
         windows = (trained.window, trained.stride)
     elif window is None and trained.window is not None:

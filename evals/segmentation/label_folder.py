@@ -1,19 +1,23 @@
-"""A folder of predicted label maps, which a killed run leaves in a state that the next one goes on from."""
+"""A folder of predicted label maps, which a killed run leaves in a state that the next one goes on from.
+
+`journal.jsonl` says of each label map which file it was made of, so that an image that has changed is predicted anew.
+"""
 
 import csv
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
 from evals.segmentation.data_source import CLASS_FILE
 from evals.segmentation.pictures import overlay, save_labels, save_picture
-from evals.segmentation.run_folder import LABELS, OVERLAYS, RUN
+from evals.segmentation.run_folder import LABELS, OVERLAYS, RUN, remove_labels
 from heads.dense.inference import Inference, predict
 from heads.dense.segmenter import Segmenter
 from sail_encoder.errors import ImageError
@@ -21,10 +25,14 @@ from sail_encoder.extraction.threads import Behind
 from sail_encoder.files import replacing, write_json
 from sail_encoder.images import ImageFile
 from sail_encoder.pixels import Array, read_image
+from sail_encoder.store.line_log import LineLog
 from sail_encoder.store.store import check_settings
 
-FAILURES = "failures.csv"
+FAILURES, JOURNAL = "failures.csv", "journal.jsonl"
 _WAITING = 16
+
+_Item = tuple[str, ImageFile, dict[str, Any]]
+"""The name of a label map, the image, and the image's line in the journal."""
 
 
 class LabelFolder:
@@ -34,53 +42,68 @@ class LabelFolder:
         folder: Where they go.
         classes: Names of the classes.
         overlays: Whether to draw overlays.
-        overwrite: Whether to predict again what is there already.
     """
 
-    def __init__(self, folder: Path, classes: Sequence[str], overlays: bool, overwrite: bool) -> None:
+    def __init__(self, folder: Path, classes: Sequence[str], overlays: bool) -> None:
         self.folder = folder
         self.classes = classes
         self.overlays = overlays
-        self.overwrite = overwrite
         self.failures: dict[str, str] = {}
 
-    def claim(self, settings: dict[str, Any]) -> None:
+    def claim(self, settings: dict[str, Any], overwrite: bool) -> None:
         """Begins a run or goes on with one of the same settings.
 
         Raises:
-            UserError: If label maps of other settings are there.
+            UserError: If label maps of other settings are there, or something else that is not to be overwritten.
         """
-        if not self.overwrite:
-            check_settings(self.folder, settings)
+        if overwrite:
+            remove_labels(self.folder, (CLASS_FILE, FAILURES, JOURNAL))
+        check_settings(self.folder, settings)
         write_json(self.folder / RUN, {"settings": settings})
         with replacing(self.folder / CLASS_FILE) as unfinished:
             unfinished.write_text("\n".join(self.classes) + "\n", encoding="utf-8")
 
     def fill(self, segmenter: Segmenter, inference: Inference, images: Sequence[ImageFile]) -> tuple[int, int]:
-        """Predicts the images that are missing.
+        """Predicts the images that are missing or have changed.
 
         Returns:
             How many were done now, and how many cannot be read.
         """
-        named = list(zip(_names(images), images, strict=True))
-        todo = [pair for pair in named if self.overwrite or not self._label_map(pair[0]).exists()]
-        predictions = predict(segmenter, inference, todo, self._read)
+        items = [(name, image, _entry(name, image)) for name, image in zip(_names(images), images, strict=True)]
+        with LineLog(self.folder / JOURNAL) as journal:
+            known = {line["name"]: line for line in journal.read()}
+            todo = [item for item in items if not self._is_done(item[0], item[2] == known.get(item[0]))]
+            self._predict(predict(segmenter, inference, todo, self._read), todo, journal)
+        self._write_failures()
+        return len(todo) - len(self.failures), len(self.failures)
+
+    def _is_done(self, name: str, is_known: bool) -> bool:
+        has_overlay = not self.overlays or self._overlay(name).exists()
+        return is_known and has_overlay and self._label_map(name).exists()
+
+    def _predict(self, predictions: Iterable[Tensor], todo: Sequence[_Item], journal: LineLog) -> None:
+        """Writes predictions behind the model; of an image that cannot be read, nothing earlier is left."""
         progress = tqdm(zip(todo, predictions, strict=True), "predicting", len(todo), unit="img", disable=None)
         with ThreadPoolExecutor(1, "write") as pool:
             behind = Behind(pool, _WAITING)
-            for (name, image), labels in progress:
-                if image.key not in self.failures:
-                    behind.submit(self._write, name, image, labels.cpu().numpy())
+            for (name, image, entry), labels in progress:
+                if image.key in self.failures:
+                    for path in (self._label_map(name), self._overlay(name)):
+                        path.unlink(missing_ok=True)
+                    continue
+                behind.submit(self._write, name, image, labels.cpu().numpy())
+                behind.submit(journal.append, entry)
             behind.drain()
-        self._write_failures()
-        return len(todo) - len(self.failures), len(self.failures)
 
     def _label_map(self, name: str) -> Path:
         return self.folder / LABELS / f"{name}.png"
 
-    def _read(self, named: tuple[str, ImageFile]) -> Image.Image:
+    def _overlay(self, name: str) -> Path:
+        return self.folder / OVERLAYS / f"{name}.png"
+
+    def _read(self, item: _Item) -> Image.Image:
         """The image, or a single pixel in place of one that cannot be read, whose label is thrown away."""
-        image = named[1]
+        image = item[1]
         try:
             return read_image(image.open())[0]
         except ImageError as error:
@@ -90,10 +113,8 @@ class LabelFolder:
         return Image.new("RGB", (1, 1))
 
     def _write(self, name: str, image: ImageFile, labels: Array) -> None:
-        """Writes the overlay first: the label map says that the image is done."""
         if self.overlays:
-            drawn = overlay(read_image(image.open())[0], labels, self.classes)
-            save_picture(drawn, self.folder / OVERLAYS / f"{name}.png")
+            save_picture(overlay(read_image(image.open())[0], labels, self.classes), self._overlay(name))
         save_labels(labels, self.classes, self._label_map(name))
 
     def _write_failures(self) -> None:
@@ -110,7 +131,13 @@ class LabelFolder:
 
 
 def _names(images: Sequence[ImageFile]) -> list[str]:
-    """Names without suffix, so that label maps pair up with images; with it where two images differ in it alone."""
+    """Names without suffix, so that label maps pair up with images; with it where another image has that name."""
     stems = [os.path.splitext(image.key)[0] for image in images]
-    times = Counter(stems)
+    times = Counter([*stems, *(image.key for image in images)])
     return [stem if times[stem] == 1 else image.key for stem, image in zip(stems, images, strict=True)]
+
+
+def _entry(name: str, image: ImageFile) -> dict[str, Any]:
+    """The line of the journal by which a changed image is noticed."""
+    changed = os.stat(image.path).st_mtime_ns if image.size >= 0 else 0
+    return {"name": name, "path": image.key, "size": image.size, "changed": changed}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from evals.errors import DatasetError
-from evals.segmentation.labels import ClassMap
+from evals.segmentation.labels import ClassMap, read_lines
 from sail_encoder.images import IMAGE_SUFFIXES
 
 SplitName = Literal["train", "val"]
@@ -124,15 +124,33 @@ def _index(folder: Path, suffixes: frozenset[str], ending: str) -> dict[str, Pat
     return found
 
 
-def _walk(folder: Path) -> Iterator[str]:
-    for where, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (os.path.join(where, file) for file in files if not file.startswith("."))
+def _walk(folder: Path, above: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:
+    """Files below a folder, hidden ones left out; links are followed, but not in circles.
+
+    Raises:
+        DatasetError: If a folder cannot be read.
+    """
+    try:
+        status = os.stat(folder)
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise DatasetError(
+            f"{folder} cannot be read ({error.strerror}); mend its permissions, or move it away"
+        ) from None
+    identity = (status.st_dev, status.st_ino)
+    if identity in above:
+        return
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            yield from _walk(Path(entry.path), (*above, identity))
+        else:
+            yield entry.path
 
 
 def _read_listing(path: Path) -> list[str]:
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
+    return list(dict.fromkeys(line.split()[0] for line in read_lines(path)))
 
 
 def _complain(names: list[str], what: str, where: Path, hint: str = "") -> None:

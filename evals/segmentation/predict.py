@@ -4,6 +4,8 @@ import sys
 from pathlib import Path
 from typing import Literal
 
+from evals.segmentation.option_checks import check_folder
+
 
 def predict(
     source: list[str],
@@ -22,7 +24,7 @@ def predict(
     """Writes label maps of images, and overlays.
 
     A label map is an index PNG of the image's own size; classes.txt names the indices. Killed or stopped, the same
-    command goes on with the images that are missing.
+    command goes on with the images that are missing; run again, it also predicts anew those that have changed.
 
     Args:
         source: Image files, folders, globs, lists (.txt, .csv, .tsv, .parquet) or .tar shards.
@@ -36,25 +38,32 @@ def predict(
         overlays: Whether to draw the classes over the images.
         device: auto, cpu, cuda, cuda:1 or mps.
         precision: Precision of the backbone; auto is bfloat16 on a GPU and float32 on a CPU.
-        overwrite: Whether to predict again what is there already.
+        overwrite: Whether to delete earlier label maps in the folder first.
 
     Returns:
         Exit status: 0 done, 1 done with failures recorded.
     """
+    check_folder("out", out)
     from evals.segmentation.inference_options import inference_of
     from evals.segmentation.label_folder import FAILURES, LabelFolder
     from heads.dense.registry import fingerprint_head, load_dense_head
     from heads.dense.segmenter import load_segmenter
     from sail_encoder.images import list_images
 
-    images = list_images(source).images
+    listing = list_images(source)
     trained = load_dense_head(head)
     segmenter = load_segmenter(trained, model, device, precision)
     inference = inference_of(trained, segmenter.backbone.patch_size, window, stride, scales, flip)
-    folder = LabelFolder(Path(out), trained.classes, overlays, overwrite)
-    folder.claim({"head": fingerprint_head(head), "inference": str(inference)})
-    done, failed = folder.fill(segmenter, inference, images)
-    print(f"{len(images) - failed:,} images in {out}, {done:,} of them new")
+    folder = LabelFolder(Path(out), trained.classes, overlays)
+    settings = {
+        "root": listing.root,
+        "head": fingerprint_head(head),
+        "inference": str(inference),
+        "precision": str(segmenter.backbone.dtype).removeprefix("torch."),
+    }
+    folder.claim(settings, overwrite)
+    done, failed = folder.fill(segmenter, inference, listing.images)
+    print(f"{len(listing.images) - failed:,} images in {out}, {done:,} of them new")
     if failed:
         print(f"{failed:,} images failed; {Path(out) / FAILURES} says why", file=sys.stderr)
     return 1 if failed else 0

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,26 @@ def claim(folder: Path, settings: dict[str, Any], overwrite: bool) -> None:
     write_json(folder / RUN, {"settings": _as_json(settings), "versions": versions()})
 
 
+def remove_labels(folder: Path, others: Sequence[str]) -> None:
+    """Deletes predicted label maps.
+
+    Args:
+        folder: Where they are.
+        others: Names of the files beside them that go with them.
+
+    Raises:
+        UserError: If something else is in the folder, such as a training run.
+    """
+    if not (folder / RUN).exists():
+        if (folder / LABELS).exists() or (folder / OVERLAYS).exists():
+            raise UserError(f"{folder} has no {RUN}, so what is in it is not overwritten; use another --out")
+        return
+    settings = json.loads((folder / RUN).read_text(encoding="utf-8")).get("settings", {})
+    if "inference" not in settings:
+        raise UserError(f"{folder} holds a run of another command, which is not overwritten; use another --out")
+    _remove(folder, others)
+
+
 def _as_json(settings: dict[str, Any]) -> Any:
     """Settings as they are read back: tuples as lists."""
     return json.loads(json.dumps(settings))
@@ -48,7 +69,12 @@ def _remove_run(folder: Path) -> None:
         if (folder / WEIGHTS).exists() or (folder / OVERLAYS).exists():
             raise UserError(f"{folder} has no {RUN}, so what is in it is not overwritten; use another --out")
         return
+    _remove(folder, (CHECKPOINT, LOG, CURVES, WEIGHTS, DESCRIPTION, RESULTS))
+
+
+def _remove(folder: Path, files: Sequence[str]) -> None:
+    """Deletes pictures, label maps and these files; the description of the run, which says whose they are, is last."""
     for name in (OVERLAYS, LABELS):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in (CHECKPOINT, LOG, CURVES, WEIGHTS, DESCRIPTION, RESULTS, RUN):
+    for name in (*files, RUN):
         (folder / name).unlink(missing_ok=True)

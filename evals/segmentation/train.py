@@ -1,13 +1,11 @@
 """`sail segment train`: a dense head on a frozen backbone, and its scores."""
 
-import os
-from pathlib import Path
 from typing import Any, Literal
 
 from evals.segmentation.layouts import LayoutName
-from evals.segmentation.optimization import Optimization, OptimizerName, ScheduleName
+from evals.segmentation.optimization import OptimizerName, ScheduleName
 from evals.segmentation.run_folder import check_run, claim
-from evals.segmentation.scene_data import SCENES
+from evals.segmentation.train_request import TrainRequest
 
 
 def train(
@@ -66,7 +64,8 @@ def train(
         mode: online runs augmented crops through the backbone; cached extracts the grids of whole images once and
             crops and mirrors these.
         layout: How the data set is laid out; folder is images/train with masks/train, and the same for val.
-        class_map: JSON file with the name of each id in the masks, null where its pixels do not count.
+        class_map: JSON file with the name of each id in the masks, null where its pixels do not count; in place of
+            reduce_zero_label and ignore_label.
         reduce_zero_label: Whether 0 does not count and classes start at 1.
         ignore_label: The id of pixels that do not count.
         resize: Size at which images are looked at: the model's own rule (auto), native (keep size), short512 (the
@@ -84,12 +83,12 @@ def train(
         learning_rate: Its highest value.
         weight_decay: As the optimizer has it.
         schedule: How the learning rate falls: poly (in a line to 0), cosine or constant.
-        warmup: Steps, not their share, over which the learning rate rises.
+        warmup: Steps in which the learning rate rises.
         cache: Folder for cached grids; OUT/cache by default. Runs on the same features can share it.
         cache_gb: What cached grids may take on disk, in GB; more is refused before anything is computed.
         validate_every: Steps between scores while training; 0 scores only the end.
-        save_every: Steps between checkpoints.
-        log_every: Steps between lines of the log.
+        save_every: Steps between checkpoints; 0 writes one only at the end.
+        log_every: Steps between lines of the log; 0 writes one only at the end.
         overlays: Validation images to draw beside mask and prediction.
         seed: Decides everything that is random.
         device: auto, cpu, cuda, cuda:1 or mps.
@@ -101,39 +100,24 @@ def train(
         Exit status: 0 done, 130 or 143 stopped by a signal.
     """
     crop, window = str(crop), None if window is None else str(window)
-    arguments = dict(locals())
-    optimization = Optimization(steps, batch_size, optimizer, learning_rate, weight_decay, schedule, warmup)
+    request = TrainRequest(**locals())
+    optimization = request.optimization
     from evals.segmentation import train_options
     from evals.segmentation.run import Run
     from evals.segmentation.training import Pace
 
-    source = train_options.choose_features(arguments)
-    training_data, validation_data = train_options.open_data(arguments)
-    classes = training_data.class_map.names
-    settings = _decisive(arguments, len(training_data), classes)
+    source = train_options.choose_features(request)
+    training_data, validation_data = train_options.open_data(request)
+    settings = request.decisive(training_data)
     if not overwrite:
-        check_run(Path(out), settings)
-    features = train_options.cache(arguments, source, training_data) if mode == "cached" else None
-    segmenter, trained = train_options.build_segmenter(arguments, source, classes)
-    claim(Path(out), {**settings, "weights": trained.source.weights}, overwrite)
-    batches = train_options.build_batches(arguments, segmenter, training_data, features)
-    run = Run(Path(out), segmenter, trained, validation_data)
+        check_run(request.folder, settings)
+    features = train_options.cache(request, source, training_data) if mode == "cached" else None
+    segmenter, trained = train_options.build_segmenter(request, source, training_data.class_map.names)
+    claim(request.folder, {**settings, "weights": trained.source.weights}, overwrite)
+    batches = train_options.build_batches(request, segmenter, training_data, features)
+    run = Run(request.folder, segmenter, trained, validation_data)
     status = run.learn(batches, optimization, Pace(log_every, save_every, validate_every), len(training_data))
     if status:
         return status
     print(run.finish(overlays))
     return 0
-
-
-_HOW_IT_RUNS = {
-    *("out", "device", "cache", "cache_gb", "check", "overwrite"),
-    *("validate_every", "save_every", "log_every", "overlays"),
-}
-"""Options that do not change the head that comes out."""
-
-
-def _decisive(arguments: dict[str, Any], images: int, classes: list[str]) -> dict[str, Any]:
-    """All that decides the head that comes out, but for the pixels and the weights of the backbone."""
-    data = arguments["data"] if arguments["data"] == SCENES else os.path.abspath(arguments["data"])
-    chosen = {name: value for name, value in arguments.items() if name not in _HOW_IT_RUNS}
-    return {**chosen, "data": data, "training_images": images, "classes": classes}

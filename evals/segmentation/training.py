@@ -5,6 +5,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from threading import Event
 from typing import Any
 
@@ -28,8 +29,8 @@ class Pace:
     """What is done now and then, in steps.
 
     Attributes:
-        log: How often loss and learning rate are logged.
-        save: How often a checkpoint is written.
+        log: How often loss and learning rate are logged; 0 logs them only at the end.
+        save: How often a checkpoint is written; 0 writes it only at the end.
         validate: How often the scores are computed while training; 0 is never.
     """
 
@@ -68,11 +69,20 @@ class Training:
         return self.step == self.optimization.steps
 
     def resume(self) -> None:
-        """Goes back to the last checkpoint, if there is one."""
+        """Goes back to the last checkpoint, if there is one.
+
+        Raises:
+            UserError: If it is damaged.
+        """
         path = self.folder / CHECKPOINT
         if not path.exists():
             return
-        state = torch.load(path, "cpu", weights_only=True)
+        try:
+            state = torch.load(path, "cpu", weights_only=True)
+        except (UnpicklingError, RuntimeError, EOFError) as error:
+            # PyTorch's messages go on for many lines about what a developer could do.
+            reason = str(error).partition("\n")[0]
+            raise UserError(f"{path} is damaged ({reason}); delete it to train from the first step") from None
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
         self.step = state["step"]

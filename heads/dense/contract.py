@@ -39,7 +39,7 @@ class DenseHead(nn.Module, ABC):
 
         Args:
             maps: As in `forward`.
-            labels: uint8 [n, height, width], `heads.dense.loss.IGNORE` where a pixel does not count.
+            labels: uint8 [n, height, width], `heads.dense.IGNORE` where a pixel does not count.
 
         Returns:
             A scalar.

@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from heads.dense.enlarging import most_likely
 from heads.dense.segmenter import Segmenter
+from heads.dense.upsampling import most_likely
 from sail_encoder.extraction.threads import map_ahead
 from sail_encoder.packing import pack_consecutive
 from sail_encoder.pixels import Array, PatchedImage, patchify

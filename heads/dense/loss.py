@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from heads.dense import IGNORE
-from heads.dense.enlarging import bilinear_weights, rows_at_a_time
+from heads.dense.upsampling import bilinear_weights, rows_at_a_time
 
 
 def upsampled_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

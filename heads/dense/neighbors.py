@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from heads.contract import HeadError
 from heads.dense import IGNORE
 from heads.dense.contract import Labelled, OnePassHead, concatenate
+from heads.settings import check_positive
 
 _CHUNK_ELEMENTS = 2**26
 
@@ -26,6 +27,9 @@ class NeighborHead(OnePassHead):
         neighbors: How many neighbours vote.
         temperature: Divisor of similarities; small values leave the vote to the nearest.
         bank: Training patches that are kept, drawn evenly from all training images.
+
+    Raises:
+        HeadError: If a setting is not a positive number.
     """
 
     def __init__(
@@ -37,6 +41,9 @@ class NeighborHead(OnePassHead):
         bank: int = 20_000,
     ) -> None:
         super().__init__()
+        check_positive("neighbors", neighbors, whole=True)
+        check_positive("temperature", temperature)
+        check_positive("bank", bank, whole=True)
         self.settings = {
             "in_channels": list(in_channels),
             "num_classes": num_classes,

@@ -83,7 +83,7 @@ def load_dense_head(folder: str | Path) -> TrainedHead:
     """Loads a head in evaluation mode.
 
     Raises:
-        HeadError: If the folder holds no dense head.
+        HeadError: If the folder holds no dense head, or one whose weights do not fit its settings.
     """
     saved = load_head(folder)
     settings = dict(saved.settings)
@@ -91,7 +91,12 @@ def load_dense_head(folder: str | Path) -> TrainedHead:
         raise HeadError(f"{folder} holds a head of kind '{saved.kind}', not one that sail segment train has written")
     classes, mode, window, stride = (settings.pop(name) for name in _BESIDE_SETTINGS)
     head = build_dense_head(saved.kind, **settings)
-    head.load_state_dict(saved.tensors)
+    try:
+        head.load_state_dict(saved.tensors)
+    except RuntimeError:
+        raise HeadError(
+            f"the weights of the {saved.kind} head in {folder} do not fit its settings; train it again"
+        ) from None
     window, stride = (tuple(size) if size else None for size in (window, stride))
     return TrainedHead(saved.kind, head.eval(), saved.source, classes, mode, window, stride)
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from heads.contract import FeatureSource
 from heads.dense.contract import DenseHead
 from heads.dense.registry import TrainedHead
-from sail_encoder.backbone import VisionBackbone, load_backbone
+from sail_encoder.backbone import VisionBackbone
+from sail_encoder.loading import load_backbone
 from sail_encoder.packing import Pack
 from sail_encoder.pixels import PatchedImage
 

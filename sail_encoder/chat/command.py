@@ -1,5 +1,7 @@
 """`sail chat`: questions about images, one, a conversation, or a file of them."""
 
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +20,7 @@ def chat(
     max_tokens: int | None = None,
     sliding_window: int | Literal["config", "none"] = "config",
     batch_size: int = 8,
+    overwrite: bool = False,
     device: str = "auto",
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
 ) -> int:
@@ -36,29 +39,48 @@ def chat(
         temperature: 0 takes the likeliest token each time; higher values sample more freely.
         top_p: Sample among the likeliest tokens that together have this probability.
         max_tokens: Patches of an image at most; by default the model's own limit.
-        sliding_window: How far back text sees: as the model's configuration says (config), all the way (none), or so
+        sliding_window: How far back text sees: as the model's configuration says (config), all the way (none), or this
             many tokens. A window of 4,096, as in Mistral-7B, hides the first rows of an image of as many patches.
         batch_size: With --input, questions that are answered together.
+        overwrite: Whether to drop the answers that --output holds, rather than go on behind them.
         device: auto, cpu, cuda, cuda:1 or mps.
         precision: Precision of weights and computation; auto is bfloat16 on a GPU and float32 on a CPU.
 
     Returns:
         Exit status: 0 done, 1 done with errors recorded, 130 or 143 stopped by a signal.
     """
-    if (input is None) != (output is None):
-        raise UserError("--input and --output go together")
-    if batch_size < 1:
-        raise UserError(f"--batch_size cannot be {batch_size}; allowed is 1 or more")
-    from sail_encoder.chat.batch import answer_file
+    _check(image, prompt, input, output, batch_size)
+    from sail_encoder.chat.answers import AnswerFile
+    from sail_encoder.chat.batch import answer_all
     from sail_encoder.chat.conversation import Sampling, load_chat
+    from sail_encoder.chat.questions import read_queries
     from sail_encoder.chat.terminal import answer_streamed, converse
+    from sail_encoder.devices import choose_device, choose_dtype
 
     sampling = Sampling(max_new_tokens, temperature, top_p)
-    conversation = load_chat(model, device, precision, max_tokens, sliding_window)
+    load = partial(load_chat, model, device, precision, max_tokens, sliding_window)
     if input is not None and output is not None:
-        return answer_file(conversation, Path(input), Path(output), sampling, batch_size)
+        dtype = str(choose_dtype(precision, choose_device(device))).removeprefix("torch.")
+        views = {"max_tokens": max_tokens, "sliding_window": sliding_window}
+        settings = {"model": model, **asdict(sampling), **views, "precision": dtype}
+        # What can be wrong with the files is found before a model is loaded.
+        queries = read_queries(Path(input))
+        with AnswerFile(Path(output), queries, settings, overwrite) as answers:
+            return answer_all(load(), answers, Path(input).parent, sampling, batch_size)
+    conversation = load()
     if image is not None:
         conversation.look(image)
     if prompt is None:
         return converse(conversation, sampling)
     return answer_streamed(conversation, prompt, sampling)
+
+
+def _check(image: str | None, prompt: str | None, input: str | None, output: str | None, batch_size: int) -> None:
+    if (input is None) != (output is None):
+        raise UserError("--input and --output go together")
+    if input is not None and (image is not None or prompt is not None):
+        raise UserError(f"IMAGE and PROMPT do not go with --input; write them as a line of {input}, or leave it out")
+    if input is not None and output is not None and Path(input).resolve() == Path(output).resolve():
+        raise UserError(f"--input and --output are both {input}; use another --output")
+    if batch_size < 1:
+        raise UserError(f"--batch_size cannot be {batch_size}; allowed is 1 or more")

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, StoppingCriteria
 from transformers.cache_utils import DynamicCache
 from transformers.generation.streamers import BaseStreamer
 
+from sail_encoder.chat.questions import check_prompt
 from sail_encoder.devices import choose_device, choose_dtype
 from sail_encoder.errors import UserError
 from sail_encoder.hub import TINY, find_checkpoint
@@ -20,7 +21,6 @@ from sail_encoder.sail.image_processing_sail import SailImageProcessor
 from sail_encoder.sail.modeling_sail import SailForCausalLM
 from sail_encoder.sail.positions import Grid
 from sail_encoder.sail.processing_sail import SailProcessor
-from sail_encoder.sail.published import VISION_TOKENS
 
 
 @dataclass(frozen=True)
@@ -64,15 +64,6 @@ class _Image:
     def cached_tokens(self) -> int:
         """Tokens of it that are in the cache."""
         return self.grid[0] * self.grid[1] + 2 if self.pixels is None else 0
-
-
-def check_prompt(prompt: str) -> None:
-    """Raises a `UserError` if a question is empty, or holds a token that stands for an image."""
-    if not prompt.strip():
-        raise UserError("the prompt is empty; ask something")
-    for token in VISION_TOKENS.values():
-        if token in prompt:
-            raise UserError(f"the prompt holds {token}, which stands for an image; show images by their path instead")
 
 
 class Chat:
@@ -138,7 +129,7 @@ class Chat:
         streamer: BaseStreamer | None = None,
         stop: threading.Event | None = None,
     ) -> str:
-        """Asks a question and returns the answer.
+        """Asks a question and returns the answer; a turn that fails leaves the conversation as it was.
 
         Args:
             prompt: The question.
@@ -152,15 +143,19 @@ class Chat:
         """
         check_prompt(prompt)
         if image is not None:
-            self.look(image)
+            # On a fork, so that an image whose question fails is not shown twice when it is asked again.
+            shown = self.fork()
+            shown.look(image)
+            answer = shown.ask(prompt, None, sampling, streamer, stop)
+            vars(self).update(vars(shown))
+            return answer
         content = [*({"type": "image"} for _ in self._next_images), {"type": "text", "text": prompt}]
         messages = [*self.messages, {"role": "user", "content": content}]
         rendered = self._render(messages)
         ids = self._ids + self._new_ids(rendered)
-        self.check_room(len(ids) + 1)
-        # The cache is forked, so that a turn that fails leaves the conversation as it was.
+        options = self.options_for(len(ids), sampling)
         cache = fork_cache(self._cache)
-        said = self._generate(ids, cache, sampling, streamer, stop)
+        said = self._generate(ids, cache, options, streamer, stop)
         answer = self.processor.decode(said, skip_special_tokens=True).strip()
         self._accept(messages, answer, [*ids, *said], cache)
         return answer
@@ -178,15 +173,13 @@ class Chat:
         self,
         ids: list[int],
         cache: DynamicCache,
-        sampling: Sampling,
+        options: dict[str, Any],
         streamer: BaseStreamer | None,
         stop: threading.Event | None,
     ) -> list[int]:
         grids = [*self._grids, *(image.grid for image in self._next_images)]
         pixels = [image.pixels for image in self._next_images if image.pixels is not None]
         input_ids = torch.tensor([ids], device=self.model.device)
-        room = self.model.config.max_position_embeddings - len(ids)
-        options = {**sampling.options, "max_new_tokens": min(sampling.max_new_tokens, room)}
         output = self.model.generate(
             input_ids=input_ids,
             attention_mask=torch.ones_like(input_ids),
@@ -209,13 +202,26 @@ class Chat:
         self._next_images = []
         self._cache = cache
 
+    @property
+    def limit(self) -> int:
+        """Tokens of the longest conversation that the model is meant for."""
+        return int(self.model.config.max_position_embeddings)
+
+    def options_for(self, length: int, sampling: Sampling) -> dict[str, Any]:
+        """The arguments of `generate` for a prompt of so many tokens; no answer goes beyond the limit.
+
+        Raises:
+            UserError: If there is no room for an answer.
+        """
+        self.check_room(length + 1)
+        return {**sampling.options, "max_new_tokens": min(sampling.max_new_tokens, self.limit - length)}
+
     def check_room(self, tokens: int) -> None:
         """Raises a `UserError` if a conversation of so many tokens is longer than the model is meant for."""
-        limit = self.model.config.max_position_embeddings
-        if tokens > limit:
+        if tokens > self.limit:
             raise UserError(
-                f"the conversation would have {tokens:,} tokens, more than the {limit:,} of this model; shorten the "
-                "prompt, start anew, or lower --max_tokens for smaller images"
+                f"the conversation would have {tokens:,} tokens, more than the {self.limit:,} of this model; shorten "
+                "the prompt, start anew, or lower --max_tokens for smaller images"
             )
 
 
@@ -238,8 +244,7 @@ class _StopWhenSet(StoppingCriteria):
 
 def ask_each(chat: Chat, image: ImageLike, prompts: list[str], sampling: Sampling = Sampling()) -> list[str]:
     """Asks independent questions about one image, which is encoded once."""
-    base = chat.fork()
-    base.reset()
+    base = Chat(chat.model, chat.processor)
     base.look(image)
     return [base.fork().ask(prompt, sampling=sampling) for prompt in prompts]
 
@@ -258,8 +263,8 @@ def load_chat(
         device: As in `load_backbone`.
         dtype: As in `load_backbone`.
         max_tokens: Patches of an image at most; by default the model's own limit.
-        sliding_window: How far back text sees: as the configuration says, all the way (`none`), or so many tokens. With
-            SAIL-7B's 4,096 an answer about an image of nearly as many patches no longer sees the image's first rows.
+        sliding_window: How far back text sees: as the configuration says, all the way (`none`), or this many tokens.
+            With SAIL-7B's 4,096 an answer about an image of nearly as many patches no longer sees its first rows.
 
     Raises:
         CheckpointError: If the checkpoint cannot be used, or has no language head.

@@ -14,7 +14,7 @@ HELP = "ask anything; /image PATH shows an image, /reset starts anew, /quit or C
 
 
 class _AnswerStreamer(TextStreamer):
-    """Prints an answer without the space that its first token begins with, and tells where it was stopped."""
+    """Prints an answer without the space that its first token begins with, and says so where it was stopped."""
 
     begun = False
 
@@ -31,7 +31,7 @@ class _AnswerStreamer(TextStreamer):
 
 
 def converse(chat: Chat, sampling: Sampling, read: Callable[[str], str] = input) -> int:
-    """Talks until the input ends; mistakes are told and the conversation goes on.
+    """Talks until the input ends; mistakes are reported and the conversation goes on.
 
     Args:
         chat: The conversation, which may have been shown an image already.

@@ -5,48 +5,52 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sail_encoder.interrupt import Interrupt
-from sail_encoder.store.store import Shard, remove_run
+from sail_encoder.store.store import Shard
 
 if TYPE_CHECKING:
     import torch
 
 
-def extract_on_each(devices: "Sequence[torch.device]", part: Shard, arguments: dict[str, Any]) -> int:
+def extract_on_each(devices: "Sequence[torch.device]", part: Shard, words: Sequence[str]) -> int:
     """Runs `sail extract` in a process of its own on each device.
 
     Args:
         devices: Where to run.
         part: Which part of the images all of them do together.
-        arguments: The arguments of `extract`.
+        words: The command line of `sail extract` behind its name, without device and shard.
 
     Returns:
         The highest exit status.
     """
-    if arguments["overwrite"]:
-        remove_run(Path(arguments["out"]))
-    count = part.count * len(devices)
-    processes = []
-    for position, device in enumerate(devices):
-        share = Shard(part.index + part.count * position, count)
-        changes = {"devices": str(device), "shard": str(share), "overwrite": False}
-        command = [sys.executable, "-m", "sail_cli", "extract", *_as_flags({**arguments, **changes})]
-        processes.append(subprocess.Popen(command))
+    processes: list[subprocess.Popen[bytes]] = []
 
-    def stop() -> None:
+    def pass_on() -> None:
+        # A terminal sends Ctrl-C to the whole group itself; a second one would cut the work short.
+        if interrupt.number == signal.SIGINT and sys.stdin.isatty():
+            return
         for process in processes:
-            # A terminal has sent the signal to the whole group already; a second one would cut the work short.
             with suppress(ProcessLookupError):
-                if not sys.stdin.isatty():
-                    process.send_signal(signal.SIGTERM)
+                process.send_signal(interrupt.number)
 
-    with Interrupt(stop):
-        return max(process.wait() for process in processes)
+    interrupt = Interrupt(pass_on)
+    with interrupt:
+        for position, device in enumerate(devices):
+            if not interrupt.number:
+                share = Shard(part.index + part.count * position, part.count * len(devices))
+                processes.append(_start(words, device, share))
+        statuses = [_exit_status(process) for process in processes]
+    return max(statuses, default=interrupt.status)
 
 
-def _as_flags(arguments: dict[str, Any]) -> list[str]:
-    flags = [f"--{name}={value}" for name, value in arguments.items() if name != "source" and value is not None]
-    return [*arguments["source"], *flags]
+def _start(words: Sequence[str], device: "torch.device", share: Shard) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-m", "sail_cli", "extract", *words, f"--devices={device}", f"--shard={share}"]
+    return subprocess.Popen(command)
+
+
+def _exit_status(process: "subprocess.Popen[bytes]") -> int:
+    """Waits for a process; one that a signal has ended at once counts as a shell counts it."""
+    code = process.wait()
+    return code if code >= 0 else 128 - code

@@ -7,47 +7,25 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from itertools import islice
 from operator import attrgetter
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from sail_encoder.backbone import Encoded, VisionBackbone
 from sail_encoder.errors import ImageError
+from sail_encoder.extraction.plan import Request
 from sail_encoder.extraction.threads import Behind, map_ahead, prefetch
 from sail_encoder.images import ImageFile
 from sail_encoder.packing import Pack, pack_consecutive
 from sail_encoder.pixels import Array, PatchedImage
-from sail_encoder.resizing import Resize
 from sail_encoder.store.journal import Record
 from sail_encoder.store.store import FeatureStore
-
-Pooling = Literal["none", "mean", "max"]
 
 PACKS_AHEAD = 2
 PACKS_BEHIND = 2
 IMAGES_AHEAD_PER_READER = 4
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is asked of each image.
-
-    Attributes:
-        layers: Block indices.
-        norm: Whether the final norm is applied.
-        pool: How patches are pooled, `none` for the whole grid.
-        dtype: `float16` or `float32`, as stored.
-        resize: How images are brought to size.
-        exif_rotate: Whether EXIF orientation is applied.
-    """
-
-    layers: tuple[int, ...]
-    norm: bool
-    pool: Pooling
-    dtype: Literal["float16", "float32"]
-    resize: Resize
-    exif_rotate: bool
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "MPS backend out of memory")
+"""What errors say that are no `torch.OutOfMemoryError`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,12 +72,13 @@ class OnHost:
     def copy(cls, values: Tensor) -> "OnHost":
         """Starts the copy without waiting for it."""
         finite = values.isfinite().all(dim=2).all(dim=0)
-        on_host = values.to("cpu", non_blocking=True), finite.to("cpu", non_blocking=True)
+        # Without an event to wait for, as on MPS, the values could be read before they have arrived.
+        on_host, finite = (tensor.to("cpu", non_blocking=values.is_cuda) for tensor in (values, finite))
         arrived = None
         if values.is_cuda:
             arrived = torch.cuda.Event()
             arrived.record(torch.cuda.current_stream(values.device))
-        return cls(*on_host, arrived)
+        return cls(on_host, finite, arrived)
 
 
 class Pipeline:
@@ -247,4 +226,4 @@ def is_out_of_memory(error: Exception) -> bool:
     """Whether an error says that memory has run out, on a GPU or on the CPU."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return "can't allocate memory" in str(error) or "not enough memory" in str(error)
+    return any(words in str(error) for words in _OUT_OF_MEMORY)

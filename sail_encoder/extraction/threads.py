@@ -66,19 +66,29 @@ def _put(ready: "queue.Queue[Any]", item: Any, stopped: threading.Event) -> bool
 class Behind:
     """Runs functions in one thread, in order, with at most `depth` of them waiting.
 
-    The first error stops it, and is raised by the next call.
+    The first error is raised by the next call, and nothing that is queued behind it runs.
     """
 
     def __init__(self, pool: Executor, depth: int) -> None:
         self.pool = pool
         self.depth = depth
         self.waiting: deque[Future[Any]] = deque()
+        self.failed = False
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> None:
         """Queues a call, waiting for earlier ones if there are too many."""
         while len(self.waiting) >= self.depth or (self.waiting and self.waiting[0].done()):
             self.waiting.popleft().result()
-        self.waiting.append(self.pool.submit(function, *arguments))
+        self.waiting.append(self.pool.submit(self._call, function, *arguments))
+
+    def _call(self, function: Callable[..., Any], *arguments: Any) -> None:
+        if self.failed:
+            return
+        try:
+            function(*arguments)
+        except BaseException:
+            self.failed = True
+            raise
 
     def drain(self) -> None:
         """Waits for all calls."""

@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from sail_encoder.backbone import Encoded, VisionBackbone
@@ -13,7 +14,7 @@ from sail_encoder.resizing import MAX_TOKENS, Resize, Size
 from sail_encoder.sail.checkpoint import load_encoder, open_sail, random_encoder, read_preprocessing
 from sail_encoder.sail.configuration_sail import SailConfig
 from sail_encoder.sail.modeling_sail import SailModel
-from sail_encoder.sail.published import read_config
+from sail_encoder.sail.published import find_described, read_config
 from sail_encoder.spec import BackboneSpec
 
 
@@ -32,7 +33,8 @@ class SailVisionBackbone(VisionBackbone):
         self.patch_size = model.config.vision_patch_size
         self.embed_dim = model.config.hidden_size
         self.num_layers = model.config.num_hidden_layers
-        self.resize = Resize(None, preprocessing.get("max_tokens", MAX_TOKENS))
+        self.resize = _resize(preprocessing)
+        self.resample = Image.Resampling(preprocessing.get("resample", self.resample))
         self.image_mean = tuple(preprocessing.get("image_mean", IMAGENET_MEAN))
         self.image_std = tuple(preprocessing.get("image_std", IMAGENET_STD))
 
@@ -50,10 +52,15 @@ class SailVisionBackbone(VisionBackbone):
     def final_norm(self, states: Tensor) -> Tensor:
         return self.model.norm(states)
 
-    def named_weights(self, depth: int) -> Iterable[tuple[str, Tensor]]:
+    def named_weights(self, last_layer: int) -> Iterable[tuple[str, Tensor]]:
         for name, weight in self.model.state_dict().items():
-            if not name.startswith("layers.") or int(name.split(".")[1]) <= depth:
+            if not name.startswith("layers.") or int(name.split(".")[1]) <= last_layer:
                 yield name, weight
+
+    def constants(self) -> dict[str, Any]:
+        config = self.model.config
+        names = ("num_attention_heads", "num_key_value_heads", "rms_norm_eps", "hidden_act", "rotary_base")
+        return {name: getattr(config, name) for name in names}
 
     def bytes_per_token(self) -> int:
         config = self.model.config
@@ -78,7 +85,7 @@ def load_sail(
 
 def describe_sail(name: str, revision: str | None = None) -> BackboneSpec:
     """The sizes of a SAIL checkpoint, from its configuration alone; see `describe`."""
-    folder = find_checkpoint(name, revision)
+    folder = find_described(name, revision)
     config = SailConfig(**read_config(folder))
     width = config.hidden_size
     attention = width * (2 * config.attention_width + 2 * config.key_value_width)
@@ -93,5 +100,11 @@ def describe_sail(name: str, revision: str | None = None) -> BackboneSpec:
         other_parameters=width * (config.patch_dim + 3 + 1),
         attention_dim=config.attention_width,
         extra_tokens=2,
-        resize=Resize(None, read_preprocessing(folder).get("max_tokens", MAX_TOKENS)),
+        resize=_resize(read_preprocessing(folder)),
     )
+
+
+def _resize(preprocessing: dict[str, Any]) -> Resize:
+    size = preprocessing.get("size")
+    fixed = (size["height"], size["width"]) if size else None
+    return Resize(fixed, preprocessing.get("max_tokens", MAX_TOKENS))

@@ -6,7 +6,8 @@ Native: what `save_pretrained` writes; the configuration says "sail", and withou
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ class SailCheckpoint:
         depth = self.config.num_hidden_layers
         if layers is not None and not 1 <= layers <= depth:
             raise UserError(f"layers={layers} cannot be loaded; this checkpoint has 1 to {depth}")
-        self.config.vision_token_ids  # noqa: B018 - raises where they are unknown
+        self.require_vision_tokens()
         changes = {
             "architectures": ["SailModel"],
             "num_hidden_layers": layers or depth,
@@ -69,18 +70,44 @@ class SailCheckpoint:
         }
         return SailConfig(**{**self.config.to_dict(), **changes})
 
-    def encoder_tensors(self, config: SailConfig) -> Iterator[tuple[str, Tensor]]:
-        """The tensors of a `SailModel` with such a configuration, one by one, as stored."""
-        keys = [self.prefix + name for name in expected_shapes(config)]
-        for key, tensor in self.weights.read(keys, self.vision_rows):
-            yield key.removeprefix(self.prefix), tensor
+    def language_config(self) -> SailConfig:
+        """The configuration of the whole model."""
+        config = deepcopy(self.config)
+        config.architectures = ["SailForCausalLM"]
+        return config
 
-    def language_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """The tensors of a `SailForCausalLM`, one by one, as stored."""
-        keys = [self.prefix + name for name in expected_shapes(self.config)]
-        head = [] if self.config.tie_word_embeddings else ["lm_head.weight"]
-        for key, tensor in self.weights.read([*keys, *head]):
-            yield key if key in head else f"model.{key.removeprefix(self.prefix)}", tensor
+    def require_vision_tokens(self) -> None:
+        """Makes sure that the ids of the vision tokens are known.
+
+        Raises:
+            UserError: If one is not.
+        """
+        _ = self.config.vision_token_ids
+
+    def encoder_keys(self, config: SailConfig) -> dict[str, str]:
+        """For each tensor of a `SailModel` with such a configuration, its name in the files."""
+        return {name: self.prefix + name for name in expected_shapes(config)}
+
+    def language_keys(self) -> dict[str, str]:
+        """For each tensor of a `SailForCausalLM`, its name in the files."""
+        keys = {f"model.{name}": self.prefix + name for name in expected_shapes(self.config)}
+        return keys if self.config.tie_word_embeddings else {**keys, "lm_head.weight": "lm_head.weight"}
+
+    def read(
+        self, keys: Mapping[str, str], rows: Mapping[str, list[int]] | None = None
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Reads tensors one by one, as stored.
+
+        Args:
+            keys: For each tensor its name in the files.
+            rows: For some names in the files, the rows to read in place of the whole tensor.
+
+        Yields:
+            The name that `keys` gives to a tensor, and the tensor.
+        """
+        targets = {source: target for target, source in keys.items()}
+        for source, tensor in self.weights.read(targets, dict(rows or {})):
+            yield targets[source], tensor
 
     @property
     def vision_rows(self) -> dict[str, list[int]]:
@@ -144,7 +171,7 @@ def load_encoder(checkpoint: SailCheckpoint, device: torch.device, dtype: torch.
     config.dtype = dtype
     with torch.device("meta"):
         model = SailModel(config)
-    _place(model, checkpoint.encoder_tensors(config), device, dtype)
+    _place(model, checkpoint.read(checkpoint.encoder_keys(config), checkpoint.vision_rows), device, dtype)
     return model.eval()
 
 
@@ -156,11 +183,11 @@ def load_language_model(checkpoint: SailCheckpoint, device: torch.device, dtype:
     """
     if not checkpoint.has_language_head:
         raise CheckpointError(f"{checkpoint.folder} is an encoder without language head; use the full checkpoint")
-    config = checkpoint.config
+    config = checkpoint.language_config()
     config.dtype = dtype
     with torch.device("meta"):
         model = SailForCausalLM(config)
-    _place(model, checkpoint.language_tensors(), device, dtype)
+    _place(model, checkpoint.read(checkpoint.language_keys()), device, dtype)
     model.tie_weights()
     if (checkpoint.folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(checkpoint.folder)

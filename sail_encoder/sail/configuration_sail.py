@@ -9,8 +9,7 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from sail_encoder.auto import register_models
 from sail_encoder.errors import UserError
-from sail_encoder.hub import find_checkpoint
-from sail_encoder.sail.published import complete_config
+from sail_encoder.sail.published import complete_config, find_described
 
 
 # Not a subclass of MistralConfig: the Auto classes import this module while transformers itself is being imported, and
@@ -105,7 +104,7 @@ class SailConfig(BackboneConfigMixin, PreTrainedConfig):
         """Reads config.json, completed where it is a published one; `from_pretrained` calls it."""
         raw, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if raw.get("model_type") == "mistral":
-            raw = complete_config(raw, find_checkpoint(str(pretrained_model_name_or_path), kwargs.get("revision")))
+            raw = complete_config(raw, find_described(str(pretrained_model_name_or_path), kwargs.get("revision")))
         return raw, rest
 
     @property
@@ -114,7 +113,7 @@ class SailConfig(BackboneConfigMixin, PreTrainedConfig):
         return ["stem", *(f"stage{block + 1}" for block in range(self.num_hidden_layers))]
 
     @property
-    def never_generated(self) -> list[int]:
+    def all_vision_token_ids(self) -> list[int]:
         """Ids of all vision tokens, which stand for images and have no place in an answer."""
         used = (self.vision_start_token_id, self.image_token_id, self.vision_end_token_id)
         return [token_id for token_id in (*used, *(self.unused_vision_token_ids or ())) if token_id is not None]

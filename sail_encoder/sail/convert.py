@@ -3,17 +3,29 @@
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from sail_encoder.errors import UserError
+from sail_encoder.store.refusals import explain_refusals
 
 if TYPE_CHECKING:
     import torch
+    from huggingface_hub import StateDictSplit
 
     from sail_encoder.sail.checkpoint import SailCheckpoint
+    from sail_encoder.sail.configuration_sail import SailConfig
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+LANGUAGE_FILES = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
 
 
 def convert(
@@ -51,8 +63,7 @@ def convert(
     from sail_encoder.sail.checkpoint import open_sail
 
     folder = Path(out)
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty; name a new folder")
+    _check_folder(folder)
     if layers is not None and not encoder_only:
         raise UserError("--layers needs --encoder_only true: a shortened language model would only talk nonsense")
     given = {
@@ -62,45 +73,68 @@ def convert(
     }
     ids = {name: value for name, value in given.items() if value is not None}
     checkpoint = open_sail(find_checkpoint(model), **ids)
-    checkpoint.config.vision_token_ids  # noqa: B018 - raises where they are unknown
-    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
-    unfinished.mkdir(parents=True)
-    try:
-        _write(checkpoint, unfinished, encoder_only, layers, dtype, max_shard_size)
-        if folder.exists():
-            folder.rmdir()
-        unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    checkpoint.require_vision_tokens()
+    whole = checkpoint.has_language_head and not encoder_only
+    content = _language_model(checkpoint, dtype) if whole else _encoder(checkpoint, layers, dtype)
+    shards = content.split(max_shard_size)
+    with _new_folder(folder) as unfinished:
+        _write_settings(content, unfinished)
+        _write_weights(content, shards, unfinished)
     print(f"wrote {folder}; sail info {folder} describes it")
     return 0
 
 
-def _write(
-    checkpoint: "SailCheckpoint", folder: Path, encoder_only: bool, layers: int | None, dtype: str, shard_size: str
-) -> None:
-    from sail_encoder.sail.checkpoint import expected_shapes, read_preprocessing
-    from sail_encoder.sail.image_processing_sail import SailImageProcessor
+@dataclass(frozen=True)
+class _Content:
+    """What is written.
 
-    precision = _precision(checkpoint, dtype)
-    if encoder_only or not checkpoint.has_language_head:
-        config = checkpoint.encoder_config(layers)
-        prefix, shapes = "", expected_shapes(config)
-        rows = checkpoint.vision_rows
-    else:
-        config = checkpoint.config
-        config.architectures = ["SailForCausalLM"]
-        prefix, rows = "model.", {}
-        shapes = {f"model.{name}": shape for name, shape in expected_shapes(config).items()}
-        if not config.tie_word_embeddings:
-            shapes["lm_head.weight"] = (config.vocab_size, config.hidden_size)
-        _copy_language_files(checkpoint.folder, folder)
-    config.dtype = precision
-    config.save_pretrained(folder)
-    processor = {"patch_size": config.vision_patch_size, **read_preprocessing(checkpoint.folder)}
-    SailImageProcessor(**processor).save_pretrained(folder)
-    sources = {name: _source_key(name, prefix, checkpoint) for name in shapes}
-    _write_shards(checkpoint, sources, shapes, rows, folder, precision, shard_size)
+    Attributes:
+        checkpoint: Where it comes from.
+        config: The configuration that goes with it.
+        keys: For each tensor its name in the files of the checkpoint.
+        rows: For some of these names, the rows to keep of the tensor.
+        files: Other files to copy.
+    """
+
+    checkpoint: "SailCheckpoint"
+    config: "SailConfig"
+    keys: dict[str, str]
+    rows: dict[str, list[int]]
+    files: tuple[str, ...] = ()
+
+    def split(self, max_shard_size: str) -> "StateDictSplit":
+        """Which tensor goes into which file.
+
+        Raises:
+            UserError: If the size is not understood.
+        """
+        import torch
+        from huggingface_hub import split_torch_state_dict_into_shards
+
+        stored = self.checkpoint.weights.tensors
+        shapes = {target: list(stored[source].shape) for target, source in self.keys.items()}
+        for target, source in self.keys.items():
+            if source in self.rows:
+                shapes[target][0] = len(self.rows[source])
+        sizes = {name: torch.empty(shape, dtype=self.config.dtype, device="meta") for name, shape in shapes.items()}
+        try:
+            return split_torch_state_dict_into_shards(sizes, max_shard_size=max_shard_size)
+        except (ValueError, OverflowError):
+            raise UserError(
+                f"--max_shard_size '{max_shard_size}' is not understood; use a size such as 500MB or 5GB"
+            ) from None
+
+
+def _encoder(checkpoint: "SailCheckpoint", layers: int | None, dtype: str) -> _Content:
+    config = checkpoint.encoder_config(layers)
+    config.dtype = _precision(checkpoint, dtype)
+    return _Content(checkpoint, config, checkpoint.encoder_keys(config), checkpoint.vision_rows)
+
+
+def _language_model(checkpoint: "SailCheckpoint", dtype: str) -> _Content:
+    config = checkpoint.language_config()
+    config.dtype = _precision(checkpoint, dtype)
+    return _Content(checkpoint, config, checkpoint.language_keys(), {}, LANGUAGE_FILES)
 
 
 def _precision(checkpoint: "SailCheckpoint", dtype: str) -> "torch.dtype":
@@ -111,36 +145,55 @@ def _precision(checkpoint: "SailCheckpoint", dtype: str) -> "torch.dtype":
     return checkpoint.weights.tensors[checkpoint.prefix + "norm.weight"].dtype
 
 
-def _source_key(name: str, prefix: str, checkpoint: "SailCheckpoint") -> str:
-    return name if name == "lm_head.weight" else checkpoint.prefix + name.removeprefix(prefix)
+def _check_folder(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; name a new folder")
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty; name a new folder")
 
 
-def _write_shards(
-    checkpoint: "SailCheckpoint",
-    sources: dict[str, str],
-    shapes: dict[str, tuple[int, ...]],
-    rows: dict[str, list[int]],
-    folder: Path,
-    precision: "torch.dtype",
-    shard_size: str,
-) -> None:
-    import torch
-    from huggingface_hub import split_torch_state_dict_into_shards
-    from safetensors.torch import save_file
-
-    sizes = {name: torch.empty(shape, dtype=precision, device="meta") for name, shape in shapes.items()}
-    plan = split_torch_state_dict_into_shards(sizes, max_shard_size=shard_size)
-    for filename, names in plan.filename_to_tensors.items():
-        targets = {sources[name]: name for name in names}
-        read = checkpoint.weights.read(targets, rows)
-        shard = {targets[key]: tensor.to(precision).contiguous() for key, tensor in read}
-        save_file(shard, folder / filename, metadata={"format": "pt"})
-    if plan.is_sharded:
-        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
+@contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """Gives a folder to write into, and puts it in its place when it is complete."""
+    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
+    with explain_refusals(folder, "give the same command again"):
+        try:
+            unfinished.mkdir(parents=True)
+            yield unfinished
+            if folder.exists():
+                folder.rmdir()
+            unfinished.rename(folder)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _copy_language_files(source: Path, folder: Path) -> None:
-    for name in ("generation_config.json", *TOKENIZER_FILES):
+def _write_settings(content: _Content, folder: Path) -> None:
+    """Writes everything but the weights."""
+    from sail_encoder.sail.checkpoint import read_preprocessing
+    from sail_encoder.sail.image_processing_sail import SailImageProcessor
+
+    content.config.save_pretrained(folder)
+    source = content.checkpoint.folder
+    processor = {"patch_size": content.config.vision_patch_size, **read_preprocessing(source)}
+    SailImageProcessor(**processor).save_pretrained(folder)
+    for name in content.files:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
+
+
+def _write_weights(content: _Content, shards: "StateDictSplit", folder: Path) -> None:
+    """Writes the weights, a file at a time."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    for filename, names in shards.filename_to_tensors.items():
+        keys = {name: content.keys[name] for name in names}
+        read = content.checkpoint.read(keys, content.rows)
+        shard = {name: tensor.to(content.config.dtype).contiguous() for name, tensor in read}
+        try:
+            save_file(shard, folder / filename, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise OSError(f"{filename}: {error}") from error
+    if shards.is_sharded:
+        index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What `generate` has to know of images: their positions, their mask, how they are copied, and what is never said."""
+"""What `generate` has to know about images: their positions, mask and copies, and that they are never an answer."""
 
 from typing import Any
 
@@ -10,7 +10,8 @@ from transformers.generation import LogitsProcessorList, SuppressTokensLogitsPro
 from transformers.utils import ModelOutput
 
 from sail_encoder.sail.configuration_sail import SailConfig
-from sail_encoder.sail.positions import as_grids, text_and_image_positions
+from sail_encoder.sail.positions import prompt_positions
+from sail_encoder.sail.prompts import find_vision_tokens, holds_images
 
 
 class SailGenerationMixin(GenerationMixin):
@@ -24,13 +25,20 @@ class SailGenerationMixin(GenerationMixin):
     config: SailConfig
 
     def _prepare_position_ids_for_generation(self, inputs_tensor: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
-        ids = model_kwargs.get("input_ids", inputs_tensor)
-        grids = model_kwargs.get("image_grid_hw")
-        if ids.ndim != 2 or ids.is_floating_point() or grids is None:
+        ids, grids = model_kwargs.get("input_ids", inputs_tensor), model_kwargs.get("image_grid_hw")
+        if grids is None:
+            if model_kwargs.get("pixel_values") is not None or holds_images(ids, self.config.image_token_id):
+                raise ValueError("a prompt with images needs image_grid_hw [images, 2], also for images in the cache")
             text = super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)
             return text.expand(3, *text.shape)
-        _, patch_id, end_id = self.config.vision_token_ids
-        return text_and_image_positions(ids, as_grids(grids), patch_id, end_id, model_kwargs.get("attention_mask"))
+        ids = self._prompt_ids(ids, model_kwargs.get("inputs_embeds"))
+        return prompt_positions(ids, grids, model_kwargs.get("attention_mask"), self.config)
+
+    def _prompt_ids(self, input_ids: Tensor, inputs_embeds: Tensor | None) -> Tensor:
+        """Ids of the whole prompt; of an embedded one those of its vision tokens."""
+        if inputs_embeds is None or input_ids.shape[1]:
+            return input_ids
+        return find_vision_tokens(inputs_embeds, self.get_input_embeddings().weight, self.config.vision_token_ids)
 
     def prepare_inputs_for_generation(
         self,
@@ -44,7 +52,8 @@ class SailGenerationMixin(GenerationMixin):
     ) -> dict[str, Any]:
         """Inputs of one step; see transformers."""
         if isinstance(past_key_values, DynamicCache) and past_key_values.get_seq_length() == 0:
-            is_first_iteration = True  # transformers does not say so to an assistant, which would not see the image
+            # transformers leaves this out for an assistant model, which then would not see the image.
+            is_first_iteration = True
         inputs = super().prepare_inputs_for_generation(
             input_ids,
             next_sequence_length=next_sequence_length,
@@ -55,7 +64,7 @@ class SailGenerationMixin(GenerationMixin):
             **kwargs,
         )
         if inputs.get("pixel_values") is not None:
-            # For static caches transformers has built a mask by now that knows nothing of images; forward makes one.
+            # For static caches transformers has already built a mask that ignores images; forward builds the right one.
             inputs["attention_mask"] = attention_mask
         else:
             inputs.pop("image_grid_hw", None)
@@ -68,7 +77,8 @@ class SailGenerationMixin(GenerationMixin):
             kwargs.pop(name, None) for name in ("pixel_values", "image_grid_hw", "position_ids")
         )
         if expand_size > 1 and grids is not None and input_ids is not None:
-            pixels, grids = _repeat_images(input_ids, pixels, grids, expand_size, self.config.vision_token_ids[0])
+            ids = self._prompt_ids(input_ids, kwargs.get("inputs_embeds"))
+            pixels, grids = _repeat_images(ids, pixels, grids, expand_size, self.config.vision_token_ids[0])
         if expand_size > 1 and positions is not None:
             positions = positions.repeat_interleave(expand_size, dim=1)
         input_ids, kwargs = super()._expand_inputs_for_generation(
@@ -82,8 +92,8 @@ class SailGenerationMixin(GenerationMixin):
     ) -> Tensor | ModelOutput:
         """Generates as in transformers; vision tokens are never sampled."""
         processors = LogitsProcessorList(logits_processor or [])
-        if self.config.never_generated:
-            processors.append(SuppressTokensLogitsProcessor(self.config.never_generated, device=self.device))
+        if vision_ids := self.config.all_vision_token_ids:
+            processors.append(SuppressTokensLogitsProcessor(vision_ids, device=self.device))
         return super().generate(*args, logits_processor=processors, **kwargs)
 
 

@@ -1,4 +1,4 @@
-"""Images to normalised patches, as a transformers image processor."""
+"""Turns images into normalised patches, as a transformers image processor."""
 
 from typing import Any
 
@@ -69,7 +69,7 @@ class SailImageProcessor(PilBackend):
         return Resize(fixed, max_tokens).grid(image_size, patch_size)
 
     def _validate_preprocess_kwargs(self, **kwargs: Any) -> None:
-        # Without a size the native rule finds one, which the common check does not know of.
+        # The common check wants a size wherever images are resized; without one the native rule finds it.
         super()._validate_preprocess_kwargs(**{**kwargs, "do_resize": kwargs["do_resize"] and bool(kwargs["size"])})
 
     def _preprocess(

@@ -13,16 +13,18 @@ from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_outputs import BackboneOutput
 from transformers.utils.generic import can_return_tuple
 
-from sail_encoder.errors import UserError
+from sail_encoder.pixels import patchify_batch
 from sail_encoder.resizing import Size
 from sail_encoder.sail.configuration_sail import SailConfig
-from sail_encoder.sail.modeling_sail import SailModel, SailPreTrainedModel
+from sail_encoder.sail.modeling_sail import SailModel
+from sail_encoder.sail.modeling_sail_encoder import SailPreTrainedModel
+from sail_encoder.sail.prefixes import ImagePrefixes
 
 
 class SailBackbone(BackboneMixin, SailPreTrainedModel):
     """The encoder path of SAIL for batches of images of one size.
 
-    Which stages it returns says the configuration, by `out_features` or `out_indices`; it runs no block beyond the
+    The configuration says which stages it returns, by `out_features` or `out_indices`; it runs no block beyond the
     deepest of them. Gradients flow through it; `requires_grad_(False)` freezes it.
     """
 
@@ -58,36 +60,25 @@ class SailBackbone(BackboneMixin, SailPreTrainedModel):
         """
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        grid = self._grid(pixel_values)
-        states = self._states(pixel_values, grid, run_all=bool(output_hidden_states))
+        patches, grid = patchify_batch(pixel_values, self.config.vision_patch_size)
+        states = self._states(patches, [grid] * len(pixel_values), run_all=bool(output_hidden_states))
         maps = [self._feature_map(states[self.stage_names.index(stage)], grid) for stage in self.out_features]
         hidden_states = tuple(states.values()) if output_hidden_states else None
         return BackboneOutput(feature_maps=tuple(maps), hidden_states=hidden_states)
 
-    def _grid(self, pixel_values: Tensor) -> Size:
-        p = self.config.vision_patch_size
-        height, width = pixel_values.shape[-2:]
-        if height % p or width % p:
-            raise UserError(
-                f"images of {height}x{width} are not tiled by patches of {p} pixels; pass [n, 3, {p}*a, {p}*b]"
-            )
-        return height // p, width // p
-
-    def _states(self, pixel_values: Tensor, grid: Size, run_all: bool) -> dict[int, Tensor]:
+    def _states(self, patches: Tensor, grids: list[Size], run_all: bool) -> dict[int, Tensor]:
         """Hidden states [batch, 1 + nh * nw, C] of the stages that are asked for, by number."""
-        p, batch = self.config.vision_patch_size, len(pixel_values)
         wanted = {self.stage_names.index(stage) for stage in self.out_features}
         if run_all:
             wanted = set(range(len(self.stage_names)))
-        patches = rearrange(pixel_values, "n c (r y) (k x) -> (n r k) (c y x)", y=p, x=p)
-        prefixes = self.model._lay_out(patches, torch.tensor([grid] * batch))
-        stream = self.model._residual_stream(patches, prefixes)
+        prefixes = ImagePrefixes.of(patches, torch.tensor(grids), self.config)
+        stream = self.model.residual_stream(patches, prefixes)
         states = {}
         for stage in range(max(wanted) + 1):
             hidden = next(stream)
             if stage in wanted:
                 # Each image is `<vision> <vpatch>... </vision>`; the closing token is left out.
-                states[stage] = rearrange(hidden, "(n t) c -> n t c", n=batch)[:, :-1]
+                states[stage] = rearrange(hidden, "(n t) c -> n t c", n=len(grids))[:, :-1]
         return states
 
     def _feature_map(self, state: Tensor, grid: Size) -> Tensor:

@@ -1,14 +1,16 @@
-"""Where a token sits: the (time, row, column) positions that SAIL's rotary embedding turns with.
+"""Where a token sits: the (time, row, column) positions that SAIL's rotary embedding rotates by.
 
 An image counts as one step forward in reading order. `<vision>` takes the next free position `p`, the patch in row `r`
 and column `c` sits at `(p + 1, p + 1 + r, p + 1 + c)`, `</vision>` follows at `p + max(rows, columns) + 1`, and text
-goes on from there with three equal numbers. The time row is kept for interchange; the model turns with the others.
+goes on from there with three equal numbers. The time row is kept for interchange; the model rotates by the others.
 """
 
 from functools import lru_cache
 
 import torch
 from torch import Tensor
+
+from sail_encoder.sail.configuration_sail import SailConfig
 
 Grid = tuple[int, int]
 """Rows and columns of patches."""
@@ -46,10 +48,33 @@ def prefix_positions(grids: list[Grid]) -> Tensor:
     return torch.cat([image_positions(rows, columns) for rows, columns in grids], dim=1)
 
 
+def prompt_positions(
+    input_ids: Tensor, image_grid_hw: Tensor | None, attention_mask: Tensor | None, config: SailConfig
+) -> Tensor:
+    """Positions of prompts with or without images.
+
+    Args:
+        input_ids: int64 [batch, length].
+        image_grid_hw: [images, 2], rows and columns of patches of the images in the order in which they appear.
+        attention_mask: [batch, length], zero at padding; padding takes no position.
+        config: Says which tokens stand for images.
+
+    Returns:
+        int64 [3, batch, length]: time, row, column.
+
+    Raises:
+        ValueError: If the images of the prompts do not have these grids.
+    """
+    if image_grid_hw is None or len(image_grid_hw) == 0:
+        return _count(_steps(input_ids, attention_mask)).expand(3, -1, -1)
+    _, patch_id, end_id = config.vision_token_ids
+    return text_and_image_positions(input_ids, as_grids(image_grid_hw), patch_id, end_id, attention_mask)
+
+
 def text_and_image_positions(
     input_ids: Tensor, grids: list[Grid], image_token_id: int, vision_end_token_id: int, attention_mask: Tensor | None
 ) -> Tensor:
-    """Positions of token sequences that hold images.
+    """Positions of prompts that hold images.
 
     Args:
         input_ids: int64 [batch, length].
@@ -60,18 +85,34 @@ def text_and_image_positions(
 
     Returns:
         int64 [3, batch, length]: time, row, column.
-    """
-    device = input_ids.device
-    steps = torch.ones_like(input_ids, dtype=torch.long) if attention_mask is None else attention_mask.long()
-    is_patch = input_ids == image_token_id
-    steps = steps.masked_fill(is_patch, 0)
-    spans = torch.tensor([max(grid) + 1 for grid in grids], device=device)
-    steps = steps.masked_scatter(input_ids == vision_end_token_id, spans) if grids else steps
 
-    base = (steps.cumsum(dim=1) - 1).clamp_min(0)
-    positions = base.expand(3, -1, -1).clone()
-    if grids:
-        coordinates = patch_coordinates(grids).to(device)
-        offsets = torch.cat((torch.zeros_like(coordinates[:1]), coordinates)) + 1
-        positions[:, is_patch] += offsets
+    Raises:
+        ValueError: If the images of the prompts do not have these grids.
+    """
+    is_patch, is_end = torch.eq(input_ids, image_token_id), torch.eq(input_ids, vision_end_token_id)
+    _check_images(is_patch, is_end, grids)
+    spans = torch.tensor([max(grid) + 1 for grid in grids], device=input_ids.device)
+    steps = _steps(input_ids, attention_mask).masked_fill(is_patch, 0).masked_scatter(is_end, spans)
+    positions = _count(steps).expand(3, -1, -1).clone()
+    coordinates = patch_coordinates(grids).to(input_ids.device)
+    positions[:, is_patch] += torch.cat((torch.zeros_like(coordinates[:1]), coordinates)) + 1
     return positions
+
+
+def _steps(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """How far each token of a text moves on, int64 [batch, length]: one, and padding not at all."""
+    return torch.ones_like(input_ids, dtype=torch.long) if attention_mask is None else attention_mask.long()
+
+
+def _count(steps: Tensor) -> Tensor:
+    """Positions [batch, length] of tokens that move on so far each, from zero at the first."""
+    return (steps.cumsum(dim=1) - 1).clamp_min(0)
+
+
+def _check_images(is_patch: Tensor, is_end: Tensor, grids: list[Grid]) -> None:
+    """Raises a `ValueError` unless the patches [batch, length] up to each `</vision>` are those of its grid."""
+    image_of_patch = is_end.flatten().cumsum(dim=0)[is_patch.flatten()]
+    images = torch.bincount(image_of_patch, minlength=int(is_end.sum())).tolist()
+    expected = [rows * columns for rows, columns in grids]
+    if images != expected:
+        raise ValueError(f"the prompt holds images of {images} patches, but image_grid_hw describes {expected}")

@@ -1,4 +1,4 @@
-"""Conversations with images to what `SailForCausalLM` takes, as a transformers processor."""
+"""Turns conversations with images into what `SailForCausalLM` takes, as a transformers processor."""
 
 import re
 from collections.abc import Iterator
@@ -53,7 +53,7 @@ SAIL was trained without a system prompt; one is put before the next question, a
 
 
 class SailProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]
-    """Options of `SailProcessor`. Prompts are padded on the left, for answers of a batch begin together."""
+    """Options of `SailProcessor`. Prompts are padded on the left, so that answers of a batch start at one column."""
 
     _defaults = {"text_kwargs": {"padding": False, "padding_side": "left"}}
 
@@ -65,7 +65,7 @@ class Prompt:
     Attributes:
         ids: Token ids, with a `<vpatch>` for each patch.
         spans: Which characters of the text each token stands for; all patches of an image stand for its placeholder.
-            Empty where they were not asked for.
+            Empty unless they were asked for.
     """
 
     ids: list[int]
@@ -112,7 +112,7 @@ class SailProcessor(ProcessorMixin):
 
         Returns:
             `input_ids` and `attention_mask` [prompts, length], `pixel_values` [total patches, 3 * patch_size**2] and
-            `image_grid_hw` [images, 2], as far as there is text or images.
+            `image_grid_hw` [images, 2]: the first two if there is text, the others if there are images.
 
         Raises:
             ValueError: If there is neither text nor image, or the texts do not hold as many images as there are.

@@ -1,4 +1,4 @@
-"""Where the images of a prompt are, told from its tokens."""
+"""Finds the images of a prompt among its tokens."""
 
 import torch
 from torch import Tensor
@@ -8,13 +8,18 @@ VisionTokenIds = tuple[int, int, int]
 """Ids of `<vision>`, `<vpatch>` and `</vision>`."""
 
 
+def holds_images(input_ids: Tensor, image_token_id: int | None) -> bool:
+    """Whether there is a patch among token ids; waits for the device."""
+    return image_token_id is not None and bool(torch.eq(input_ids, image_token_id).any())
+
+
 def image_blocks(input_ids: Tensor, vision_token_ids: VisionTokenIds, seen_tokens: int) -> Tensor:
     """The number of the image that each token belongs to, delimiters included, and -1 for text.
 
     Args:
         input_ids: int64 [batch, length].
         vision_token_ids: Ids of the vision tokens.
-        seen_tokens: Earlier tokens, of which nothing is asked any more.
+        seen_tokens: Length of the cached prefix, which is numbered -1 whatever it holds.
 
     Returns:
         int64 [batch, seen_tokens + length].
@@ -26,8 +31,8 @@ def image_blocks(input_ids: Tensor, vision_token_ids: VisionTokenIds, seen_token
     return F.pad(blocks, (seen_tokens, 0), value=-1)
 
 
-def recognize(inputs_embeds: Tensor, embeddings: Tensor, vision_token_ids: VisionTokenIds) -> Tensor:
-    """Token ids of embedded text as far as they are of vision tokens, -1 elsewhere.
+def find_vision_tokens(inputs_embeds: Tensor, embeddings: Tensor, vision_token_ids: VisionTokenIds) -> Tensor:
+    """The ids of the vision tokens among embedded tokens, and -1 for all others.
 
     Args:
         inputs_embeds: [batch, length, hidden_size].

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from sail_encoder.errors import CheckpointError
+from sail_encoder.hub import find_checkpoint
 from sail_encoder.weights import WeightFiles
 
 PATCH_WEIGHTS = ("model.vis_embed.weight", "vis_embed.weight")
-PUBLISHED_ARCHITECTURES = ("MMistralForCausalLM", "SailForCausalLM")
 VISION_TOKENS = {
     "vision_start_token_id": "<vision>",
     "image_token_id": "<vpatch>",
@@ -27,14 +27,29 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: If there is no such file, or it describes another kind of model.
     """
+    return complete_config(_read_json(folder), folder)
+
+
+def _read_json(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise CheckpointError(f"{folder} has no config.json, so it is no checkpoint; see sail info --help")
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path} is not valid JSON ({error}); download it again") from None
-    return complete_config(raw, folder)
+    return raw
+
+
+def find_described(name: str, revision: str | None = None) -> Path:
+    """The folder of a checkpoint with what its configuration needs; see `find_checkpoint`.
+
+    The weights are downloaded only where config.json leaves out the patch size, which they tell.
+    """
+    folder = find_checkpoint(name, revision, weights=False)
+    raw = _read_json(folder)
+    complete = raw.get("model_type") == "sail" or "vision_patch_size" in raw
+    return folder if complete else find_checkpoint(name, revision)
 
 
 def complete_config(raw: dict[str, Any], folder: Path) -> dict[str, Any]:

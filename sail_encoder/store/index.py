@@ -40,12 +40,10 @@ def write_failures(folder: Path, records: Sequence[Record]) -> None:
     if not records:
         path.unlink(missing_ok=True)
         return
-    unfinished = folder / ".work" / "failures.csv"
-    with unfinished.open("w", encoding="utf-8", newline="") as file:
+    with replacing(folder, path.name) as unfinished, unfinished.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
         table.writerow(["path", "reason"])
         table.writerows([record.key, record.error] for record in records)
-    os.replace(unfinished, path)
 
 
 def write_json(folder: Path, name: str, content: Any) -> None:

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from sail_encoder.errors import StoreError
+from sail_encoder.store.appending import append_all
 from sail_encoder.store.locking import lock
 
 
@@ -41,25 +42,23 @@ class LineLog:
 
     def read(self) -> list[Any]:
         """All values so far."""
-        self.file.seek(0)
-        return [json.loads(line) for line in self.file]
+        with self.path.open("rb") as lines:
+            return [json.loads(line) for line in lines]
 
     def keep(self, wanted: Callable[[Any], bool]) -> None:
         """Drops the values from the first on that is not wanted."""
-        self.file.seek(0)
         end = 0
-        for line in self.file:
-            if not wanted(json.loads(line)):
-                self.file.truncate(end)
-                break
-            end += len(line)
-        self.file.seek(0, os.SEEK_END)
+        with self.path.open("rb") as lines:
+            for line in lines:
+                if not wanted(json.loads(line)):
+                    self.file.truncate(end)
+                    break
+                end += len(line)
 
     def append(self, value: Any) -> None:
-        """Writes one line, in one system call."""
+        """Writes one line."""
         line = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-        self.file.write(line.encode() + b"\n")
-        self.file.flush()
+        append_all(self.file.fileno(), line.encode() + b"\n")
 
     def close(self) -> None:
         """Ends the claim on the file."""

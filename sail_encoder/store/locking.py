@@ -1,21 +1,15 @@
 """Locks that end with the process that holds them, also when it is killed."""
 
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-try:
-    import fcntl
-except ImportError:  # Windows has no flock; runs in one folder are not kept apart there
-    fcntl = None  # type: ignore[assignment]
-
 
 def lock(file: IO[Any] | int, wait: bool) -> bool:
     """Locks an open file for this process; False if another one holds it and `wait` is off."""
-    if fcntl is None:
-        return True
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.lib import format as npy_format
 
 from sail_encoder.pixels import Array
+from sail_encoder.store.appending import append_all
 from sail_encoder.store.journal import Record
 
 SHARD_BYTES = 2**28
@@ -36,8 +37,11 @@ class Sink(Protocol):
     def settle(self) -> None:
         """Called when the records of the last write are in the journal."""
 
-    def close(self) -> None:
+    def complete(self) -> None:
         """Brings everything into its final place."""
+
+    def close(self) -> None:
+        """Lets go of threads and files; what is not complete stays where it is."""
 
 
 class FileSink:
@@ -63,7 +67,7 @@ class FileSink:
         unfinished = os.path.join(self.work, f"{slot}.npy")
         try:
             self._make_folder(os.path.dirname(target))
-            np.save(unfinished, array)
+            _save(unfinished, array)
             size = os.path.getsize(unfinished)
             os.replace(unfinished, target)
         except OSError as error:
@@ -86,6 +90,9 @@ class FileSink:
 
     def settle(self) -> None:
         """Files are in place as soon as they are complete."""
+
+    def complete(self) -> None:
+        """Likewise."""
 
     def close(self) -> None:
         self.writers.shutdown()
@@ -146,14 +153,16 @@ class ShardSink:
         return math.prod(self.row_shape) * self.dtype.itemsize
 
     def write(self, records: Sequence[Record], arrays: Sequence[Array]) -> list[Record]:
-        placed = []
-        for record, array in zip(records, arrays, strict=True):
-            self.row_shape = array.shape
-            self.raw.write(np.ascontiguousarray(array, self.dtype).data)
-            placed.append(replace(record, file=self._file, row=self.rows, shape=array.shape))
-            self.rows += 1
-        self.raw.flush()
-        return placed
+        if not records:
+            return []
+        self.row_shape = arrays[0].shape
+        append_all(self.raw.fileno(), np.stack(arrays).astype(self.dtype, copy=False))
+        rows = range(self.rows, self.rows + len(records))
+        self.rows = rows.stop
+        return [
+            replace(record, file=self._file, row=row, shape=self.row_shape)
+            for record, row in zip(records, rows, strict=True)
+        ]
 
     def is_intact(self, record: Record) -> bool:
         if record.file == self._file:
@@ -162,9 +171,9 @@ class ShardSink:
 
     def settle(self) -> None:
         if self.rows * self._row_bytes >= SHARD_BYTES:
-            self._complete()
+            self._complete_shard()
 
-    def _complete(self) -> None:
+    def _complete_shard(self) -> None:
         self.raw.close()
         unfinished = self.work / self._file
         with unfinished.open("wb") as file, self._raw_path.open("rb") as raw:
@@ -176,10 +185,20 @@ class ShardSink:
         self.number, self.rows = self.number + 1, 0
         self.raw = self._raw_path.open("ab")
 
-    def close(self) -> None:
+    def complete(self) -> None:
         if self.rows:
-            self._complete()
+            self._complete_shard()
+
+    def close(self) -> None:
         self.raw.close()
+
+
+def _save(path: str, array: Array) -> None:
+    """Writes what `np.save` writes, but where the disk is full, the error says so."""
+    array = np.ascontiguousarray(array)
+    with open(path, "wb") as file:
+        npy_format.write_array_header_1_0(file, npy_format.header_data_from_array_1_0(array))
+        file.write(array.data)
 
 
 def _count_rows(shard: Path) -> int:

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from sail_encoder.errors import StoreError, UserError
@@ -19,6 +20,7 @@ from sail_encoder.store.index import write_failures, write_index, write_json
 from sail_encoder.store.journal import Record, read_journals
 from sail_encoder.store.line_log import LineLog
 from sail_encoder.store.locking import lock, locked_folder
+from sail_encoder.store.refusals import explain_refusals
 from sail_encoder.store.sinks import FileSink, ShardSink, Sink
 
 
@@ -54,8 +56,14 @@ class Shard:
         return stem if self.count == 1 else f"{stem}_{self.index}_of_{self.count}"
 
 
+WHOLE = Shard()
+"""All images, where nobody shares the run."""
+
+
 class FeatureStore:
-    """The output folder of a run, or of one shard of it.
+    """The output folder of a run, or of one shard of it; leaving its `with` block ends the claim on the folder.
+
+    A folder that is left before `finish` stays as it is, and the same command goes on from there.
 
     Args:
         folder: Where to write; made if need be.
@@ -63,10 +71,10 @@ class FeatureStore:
         pooled: Whether images are pooled and share files.
         dtype: Type of the stored values.
         shard: Which part of the images this process writes.
-        overwrite: Whether to delete an earlier run in the folder first.
 
     Raises:
-        StoreError: If the settings differ from an earlier run's, or another process writes this shard.
+        StoreError: If the settings differ from an earlier run's, another process writes this shard, or the folder
+            cannot be written.
     """
 
     def __init__(
@@ -75,27 +83,26 @@ class FeatureStore:
         settings: dict[str, Any],
         pooled: bool = False,
         dtype: str = "float16",
-        shard: Shard = Shard(),
-        overwrite: bool = False,
+        shard: Shard = WHOLE,
     ) -> None:
         self.folder = folder
         self.shard = shard
-        folder.mkdir(parents=True, exist_ok=True)
-        with locked_folder(folder):
-            if overwrite:
-                remove_run(folder)
-            (folder / ".work").mkdir(exist_ok=True)
-            _claim(folder, settings)
-        self.journal = LineLog(folder / f"{shard.name('journal')}.jsonl")
-        self.packs = list(read_journals(folder))
-        self.records = {record.key: record for pack in self.packs for record in pack}
-        self.work = folder / ".work" / shard.name("run")
-        self.work.mkdir(parents=True, exist_ok=True)
-        self.sink: Sink = (
-            ShardSink(folder, self.work, shard.name("features"), dtype, self.records.values())
-            if pooled
-            else FileSink(folder, self.work)
-        )
+        with explain_refusals(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            with locked_folder(folder):
+                (folder / ".work").mkdir(exist_ok=True)
+                _claim(folder, settings)
+            self.journal = LineLog(folder / f"{shard.name('journal')}.jsonl")
+            self.packs = list(read_journals(folder))
+            self.records = {record.key: record for pack in self.packs for record in pack}
+            self.sink = self._open_sink(pooled, dtype)
+
+    def _open_sink(self, pooled: bool, dtype: str) -> Sink:
+        work = self.folder / ".work" / self.shard.name("run")
+        work.mkdir(parents=True, exist_ok=True)
+        if pooled:
+            return ShardSink(self.folder, work, self.shard.name("features"), dtype, self.records.values())
+        return FileSink(self.folder, work)
 
     def missing(self, images: Sequence[ImageFile]) -> list[list[ImageFile]]:
         """The images that are still to be done, as stretches of neighbours.
@@ -124,13 +131,18 @@ class FeatureStore:
         return sizes.get(record.key, record.size) == record.size and self.sink.is_intact(record)
 
     def write(self, records: Sequence[Record], arrays: Sequence[Array | None]) -> list[Record]:
-        """Stores the results of one pack; a record without an array has failed and is noted as it is."""
+        """Stores the results of one pack; a record without an array has failed and is noted as it is.
+
+        Raises:
+            StoreError: If the disk is full, or does not take files any more.
+        """
         good = [(record, array) for record, array in zip(records, arrays, strict=True) if array is not None]
         failed = [record for record, array in zip(records, arrays, strict=True) if array is None]
-        placed = self.sink.write([record for record, _ in good], [array for _, array in good])
-        pack = [*placed, *failed]
-        self.journal.append([asdict(record) for record in pack])
-        self.sink.settle()
+        with explain_refusals(self.folder):
+            placed = self.sink.write([record for record, _ in good], [array for _, array in good])
+            pack = [*placed, *failed]
+            self.journal.append([asdict(record) for record in pack])
+            self.sink.settle()
         self.records.update({record.key: record for record in pack})
         return pack
 
@@ -140,24 +152,41 @@ class FeatureStore:
         Args:
             images: All images of all shards, in the order that the index is to have.
             run: What is to be reported of this run.
-        """
-        self.sink.close()
-        with locked_folder(self.folder):
-            records = {record.key: record for pack in read_journals(self.folder) for record in pack}
-            order = [image.key for image in images if image.key in records]
-            others = sorted(records.keys() - set(order))
-            rows = [records[key] for key in (*order, *others)]
-            write_index(self.folder, rows)
-            write_failures(self.folder, [record for record in rows if record.error])
-            report = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
-            report["runs"].append(run)
-            write_json(self.folder, "run.json", report)
-            self.suspend()
-            self._remove_idle_work()
 
-    def suspend(self) -> None:
-        """Leaves the folder as it is; the same command goes on from here."""
+        Raises:
+            StoreError: If the disk is full, or does not take files any more.
+        """
+        with explain_refusals(self.folder):
+            self.sink.complete()
+            with locked_folder(self.folder):
+                self._write_tables(images)
+                report = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+                report["runs"].append(run)
+                write_json(self.folder, "run.json", report)
+                self.close()
+                self._remove_idle_work()
+
+    def _write_tables(self, images: Sequence[ImageFile]) -> None:
+        """Writes the index and the list of failures of all shards, as far as they have come."""
+        records = {record.key: record for pack in read_journals(self.folder) for record in pack}
+        order = [image.key for image in images if image.key in records]
+        others = sorted(records.keys() - set(order))
+        rows = [records[key] for key in (*order, *others)]
+        write_index(self.folder, rows)
+        write_failures(self.folder, [record for record in rows if record.error])
+
+    def close(self) -> None:
+        """Lets go of all files, and of the claim on the folder."""
+        self.sink.close()
         self.journal.close()
+
+    def __enter__(self) -> "FeatureStore":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     def _remove_idle_work(self) -> None:
         """Deletes what this run, and runs that no longer live, have left in `.work`; the folder is locked meanwhile."""
@@ -204,14 +233,18 @@ def remove_run(folder: Path) -> None:
     """Deletes an earlier run from a folder, and nothing else.
 
     Raises:
-        StoreError: If the folder holds features but no run.json, so that they may not be ours.
+        StoreError: If the folder holds features but no run.json, so that they may not be ours, or a run that is still
+            writing.
     """
     if not (folder / "run.json").exists():
         if (folder / "features").exists():
             raise StoreError(f"{folder} has features but no run.json, so it is not overwritten; use another --out")
         return
-    for name in ("features", ".work"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for pattern in ("features_*.npy", "journal*.jsonl", "index.parquet", "failures.csv", "run.json"):
-        for path in folder.glob(pattern):
-            path.unlink()
+    with explain_refusals(folder), locked_folder(folder):
+        for journal in folder.glob("journal*.jsonl"):
+            LineLog(journal).close()
+        for name in ("features", ".work"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+        for pattern in ("features_*.npy", "journal*.jsonl", "index.parquet", "failures.csv", "run.json"):
+            for path in folder.glob(pattern):
+                path.unlink()

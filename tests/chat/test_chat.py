@@ -11,7 +11,10 @@ from PIL import Image
 
 from evals.scenes import draw_scene
 from sail_encoder import Chat, CheckpointError, ImageError, Sampling, UserError, ask_each, load_chat
-from sail_encoder.chat.batch import answer_file
+from sail_encoder.chat import command
+from sail_encoder.chat.answers import AnswerFile
+from sail_encoder.chat.batch import answer_all
+from sail_encoder.chat.questions import read_queries
 from sail_encoder.chat.terminal import answer_streamed, converse
 from sail_encoder.sail.convert import convert
 
@@ -41,17 +44,12 @@ def chat(loaded):
 
 
 @pytest.fixture
-def count_images(loaded, monkeypatch):
+def count_images(loaded):
     """How many patches each forward pass embeds."""
     counts = []
-    add_pixels = type(loaded.model.model)._add_pixels
-
-    def counted(self, tokens, pixel_values, patch_index):
-        counts.append(len(patch_index))
-        return add_pixels(self, tokens, pixel_values, patch_index)
-
-    monkeypatch.setattr(type(loaded.model.model), "_add_pixels", counted)
-    return counts
+    hook = loaded.model.model.vis_embed.register_forward_hook(lambda _, args, output: counts.append(len(output)))
+    yield counts
+    hook.remove()
 
 
 def scene(seed=3):
@@ -157,7 +155,7 @@ def test_sampling_is_reproducible_and_checked(chat):
 def test_vision_tokens_are_never_said(chat, monkeypatch):
     """Even where they are the likeliest tokens by far."""
     head = chat.model.lm_head
-    vision = chat.model.config.never_generated
+    vision = chat.model.config.all_vision_token_ids
     assert len(vision) == 6
 
     def prefer_vision(module, args, logits):
@@ -214,6 +212,19 @@ def test_interactive_conversation(chat, capsys, tmp_path):
     assert chat.messages == []
 
 
+def test_a_turn_that_fails_does_not_show_its_image(chat, count_images):
+    """Neither as the first of a conversation, which is encoded at once, nor later."""
+    fresh = chat.fork().ask("What color is it?", scene(), SHORT)
+    for _ in range(2):
+        with pytest.raises(UserError, match="more than the 2,048 of this model"):
+            chat.ask("word " * 3000, scene(), SHORT)
+    assert chat.ask("What color is it?", scene(), SHORT) == fresh
+    with pytest.raises(UserError, match="more than the 2,048 of this model"):
+        chat.ask("word " * 3000, scene(5), SHORT)
+    chat.ask("What color is it?", scene(5), SHORT)
+    assert chat._ids.count(chat.model.config.image_token_id) == 176
+
+
 @pytest.mark.parametrize("ending", [EOFError, KeyboardInterrupt])
 def test_ends_of_input(chat, ending):
     def read(prompt, state=[]):  # noqa: B006 - remembers between calls
@@ -244,10 +255,16 @@ def answers_in(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def answer_file(chat, questions, target, sampling=SHORT, batch_size=2, **options):
+    settings = {"model": "sail-tiny", "temperature": sampling.temperature}
+    with AnswerFile(target, read_queries(questions), settings, **options) as answers:
+        return answer_all(chat, answers, questions.parent, sampling, batch_size)
+
+
 def test_a_file_of_questions(chat, questions, tmp_path):
     alone, together = tmp_path / "alone.jsonl", tmp_path / "together.jsonl"
-    assert answer_file(chat, questions, alone, SHORT, 1) == 1
-    assert answer_file(chat, questions, together, SHORT, 4) == 1
+    assert answer_file(chat, questions, alone, batch_size=1) == 1
+    assert answer_file(chat, questions, together, batch_size=4) == 1
     assert answers_in(alone) == answers_in(together)
     rows = answers_in(alone)
     assert ["error" in row for row in rows] == [False, False, True, False, True, False]
@@ -255,21 +272,57 @@ def test_a_file_of_questions(chat, questions, tmp_path):
     assert rows[0]["answer"] == chat.ask("What color is it?", tmp_path / "3.png", SHORT)
 
 
-def test_a_killed_file_run_goes_on(chat, questions, tmp_path, monkeypatch):
+@pytest.fixture
+def count_questions(chat, monkeypatch):
+    """How many questions each call of `generate` answers."""
+    counts, generate = [], chat.model.generate
+    monkeypatch.setattr(
+        chat.model, "generate", lambda **inputs: counts.append(len(inputs["input_ids"])) or generate(**inputs)
+    )
+    return counts
+
+
+def test_a_killed_file_run_goes_on(chat, questions, tmp_path, count_questions):
     whole, target = tmp_path / "whole.jsonl", tmp_path / "target.jsonl"
-    answer_file(chat, questions, whole, SHORT, 2)
+    answer_file(chat, questions, whole)
+    assert sum(count_questions) == 4
     lines = whole.read_text().splitlines(keepends=True)
     target.write_text("".join(lines[:3]) + lines[3][:10])
-    asked = []
-    monkeypatch.setattr(
-        "sail_encoder.chat.batch._generate",
-        lambda chat, conversations, sampling, original=sys.modules["sail_encoder.chat.batch"]._generate: (
-            asked.append(len(conversations)) or original(chat, conversations, sampling)
-        ),
-    )
-    answer_file(chat, questions, target, SHORT, 2)
+    (tmp_path / "target.jsonl.run.json").write_text((tmp_path / "whole.jsonl.run.json").read_text())
+    answer_file(chat, questions, target)
     assert target.read_text() == whole.read_text()
-    assert sum(asked) < 6
+    assert sum(count_questions) == 4 + 2
+
+
+def test_answers_end_where_the_range_of_the_model_ends(chat, questions, tmp_path, monkeypatch):
+    """The longest prompt of a batch takes no room from the others, and none goes beyond the limit."""
+    source = tmp_path / "two.jsonl"
+    prompts = ("Describe the image.", "Describe the image. " * 8)
+    source.write_text("\n".join(json.dumps({"image": "3.png", "prompt": prompt}) for prompt in prompts))
+    lengths = [len(chat.processor.tokenize([f"<s>[INST] {prompt} [/INST]"], [])[0].ids) for prompt in prompts]
+    patches = chat.processor.image_processor(Image.open(tmp_path / "3.png"), return_tensors="pt")["pixel_values"]
+    limit = len(patches) + 2 + lengths[1] + 3
+    monkeypatch.setattr(chat.model.config, "max_position_embeddings", limit)
+    whole = Sampling(max_new_tokens=12)
+    answer_file(chat, source, tmp_path / "a.jsonl", whole)
+    first, second = (row["answer"] for row in answers_in(tmp_path / "a.jsonl"))
+    assert [first, second] == [chat.fork().ask(prompt, tmp_path / "3.png", whole) for prompt in prompts]
+    assert len(chat.processor.tokenizer(second, add_special_tokens=False)["input_ids"]) <= 3
+    assert len(first) > len(second)
+
+
+def test_answers_of_other_settings_are_refused(chat, questions, tmp_path):
+    target, warm = tmp_path / "a.jsonl", Sampling(12, temperature=1.5)
+    answer_file(chat, questions, target)
+    with pytest.raises(UserError, match=r"temperature was 0.0, now 1.5; use another --output or --overwrite true"):
+        answer_file(chat, questions, target, warm)
+    assert answer_file(chat, questions, target, warm, overwrite=True) == 1
+    assert answer_file(chat, questions, target, warm) == 1
+    with pytest.raises(UserError, match=r"temperature was 1\.5, now 0\.0"):
+        answer_file(chat, questions, target)
+    (tmp_path / "a.jsonl.run.json").unlink()
+    with pytest.raises(UserError, match=r"no a\.jsonl\.run\.json says how they were made"):
+        answer_file(chat, questions, target, warm)
 
 
 @pytest.mark.parametrize(
@@ -283,16 +336,31 @@ def test_a_killed_file_run_goes_on(chat, questions, tmp_path, monkeypatch):
         ("", "holds no questions"),
     ],
 )
-def test_bad_question_files(chat, tmp_path, content, message):
+def test_bad_question_files(tmp_path, content, message):
     (tmp_path / "q.jsonl").write_text(content)
     with pytest.raises(UserError, match=message):
-        answer_file(chat, tmp_path / "q.jsonl", tmp_path / "a.jsonl", SHORT, 2)
+        read_queries(tmp_path / "q.jsonl")
 
 
-def test_answers_to_other_questions_are_refused(chat, questions, tmp_path):
+def test_answers_to_other_questions_are_refused(questions, tmp_path):
     (tmp_path / "a.jsonl").write_text('{"prompt": "another", "image": null, "answer": "x"}\n')
+    (tmp_path / "a.jsonl.run.json").write_text('{"settings": {}}')
     with pytest.raises(UserError, match="answers another question"):
-        answer_file(chat, questions, tmp_path / "a.jsonl", SHORT, 2)
+        AnswerFile(tmp_path / "a.jsonl", read_queries(questions), {})
+
+
+def test_where_answers_cannot_go(tmp_path):
+    (tmp_path / "file").write_text("")
+    for target in (tmp_path, tmp_path / "file" / "a.jsonl"):
+        with pytest.raises(UserError, match=r"cannot be written .*; use another --output"):
+            AnswerFile(target, [], {})
+    (tmp_path / "notes.txt").write_text("my notes\n")
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="holds something other than answers; use another --output"):
+            AnswerFile(tmp_path / "notes.txt", [], {}, overwrite)
+    assert (tmp_path / "notes.txt").read_text() == "my notes\n"
+    with AnswerFile(tmp_path / "new" / "a.jsonl", [], {}) as answers:
+        assert answers.done == 0
 
 
 def test_an_encoder_cannot_chat(tmp_path):
@@ -315,10 +383,29 @@ def test_the_command(tmp_path):
         command = [sys.executable, "-m", "sail_cli", "chat", *arguments]
         return subprocess.run(command, capture_output=True, text=True, input=text)
 
-    answer = sail(str(tmp_path / "a.png"), "What color is it?")
-    assert answer.returncode == 0
-    assert answer.stdout.strip() in answer.stdout.splitlines()
-    talked = sail(str(tmp_path / "a.png"), text="What color is it?\n")
-    assert answer.stdout.strip() in talked.stdout
-    wrong = sail("--input", "a.jsonl")
-    assert (wrong.returncode, wrong.stderr) == (2, "sail: --input and --output go together\n")
+    question = "What color is it?"
+    answer = load_chat("sail-tiny").ask(question, tmp_path / "a.png")
+    printed = sail(str(tmp_path / "a.png"), question)
+    assert (printed.returncode, printed.stdout) == (0, answer + "\n")
+    assert sail(str(tmp_path / "a.png"), text=f"{question}\n").stdout == f"> {answer}\n> "
+    (tmp_path / "q.jsonl").write_text(json.dumps({"image": "a.png", "prompt": question}))
+    files = ("--input", str(tmp_path / "q.jsonl"), "--output", str(tmp_path / "new" / "a.jsonl"))
+    assert sail(*files).returncode == 0
+    assert [row["answer"] for row in answers_in(tmp_path / "new" / "a.jsonl")] == [answer]
+    assert "temperature was 0.0, now 1.0" in sail(*files, "--temperature", "1").stderr
+
+
+def test_wrong_use_is_told_before_a_model_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr("sail_encoder.chat.conversation.load_chat", lambda *options: pytest.fail("loaded a model"))
+    (tmp_path / "q.jsonl").write_text("{")
+    files = {"input": str(tmp_path / "q.jsonl"), "output": str(tmp_path / "a.jsonl")}
+    for options, message in (
+        ({"input": "q.jsonl"}, "--input and --output go together"),
+        ({**files, "output": files["input"]}, "--input and --output are both"),
+        ({**files, "image": "a.png"}, "IMAGE and PROMPT do not go with --input"),
+        ({**files, "prompt": "What?"}, "IMAGE and PROMPT do not go with --input"),
+        ({**files, "batch_size": 0}, "--batch_size cannot be 0"),
+        (files, "line 1 is not JSON"),
+    ):
+        with pytest.raises(UserError, match=message):
+            command.chat(**options)

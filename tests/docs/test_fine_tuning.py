@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from evals.scenes import draw_scene
-from sail_encoder import Chat, SailForCausalLM
+from sail_encoder import Chat, SailForCausalLM, load_chat
 
 PAGE = Path(__file__).parents[2] / "docs" / "fine-tuning.md"
 
 
 @pytest.fixture(scope="module")
 def after_the_example(tmp_path_factory):
-    [code] = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    code = "\n".join(re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("run"))
         patch.setenv("ACCELERATE_USE_CPU", "true")
@@ -37,6 +37,8 @@ def test_what_was_learned_is_said_and_saved(after_the_example):
     )
     assert answer.startswith("the ")
     assert (after_the_example["folder_of_run"] / "runs" / "lora" / "adapter" / "adapter_model.safetensors").is_file()
+    saved = load_chat(str(after_the_example["folder_of_run"] / "runs" / "lora" / "merged"))
+    assert saved.ask("What do you see?", draw_scene(99, 1, 112, 112).image) == answer
 
 
 def test_labels_are_the_answers(after_the_example):

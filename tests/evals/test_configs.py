@@ -14,7 +14,7 @@ from evals.datasets.made import MADE
 from evals.features import _plan
 from evals.probe import probe
 from evals.probing import build_probe, check_stepwise, parse_probes, parts_for
-from heads.logistic import Descent
+from heads.logistic import LogisticSolver
 from heads.trained import TrainedProbe
 from sail_cli import COMMANDS, _build_parser, main
 from sail_encoder.errors import UserError
@@ -32,8 +32,9 @@ def read(path):
 
 
 def parse(path):
-    """The arguments of `sail probe` that a configuration gives."""
-    values = _build_parser("probe", probe, COMMANDS["probe"]).parse_args([f"--config={path}"]).as_dict()
+    """The arguments of `sail probe` that a configuration gives; where ImageNet-1k is, the user says."""
+    data = [] if "data" in read(path) else ["--data=IMAGENET"]
+    values = _build_parser("probe", probe, COMMANDS["probe"]).parse_args([f"--config={path}", *data]).as_dict()
     values.pop("config")
     return values
 
@@ -44,15 +45,16 @@ class WorkBeginsError(Exception):
 
 def made_up(name, *options):
     """Six hundred samples of six classes, under the name of any data set."""
-    if name not in {*MADE, "imagenet1k"}:
+    if name not in {*MADE, "IMAGENET"}:
         raise UserError(f"no data set '{name}'")
     keys, targets = [f"{row:03d}" for row in range(600)], np.arange(600) % 6
     return LabelledImages(name, ImageList(name, []), keys, targets, [""] * 600)
 
 
 def backbone(name):
-    """Sizes of SAIL-7B, under any name."""
-    sizes = {"patch_size": 14, "embed_dim": WIDTH, "num_layers": 32, "attention_dim": WIDTH, "extra_tokens": 2}
+    """Sizes as of SAIL-7B, under any name; raw pixels are patches of 16."""
+    side = 16 if name.startswith("raw/") else 14
+    sizes = {"patch_size": side, "embed_dim": WIDTH, "num_layers": 32, "attention_dim": WIDTH, "extra_tokens": 2}
     return BackboneSpec(name=name, kind="SAIL", block_parameters=1, other_parameters=1, resize=Resize(), **sizes)
 
 
@@ -116,11 +118,11 @@ def trained(one):
 
 def fitted(one, monkeypatch):
     """The values that a probe tries, what its solver is asked for, and what it makes of made-up features."""
-    rng, asked, solve = np.random.default_rng(0), [], Descent.solve
-    monkeypatch.setattr(Descent, "solve", lambda self, *wanted: asked.append(wanted) or solve(self, *wanted))
+    rng, asked, solve = np.random.default_rng(0), [], LogisticSolver.solve
+    monkeypatch.setattr(LogisticSolver, "solve", lambda self, *wanted: asked.append(wanted) or solve(self, *wanted))
     (train, val, test), targets = rng.normal(size=(3, 60, 4)), np.arange(60) % 3
     scores = one.fit(train, targets, (val, targets)).scores(test)
-    monkeypatch.setattr(Descent, "solve", solve)
+    monkeypatch.setattr(LogisticSolver, "solve", solve)
     return one.candidates(), asked, scores.tolist()
 
 
@@ -143,7 +145,7 @@ def test_loaded_and_built(path):
     assert f"configs/probe/{path.name}" in path.read_text(encoding="utf-8")
     arguments = parse(path)
     assert set(arguments) == set(inspect.signature(probe).parameters)
-    assert arguments["data"] in {*MADE, "imagenet1k"}
+    assert arguments["data"] == "IMAGENET" if path.stem.startswith("imagenet1k") else arguments["data"] in MADE
     for name, settings in parse_probes(arguments["probes"]).items():
         one = build_probe(name, settings, "classification", 0, "cpu")
         one.check()
@@ -163,6 +165,7 @@ def changed(value):
 
 
 def fields():
+    """Every field of every configuration."""
     for path in CONFIGS:
         content = read(path)
         for name in content:
@@ -173,7 +176,7 @@ def fields():
                 yield pytest.param(path, ("probes", name, setting), id=f"{path.stem}-{name}-{setting}")
 
 
-@pytest.mark.parametrize(("path", "keys"), fields())
+@pytest.mark.parametrize(("path", "keys"), list(fields()))
 def test_every_field_is_consumed(path, keys, reached, tmp_path):
     content = read(path)
     place = content

@@ -13,7 +13,7 @@ from pyarrow import parquet
 from scipy.io import savemat
 
 from evals.datasets.folders import DEVKIT
-from evals.datasets.labelled import LabelledImages
+from evals.datasets.labelled import LabelledImages, part_of
 from evals.datasets.loading import load_dataset
 from evals.datasets.made import MADE, SCENE_PARTS
 from evals.datasets.splits import split
@@ -60,6 +60,44 @@ def test_folders_of_parts(tmp_path):
         ("train/cat/a.png", "cat", "train"),
         ("valid/cat/b.png", "cat", "val"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("train2017", "train"),
+        ("Training_set", "train"),
+        ("val2017", "val"),
+        ("valid-images", "val"),
+        ("dev", "val"),
+        ("eval", "val"),
+        ("test_2", "test"),
+        *((name, "") for name in ("valley", "trainer", "testudo", "device", "train_station", "2017")),
+    ],
+)
+def test_names_of_parts(name, part):
+    assert part_of(name) == part
+
+
+def test_parts_with_a_suffix(tmp_path):
+    put(tmp_path, "train2017/cat/a.png", "val2017/dog/b.png")
+    assert samples(load_dataset(str(tmp_path))) == [
+        ("train2017/cat/a.png", "cat", "train"),
+        ("val2017/dog/b.png", "dog", "val"),
+    ]
+
+
+def test_parts_are_not_taken_for_classes(tmp_path):
+    folds = put(tmp_path / "folds", "one/cat/a.png", "one/dog/b.png", "two/cat/c.png", "two/dog/d.png")
+    with pytest.raises(
+        DatasetError, match=r"'one' and 'two' have the same folders inside \(cat, dog\), .*; name parts"
+    ):
+        load_dataset(str(folds))
+    put(folds, "two/bird/e.png")
+    assert set(load_dataset(str(folds)).targets) == {"one", "two"}
+    mixed = put(tmp_path / "mixed", "train/cat/a.png", "holdout/cat/b.png")
+    with pytest.raises(DatasetError, match="'train' is a part of the set, but 'holdout' beside it is none; name parts"):
+        load_dataset(str(mixed))
 
 
 def test_images_without_a_class(tmp_path):
@@ -237,6 +275,18 @@ def test_webdataset(tmp_path):
     write_tar(tmp_path / "broken.tar", {"1.png": png(), "1.json": b"{"})
     with pytest.raises(DatasetError, match=r"1\.json is not JSON"):
         load_dataset(str(tmp_path / "broken.tar"))
+
+
+@pytest.mark.parametrize("order", [("cls", "png", "txt"), ("txt", "json", "png", "cls")])
+def test_captions_are_not_taken_for_labels(tmp_path, order):
+    contents = {"cls": b"7", "png": png(), "txt": b"a photo of a dog", "json": b'{"label": "9"}'}
+    write_tar(tmp_path / "a.tar", {f"1.{suffix}": contents[suffix] for suffix in order})
+    assert load_dataset(str(tmp_path / "a.tar")).targets.tolist() == ["7"]
+    if "json" in order:
+        assert load_dataset(str(tmp_path / "a.tar"), label_column="label").targets.tolist() == ["9"]
+    write_tar(tmp_path / "b.tar", {"1.png": png(), "1.cls": b"\xff\xfe"})
+    with pytest.raises(DatasetError, match=r"1\.cls is no text .*; choose another member with --label_column"):
+        load_dataset(str(tmp_path / "b.tar"))
 
 
 def save_to_disk(folder, images, labels):

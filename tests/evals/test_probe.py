@@ -22,10 +22,10 @@ from evals.processes import Processes
 from heads.registry import load_probe
 from heads.ridge import RidgeProbe
 from heads.rows import Selection
-from heads.training import Training
+from heads.training import BankTraining
 from sail_cli import main
-from sail_encoder.backbone import load_backbone
 from sail_encoder.errors import StoreError
+from sail_encoder.loading import load_backbone
 from sail_encoder.store.reading import FeatureFolder
 
 PROBES = "linear,logistic,ridge,knn,attentive"
@@ -114,8 +114,8 @@ def test_no_deeper_than_needed(pets, small_checkpoint, tmp_path, monkeypatch):
 
 
 def test_a_signal_while_extracting_ends_with_its_status(pets, small_checkpoint, tmp_path, monkeypatch, capsys):
-    progress = SimpleNamespace(done=7)
-    monkeypatch.setattr("evals.features.run_plan", lambda *arguments: (None, progress, 143))
+    stopped = SimpleNamespace(progress=SimpleNamespace(done=7), status=143)
+    monkeypatch.setattr("evals.features.run_plan", lambda *arguments: stopped)
     with pytest.raises(SystemExit) as ended:
         main(["probe", str(pets), "--out", str(tmp_path), "--model", str(small_checkpoint)])
     assert ended.value.code == 143
@@ -347,7 +347,7 @@ def test_online_goes_on_from_a_checkpoint(pets, small_checkpoint, tmp_path, monk
     whole, stopped = (["--out", str(tmp_path / name)] for name in ("whole", "stopped"))
     assert main([*command, *whole]) == 0
     steps = []
-    original = Training.step
+    original = BankTraining.step
 
     def stop_at_eight(self, *batch):
         steps.append(1)
@@ -355,7 +355,7 @@ def test_online_goes_on_from_a_checkpoint(pets, small_checkpoint, tmp_path, monk
             raise KeyboardInterrupt
         original(self, *batch)
 
-    monkeypatch.setattr(Training, "step", stop_at_eight)
+    monkeypatch.setattr(BankTraining, "step", stop_at_eight)
     assert main([*command, *stopped]) == 130
     capsys.readouterr()
     assert main([*command, *stopped, "--crop", "42"]) == 2
@@ -374,10 +374,10 @@ def test_online_goes_on_from_a_checkpoint(pets, small_checkpoint, tmp_path, monk
 ON_A_DEVICE_EACH = """
 import os, sys
 import evals.online
-from heads.training import Training
+from heads.training import BankTraining
 from sail_cli import main
 
-rank, step, build = int(os.environ["RANK"]), Training.step, evals.online.build_probe
+rank, step, build = int(os.environ["RANK"]), BankTraining.step, evals.online.build_probe
 steps = 0
 
 def build_here(name, options, task, seed, device):
@@ -390,7 +390,7 @@ def count(self, *batch):
         sys.exit(3)
     step(self, *batch)
 
-evals.online.CHECKPOINT_EVERY, evals.online.build_probe, Training.step = 5, build_here, count
+evals.online.CHECKPOINT_EVERY, evals.online.build_probe, BankTraining.step = 5, build_here, count
 status = main(sys.argv[1:])
 print(f"process {rank} took {steps} steps")
 sys.exit(status)

@@ -1,15 +1,14 @@
 """200 damaged or odd files: none stops the run, none gives a silent wrong grid."""
 
 import io
-import zlib
 
 import numpy as np
 import pytest
-from helpers import noise
+from helpers import bomb, noise
 from PIL import Image
 from pyarrow import parquet
 
-from sail_encoder.extract import extract
+from sail_encoder.extraction.command import extract
 from sail_encoder.pixels import read_image
 from sail_encoder.resizing import native_grid
 
@@ -22,17 +21,6 @@ def encoded(image, kind="PNG", **options):
 
 def picture(seed, height=40, width=60):
     return Image.fromarray(noise(height, width, seed))
-
-
-def bomb():
-    """A small file that unpacks to 30,000 x 30,000 pixels."""
-    header = b"IHDR" + (30000).to_bytes(4, "big") * 2 + bytes([1, 0, 0, 0, 0])
-    rows = b"IDAT" + zlib.compress(b"\0" * 1000)
-
-    def chunk(body):
-        return (len(body) - 4).to_bytes(4, "big") + body + zlib.crc32(body).to_bytes(4, "big")
-
-    return b"\x89PNG\r\n\x1a\n" + chunk(header) + chunk(rows) + chunk(b"IEND")
 
 
 def odd_files(seed):

@@ -1,5 +1,7 @@
+import errno
 import io
 import json
+import os
 import tarfile
 
 import numpy as np
@@ -11,8 +13,9 @@ from pyarrow import parquet
 
 from sail_encoder import load_backbone
 from sail_encoder.errors import StoreError, UserError
-from sail_encoder.extract import extract
 from sail_encoder.extraction import pipeline
+from sail_encoder.extraction.command import extract
+from sail_encoder.store import sinks
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +33,13 @@ def run(small_checkpoint, photos, tmp_path):
         return folder, status
 
     return run_extract
+
+
+def fail_with(error):
+    def fail(self, pack, layers, norm):
+        raise error
+
+    return fail
 
 
 def index(folder):
@@ -133,6 +143,41 @@ def test_another_model_or_another_source_in_the_same_folder_is_refused(run, tmp_
         run(source=save_images(tmp_path / "elsewhere", 2))
 
 
+def test_a_run_that_raises_lets_go_of_the_folder(run, monkeypatch):
+    with monkeypatch.context() as broken:
+        broken.setattr("sail_encoder.sail.backbone.SailVisionBackbone.encode_packed", fail_with(RuntimeError("a bug")))
+        with pytest.raises(RuntimeError) as kept:
+            run()
+    folder, status = run()
+    assert status == 0
+    assert len(index(folder)) == 12
+    assert kept.value.__traceback__ is not None, "as a notebook keeps it, with all that its frames hold"
+
+
+@pytest.mark.parametrize("pool", ["none", "mean"])
+def test_a_disk_that_fills_up_ends_the_run_and_it_goes_on(run, monkeypatch, capsys, pool):
+    whole, _ = run("whole", pool=pool, token_budget=40)
+    sink = sinks.FileSink if pool == "none" else sinks.ShardSink
+    original, written = sink.write, []
+
+    def fill_up(self, records, arrays):
+        written.append(len(records))
+        if len(written) == 4:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return original(self, records, arrays)
+
+    with monkeypatch.context() as full:
+        full.setattr(sink, "write", fill_up)
+        with pytest.raises(StoreError, match="No space left on device"):
+            run(pool=pool, token_budget=40)
+    assert len(written) == 4, "nothing is written behind a failure"
+    folder, status = run(pool=pool, token_budget=40)
+    assert status == 0
+    assert f"{12 - sum(written[:3])} of them new" in capsys.readouterr().out
+    for path, row in index(folder).items():
+        assert (stored(folder, row) == stored(whole, index(whole)[path])).all()
+
+
 def test_overwrite_starts_again(run):
     run()
     folder, status = run(layers="0", overwrite=True)
@@ -169,6 +214,7 @@ def test_one_process_a_device(run):
     folder, status = run("devices", dtype="float32", devices="cpu,cpu")
     assert status == 0
     assert len(json.loads((folder / "run.json").read_text())["runs"]) == 2
+    assert run("devices", dtype="float32") == (folder, 0), "one device goes on where several have ended"
     for path, row in index(folder).items():
         np.testing.assert_allclose(stored(folder, row), stored(whole, index(whole)[path]), rtol=1e-4, atol=1e-5)
 
@@ -229,23 +275,41 @@ def test_out_of_memory_halves_the_budget_and_goes_on(run, monkeypatch):
         np.testing.assert_allclose(stored(folder, row), stored(reference, index(reference)[path]), rtol=1e-4, atol=1e-5)
 
 
-def test_an_image_that_is_too_large_alone_is_a_failure(run, monkeypatch):
-    def fail(self, pack, layers, norm):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr("sail_encoder.sail.backbone.SailVisionBackbone.encode_packed", fail)
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+def test_an_image_that_is_too_large_alone_is_a_failure(run, monkeypatch, device):
+    error = {
+        "cuda": torch.OutOfMemoryError("CUDA out of memory"),
+        "mps": RuntimeError("MPS backend out of memory (...)"),
+    }
+    monkeypatch.setattr("sail_encoder.sail.backbone.SailVisionBackbone.encode_packed", fail_with(error[device]))
     folder, status = run()
     assert status == 1
     assert (folder / "failures.csv").read_text().count("out of memory with its") == 12
 
 
-def test_other_errors_are_not_mistaken_for_memory(run, monkeypatch):
-    def fail(self, pack, layers, norm):
-        raise RuntimeError("a bug")
+def test_a_copy_that_nothing_can_wait_for_is_waited_for_at_once(monkeypatch):
+    begun, original = [], torch.Tensor.to
 
-    monkeypatch.setattr("sail_encoder.sail.backbone.SailVisionBackbone.encode_packed", fail)
+    def to(self, *arguments, non_blocking=False):
+        begun.append(non_blocking)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    assert pipeline.OnHost.copy(torch.zeros(1, 2, 3)).arrived is None
+    assert begun == [False, False]
+
+
+def test_other_errors_are_not_mistaken_for_memory(run, monkeypatch):
+    monkeypatch.setattr("sail_encoder.sail.backbone.SailVisionBackbone.encode_packed", fail_with(RuntimeError("a bug")))
     with pytest.raises(RuntimeError, match="a bug"):
         run()
+
+
+def test_overwrite_is_refused_where_others_share_the_run(run):
+    folder, _ = run()
+    with pytest.raises(UserError, match="would delete what the other shards have written"):
+        run(shard="1/8", overwrite=True)
+    assert len(list((folder / "features").iterdir())) == 12
 
 
 def test_mistakes_are_one_line(run):

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import pty
 import random
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import time
 import pytest
 from helpers import save_images
 
-from sail_encoder.extract import extract
+from sail_encoder.extraction.command import extract
 
 KILLS_AT_WORK = 20
 KILLS_AT_THE_END = 5
@@ -30,9 +31,9 @@ def server():
     """Starts processes that have imported everything already, so that kills fall into the work."""
     context = multiprocessing.get_context("forkserver")
     modules = [
-        "sail_encoder.extract",
+        "sail_encoder.extraction.command",
         "sail_encoder.sail.backbone",
-        "sail_encoder.extraction.pipeline",
+        "sail_encoder.extraction.run",
         "pyarrow.parquet",
     ]
     context.set_forkserver_preload(modules)
@@ -125,3 +126,30 @@ def test_signals_end_cleanly(source, tmp_path, number):
         assert (tmp_path / "out" / record["file"]).stat().st_size == record["file_bytes"]
     assert extract([str(source)], **options(tmp_path / "out", "none")) == 1
     assert len(list((tmp_path / "out" / "features").iterdir())) == 90
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_end_the_processes_of_all_devices(source, tmp_path, number):
+    """A terminal sends Ctrl-C to all processes at once, `kill` sends SIGTERM to the first alone."""
+    terminal, keyboard = pty.openpty()
+    flags = [f"--{name}={value}" for name, value in {**options(tmp_path / "out", "none"), "devices": "cpu,cpu"}.items()]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sail_cli", "extract", str(source), *flags],
+        stdin=keyboard,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+    journals = [tmp_path / "out" / f"journal_{index}_of_2.jsonl" for index in range(2)]
+    while process.poll() is None and not all(path.exists() and path.stat().st_size for path in journals):
+        time.sleep(0.005)
+    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+    _, errors = process.communicate()
+    os.close(terminal)
+    os.close(keyboard)
+    assert process.returncode == 128 + number, errors
+    assert "the same command goes on" in errors
+    assert "Traceback" not in errors
+    done = [record for path in journals for line in path.read_text().splitlines() for record in json.loads(line)]
+    assert len(done) < 91

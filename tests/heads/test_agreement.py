@@ -1,8 +1,11 @@
 """logistic, ridge and knn against scikit-learn, and against a second way of computing the same."""
 
+import warnings
+
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier
 from sklearn.model_selection import GridSearchCV
 from sklearn.multiclass import OneVsRestClassifier
@@ -14,6 +17,7 @@ from heads.contract import HeadError
 from heads.knn import KNNProbe
 from heads.logistic import LogisticProbe
 from heads.ridge import RidgePath, RidgeProbe
+from heads.targets import TargetSpace
 from sail_encoder.errors import UserError
 
 
@@ -78,6 +82,20 @@ def test_logistic_with_ill_conditioned_features_takes_few_steps(digits):
     theirs = LogisticRegression(C=1.0, max_iter=ours.n_iter_).fit(X, y)
     reached = softmax_objective(ours.coef_, ours.intercept_, X, y, 1.0)
     assert reached < softmax_objective(theirs.coef_, theirs.intercept_, X, y, 1.0)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_logistic_says_when_its_steps_were_not_enough(digits, dtype):
+    X, y = digits[0].astype(dtype), digits[1]
+    with pytest.warns(ConvergenceWarning, match="C=1 ended at max_iter=4 before it converged"):
+        ended = LogisticProbe(C=1.0, max_iter=4).fit(X, y)
+    assert ended.n_iter_ == 4
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        needed = LogisticProbe(C=1.0).fit(X, y).n_iter_
+        assert LogisticProbe(C=1.0, max_iter=needed + 1).fit(X, y).n_iter_ == needed
+    with pytest.warns(ConvergenceWarning):
+        LogisticProbe(C=1.0, max_iter=needed - 1).fit(X, y)
 
 
 def test_the_path_is_chosen_on_validation_and_fitted_again_on_both(digits):
@@ -250,5 +268,11 @@ def test_data_that_cannot_be_learned(digits, kind):
         assert "\n" not in str(caught.value)
     with pytest.raises(HeadError, match="the validation set is empty"):
         kind().fit(X, y, validation=(X[:0], y[:0]))
+    with pytest.raises(HeadError, match="3 rows of features, but 4 targets"):
+        kind().fit(X, y, validation=(X[:3], y[:4]))
+    with pytest.raises(HeadError, match="targets have 2 columns, those of training 3"):
+        kind().fit(X, np.eye(3)[y % 3], validation=(X, np.eye(2)[y % 2]))
+    with pytest.raises(HeadError, match="there are no targets"):
+        TargetSpace.of([], "classification")
     with pytest.raises(HeadError, match="class '11' is in the validation set"):
         kind().fit(X, y, validation=(X[:1], np.array([11])))

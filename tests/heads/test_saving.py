@@ -4,10 +4,12 @@ import dataclasses
 import json
 import subprocess
 import sys
+import warnings
 from importlib.metadata import EntryPoint, EntryPoints
 
 import numpy as np
 import pytest
+import torch
 
 from heads import registry
 from heads.attentive import AttentiveProbe
@@ -37,10 +39,12 @@ def features_for(probe, X):
 PROBES = [
     LinearProbe(steps=10),
     LinearProbe(steps=10, batch_norm=True, lrs=(0.1,)),
+    LinearProbe(steps=10, batch_norm="affine", lrs=(0.1, 0.2)),
     LogisticProbe(),
     RidgeProbe(alphas=np.array([1.0, 10.0])),
     KNNProbe(),
     AttentiveProbe(steps=5, queries=2, project_keys=False),
+    AttentiveProbe(steps=5, classifier_bias=False, batch_norm="affine"),
 ]
 TASKS = [(probe, targets) for probe in PROBES for targets in ("names", "labels")]
 TASKS += [
@@ -59,6 +63,8 @@ def test_saved_and_loaded(data, probe, targets, tmp_path):
     again = load_probe(tmp_path / "head", SOURCE)
     assert type(again) is type(probe)
     assert again.chosen_ == probe.chosen_
+    if targets != "numbers":
+        np.testing.assert_array_equal(again.classes_, ["ant", "bee", "cat"] if targets == "names" else [0, 1])
     assert again.path_ == probe.path_
     np.testing.assert_array_equal(again.predict(X), probe.predict(X))
     np.testing.assert_allclose(again.scores(X), probe.scores(X))
@@ -97,6 +103,47 @@ def test_a_head_is_used_where_it_is_loaded(data, probe, tmp_path):
         load_probe(tmp_path, device="cuda:99")
 
 
+@pytest.mark.parametrize("validated", [None, slice(60, 90)])
+def test_neighbours_are_saved_in_the_type_of_their_features(data, validated, tmp_path):
+    X, names = torch.from_numpy(data[0]).half(), data[1]
+    held = None if validated is None else (X[validated], names[validated])
+    probe = KNNProbe().fit(X[:60], names[:60], validation=held)
+    saved = probe.tensors()["features"]
+    assert saved.dtype == torch.float16
+    assert torch.equal(saved, X[:60] if validated is None else X)
+    probe.save(tmp_path)
+    np.testing.assert_allclose(load_probe(tmp_path).scores(X), probe.scores(X))
+
+
+@pytest.fixture
+def _warned_always():
+    """PyTorch warns of some things only once in a process."""
+    torch.set_warn_always(True)
+    yield
+    torch.set_warn_always(False)
+
+
+@pytest.mark.usefixtures("_warned_always")
+@pytest.mark.parametrize("probe", [KNNProbe(), AttentiveProbe(steps=2), LinearProbe(steps=2)])
+def test_memory_maps_are_read_without_a_warning(data, probe, tmp_path):
+    np.save(tmp_path / "x.npy", data[0])
+    X = features_for(probe, np.load(tmp_path / "x.npy", mmap_mode="r"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        probe.fit(X, data[1]).save(tmp_path / "head")
+
+
+def test_neighbours_are_saved_without_a_copy_of_their_features(data, tmp_path):
+    np.save(tmp_path / "x.npy", data[0])
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    probe = KNNProbe(k=5).fit(mapped, data[1])
+    assert probe.tensors()["features"].data_ptr() == mapped.ctypes.data
+    some = KNNProbe(refit=False).fit(mapped, data[1])
+    kept = some.tensors()["features"]
+    assert 0 < len(kept) < len(mapped)
+    assert {row.tobytes() for row in kept.numpy()} < {row.tobytes() for row in data[0]}
+
+
 def test_folders_without_a_head(data, tmp_path):
     with pytest.raises(HeadError, match="holds no head that can be read"):
         load_probe(tmp_path)
@@ -106,6 +153,24 @@ def test_folders_without_a_head(data, tmp_path):
     (tmp_path / "head.safetensors").write_bytes(b"damaged")
     with pytest.raises(HeadError, match="holds no head that can be read"):
         load_probe(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"source": {"backbone": "a"}}, "holds no head that can be read"),
+        ({"settings": {"rates": 1}}, "is of another version .*rates.*; fit it again"),
+        ({"settings": {"lrs": "fast"}}, "lrs is 'fast'"),
+        ({"settings": {"batch_norm": True}}, "do not fit its settings; fit it again"),
+    ],
+)
+def test_heads_that_do_not_fit(data, change, message, tmp_path):
+    LinearProbe(steps=1).fit(*data).save(tmp_path)
+    description = json.loads((tmp_path / "head.json").read_text())
+    (tmp_path / "head.json").write_text(json.dumps({**description, **change}))
+    with pytest.raises(HeadError, match=message) as caught:
+        load_probe(tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 def test_other_packages_add_heads(monkeypatch):

@@ -11,7 +11,7 @@ from heads.attentive import AttentiveProbe
 from heads.contract import HeadError
 from heads.linear import LinearProbe
 from heads.pooling import AttentionPool, pack_patches, pool_grid
-from heads.training import Recipe, shuffled_batches
+from heads.training import shuffled_batches
 
 RATES = (1e-3, 1e-2, 0.1)
 
@@ -39,10 +39,11 @@ def grids():
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lars"])
-@pytest.mark.parametrize("ema", [0.0, 0.9])
-def test_many_learning_rates_at_once_are_each_alone(digits, optimizer, ema):
+@pytest.mark.parametrize(("ema", "batch_norm"), [(0.0, False), (0.9, False), (0.0, "affine")])
+def test_many_learning_rates_at_once_are_each_alone(digits, optimizer, ema, batch_norm):
     X, y, more, labels = digits
     settings = {"optimizer": optimizer, "ema": ema, "weight_decay": 0.01, "warmup": 0.2, "steps": 15}
+    settings["batch_norm"] = batch_norm
     together = LinearProbe(lrs=RATES, **settings).fit(X, y, validation=(more, labels))
     alone = [LinearProbe(lrs=(lr,), **settings).fit(X, y) for lr in RATES]
     accuracies = [np.mean(one.predict(more) == labels) for one in alone]
@@ -72,6 +73,26 @@ def test_linear_is_plain_sgd(digits):
     np.testing.assert_allclose(probe.scores(X), expected, atol=1e-5)
 
 
+def test_batch_norm_with_weights_is_that_of_torch(digits):
+    X, y = digits[0], digits[1]
+    probe = LinearProbe(lrs=0.5, batch_norm="affine", steps=20, batch_size=100, seed=3).fit(X, y)
+    torch.manual_seed(3)
+    weight = 0.01 * torch.randn(10, 64)
+    plain = nn.Sequential(nn.BatchNorm1d(64, eps=1e-6), nn.Linear(64, 10))
+    with torch.no_grad():
+        plain[1].weight.copy_(weight)
+        plain[1].bias.zero_()
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.5 * 100 / 256, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
+    for index in shuffled_batches(600, 100, 20, 3):
+        optimizer.zero_grad()
+        F.cross_entropy(plain(torch.from_numpy(X)[index]), torch.from_numpy(y)[index]).backward()
+        optimizer.step()
+        schedule.step()
+    np.testing.assert_allclose(probe.scores(X), plain.eval()(torch.from_numpy(X)).detach().numpy(), atol=1e-4)
+    assert (plain[0].weight - 1).abs().max() > 0.01
+
+
 def test_every_sample_comes_once_an_epoch():
     batches = list(shuffled_batches(50, 16, 25, seed=1))
     assert {len(batch) for batch in batches} == {16}
@@ -81,7 +102,7 @@ def test_every_sample_comes_once_an_epoch():
 
 
 def test_schedule_rises_and_falls():
-    recipe = Recipe((0.1,), warmup=0.1)
+    recipe = LinearProbe(lrs=0.1, warmup=0.1).recipe
     factors = [recipe.factor(step, 100) for step in range(101)]
     assert factors[:10] == pytest.approx([step / 10 for step in range(1, 11)])
     assert factors[55] == pytest.approx(0.5)
@@ -101,7 +122,8 @@ def test_batch_norm_frees_from_the_scale_of_features(digits):
     X, y, more, labels = digits
     X, more = X * 1000, more * 1000
     with_norm = LinearProbe(batch_norm=True, lrs=(0.1,)).fit(X, y)
-    assert np.mean(with_norm.predict(more) == labels) > 0.8
+    assert with_norm.score(more, labels) == np.mean(with_norm.predict(more) == labels) > 0.8
+    assert with_norm.classes_.tolist() == list(range(10))
     assert {"norm.running_mean", "norm.running_var"} < with_norm.tensors().keys()
 
 
@@ -114,6 +136,8 @@ def test_several_labels_and_numbers(digits):
     numbers = X[:, 20] * 300 + 1000
     regression = LinearProbe(steps=100, task="regression").fit(X, numbers)
     assert regression.predict(more).shape == (300,)
+    assert not hasattr(regression, "classes_")
+    assert regression.score(more, more[:, 20] * 300 + 1000) > 0.8
     assert np.corrcoef(regression.predict(more), more[:, 20])[0, 1] > 0.9
     assert abs(regression.predict(more).mean() - (more[:, 20] * 300 + 1000).mean()) < 10
 
@@ -169,14 +193,24 @@ def test_attentive_finds_the_patch_that_matters(grids, settings):
     assert probe.chosen_ == 1e-2
 
 
-def test_attentive_with_several_rates_is_each_alone(grids):
+@pytest.mark.parametrize("batch_norm", [True, "affine"])
+def test_attentive_with_several_rates_is_each_alone(grids, batch_norm):
     features, classes = grids
     held = features[400:], classes[400:]
-    settings = {"steps": 20, "batch_size": 32, "queries": 2}
+    settings = {"steps": 20, "batch_size": 32, "queries": 2, "batch_norm": batch_norm}
     together = AttentiveProbe(lrs=(1e-3, 1e-2), **settings).fit(features[:400], classes[:400], validation=held)
     alone = [AttentiveProbe(lrs=(lr,), **settings).fit(features[:400], classes[:400]) for lr in (1e-3, 1e-2)]
     best = alone[(1e-3, 1e-2).index(together.chosen_)]
     np.testing.assert_allclose(together.scores(held[0]), best.scores(held[0]), rtol=1e-3, atol=1e-4)
+
+
+def test_attentive_of_aim_has_no_bias_and_that_of_internvl_a_norm_with_weights(grids):
+    names = {
+        name: AttentiveProbe(steps=2, lrs=0.1, **settings).fit(*grids).tensors().keys()
+        for name, settings in {"aim": {"classifier_bias": False}, "internvl": {"batch_norm": "affine"}}.items()
+    }
+    assert names["internvl"] - names["aim"] == {"classifiers.0.bias", "affines.0.scale", "affines.0.shift"}
+    assert not names["aim"] - names["internvl"]
 
 
 def test_pooling():
@@ -206,6 +240,7 @@ def test_pooling():
         ({"weight_decay": -0.1}, "weight_decay is -0.1; give 0 or a positive number"),
         ({"momentum": 0, "nesterov": True}, "nesterov looks ahead by the momentum, which is 0"),
         ({"working_memory": 0}, "working_memory is 0"),
+        ({"batch_norm": "sync"}, "batch_norm is 'sync'; use true, false or affine"),
         ({"task": "ranking"}, "task 'ranking' is unknown"),
     ],
 )
@@ -253,6 +288,12 @@ def test_data_that_cannot_be_learned(digits, grids):
         AttentiveProbe().fit(X, y)
     with pytest.raises(HeadError, match="not fitted yet"):
         LinearProbe().predict(X)
+    with pytest.raises(HeadError, match="not fitted yet; call fit before save"):
+        LinearProbe().save("nowhere")
+    with pytest.raises(HeadError, match="features have 10 channels, those of training 64"):
+        LinearProbe(steps=1).fit(X, y, validation=(X[:, :10], y))
+    with pytest.raises(HeadError, match="features have 10 channels, those of training 64"):
+        LinearProbe(steps=1).fit(X, y).scores(X[:, :10])
     X[4, 2] = np.inf
     with pytest.raises(HeadError, match="row 4 of the features holds NaN or inf"):
         LinearProbe().fit(X, y)

@@ -3,12 +3,14 @@ import shutil
 
 import pytest
 import torch
-from helpers import GOLDEN, GOLDEN_IDS, relative_error, small_config
+from helpers import GOLDEN, GOLDEN_IDS, noise, relative_error, small_config
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 
-from sail_encoder import CheckpointError, SailForCausalLM, UserError, load_backbone
+from sail_encoder import CheckpointError, SailForCausalLM, SailImageProcessor, UserError, load_backbone
 from sail_encoder.hub import find_checkpoint
+from sail_encoder.loading import describe
 from sail_encoder.sail.checkpoint import open_sail
 from sail_encoder.sail.modeling_sail import SailModel
 
@@ -195,6 +197,55 @@ def test_a_hub_that_cannot_be_reached(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(CheckpointError, match="pass a local folder"):
         find_checkpoint("nobody/nothing-here")
+
+
+def test_a_configuration_is_read_without_downloading_weights(checkpoint, monkeypatch):
+    asked = []
+
+    def download(name, revision, allow_patterns):
+        asked.append(allow_patterns)
+        return str(checkpoint)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    described = describe("somebody/sail", "main")
+    assert described.num_layers == 3
+    assert asked == [["*.json", "*.jinja"]]
+    load_backbone("somebody/sail", revision="main")
+    assert asked[1:] == [["*.json", "*.jinja", "model*.safetensors"]]
+    edit_config(checkpoint, model_type="mistral", vision_patch_size="drop")
+    assert describe("somebody/sail", "main").patch_size == 14
+    assert asked[2:] == [["*.json", "*.jinja"], ["*.json", "*.jinja", "model*.safetensors"]]
+
+
+def test_the_fingerprint_names_all_that_decides_features(checkpoint):
+    names = [
+        load_backbone(str(checkpoint)).fingerprint(2),
+        load_backbone(str(checkpoint), dtype="bfloat16").fingerprint(2),
+    ]
+    assert names[0] == names[1]
+    for changes in ({"rope_parameters": {"rope_type": "default", "rope_theta": 777.0}}, {"rms_norm_eps": 1e-3}):
+        edit_config(checkpoint, **changes)
+        names.append(load_backbone(str(checkpoint)).fingerprint(2))
+    edit_preprocessing(checkpoint, image_mean=[0.5, 0.5, 0.5])
+    names.append(load_backbone(str(checkpoint)).fingerprint(2))
+    assert len(set(names)) == 4
+
+
+def edit_preprocessing(folder, **changes):
+    path = folder / "preprocessor_config.json"
+    stored = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps(stored | {"image_processor_type": "SailImageProcessor"} | changes))
+
+
+def test_the_images_are_prepared_as_the_checkpoint_says(checkpoint):
+    edit_preprocessing(checkpoint, size={"height": 28, "width": 42}, resample=3, max_tokens=50)
+    backbone, image = load_backbone(str(checkpoint)), noise(50, 70)
+    features = backbone.encode([image])[0]
+    assert features.grid_size == (2, 3)
+    assert describe(str(checkpoint)).resize == backbone.resize
+    inputs = SailImageProcessor.from_pretrained(checkpoint)(Image.fromarray(image), return_tensors="pt")
+    prepared = torch.from_numpy(backbone.prepare(image, backbone.resize).patches)
+    torch.testing.assert_close(backbone.normalize(prepared), inputs["pixel_values"])
 
 
 def test_random_weights_are_always_the_same(checkpoint):

@@ -3,9 +3,11 @@ import json
 import pytest
 import torch
 from helpers import GOLDEN, GOLDEN_IDS
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageTextToText
 
 from sail_encoder import SailForCausalLM, SailImageProcessor, SailModel, UserError, load_backbone
+from sail_encoder.sail.checkpoint import load_language_model, open_sail
 from sail_encoder.sail.convert import convert
 
 
@@ -40,6 +42,25 @@ def test_encoder_only(tmp_path, golden_backbone):
 def test_precision(tmp_path):
     convert(str(GOLDEN / "checkpoint"), str(tmp_path / "half"), dtype="bfloat16", **GOLDEN_IDS)
     assert AutoModel.from_pretrained(tmp_path / "half").dtype == torch.bfloat16
+
+
+def test_a_checkpoint_keeps_its_configuration():
+    checkpoint = open_sail(GOLDEN / "checkpoint", **GOLDEN_IDS)
+    before = checkpoint.config.to_dict()
+    model = load_language_model(checkpoint, torch.device("cpu"), torch.bfloat16)
+    assert model.config.dtype == torch.bfloat16
+    assert checkpoint.config.to_dict() == before
+
+
+def test_a_disk_that_fills_up_leaves_nothing(tmp_path, monkeypatch):
+    def fill_up(tensors, path, metadata):
+        path.write_bytes(b"half of it")
+        raise SafetensorError("No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.torch.save_file", fill_up)
+    with pytest.raises(UserError, match=r"No space left on device .* then give the same command again"):
+        convert("sail-tiny", str(tmp_path / "new"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_refusals(tmp_path):

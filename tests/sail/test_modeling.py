@@ -2,22 +2,11 @@ import copy
 
 import pytest
 import torch
-from helpers import relative_error, small_config
+from helpers import END, PATCH, prompt_ids, random_patches, relative_error, small_config
 
 from sail_encoder.sail.blocks import SailRotaryEmbedding
 from sail_encoder.sail.modeling_sail import SailForCausalLM, SailModel
 from sail_encoder.sail.positions import image_positions, prefix_positions, text_and_image_positions
-
-START, PATCH, END = 90, 91, 92
-
-
-def random_patches(grids, seed=0):
-    torch.manual_seed(seed)
-    return torch.randn(sum(rows * columns for rows, columns in grids), 588)
-
-
-def prompt(grid, text=(1, 5, 6)):
-    return [START, *[PATCH] * (grid[0] * grid[1]), END, *text]
 
 
 def test_positions_of_a_3x5_image():
@@ -28,7 +17,7 @@ def test_positions_of_a_3x5_image():
 
 
 def test_positions_continue_after_an_image_and_ignore_padding():
-    row = prompt((2, 3), text=(1, 5))
+    row = prompt_ids((2, 3), text=(1, 5))
     padded = torch.tensor([[7, 7, *row]])
     mask = torch.tensor([[0, 0, *[1] * len(row)]])
     plain = text_and_image_positions(torch.tensor([row]), [(2, 3)], PATCH, END, None)
@@ -63,7 +52,7 @@ def test_image_sees_itself_in_full_on_both_paths(small_model):
     grids = torch.tensor([grid])
     with torch.no_grad():
         encoder = [small_model.model(pixel_values=p, image_grid_hw=grids)[0][0] for p in (patches, changed)]
-        ids = torch.tensor([prompt(grid)])
+        ids = torch.tensor([prompt_ids(grid)])
         language = [
             small_model.model(input_ids=ids, pixel_values=p, image_grid_hw=grids)[0][0, 1] for p in (patches, changed)
         ]
@@ -81,7 +70,9 @@ def test_prefix_does_not_depend_on_the_text(small_model, attention):
     with torch.no_grad():
         alone = model.model(pixel_values=patches, image_grid_hw=grids).last_hidden_state
         for text in ((1, 5), (1, 7, 8, 9)):
-            out = model.model(input_ids=torch.tensor([prompt(grid, text)]), pixel_values=patches, image_grid_hw=grids)
+            out = model.model(
+                input_ids=torch.tensor([prompt_ids(grid, text)]), pixel_values=patches, image_grid_hw=grids
+            )
             assert relative_error(out.last_hidden_state[0, 1:7], alone) < 1e-5
 
 
@@ -90,10 +81,10 @@ def test_text_is_causal(small_model):
     patches = random_patches([grid])
     with torch.no_grad():
         short = small_model.model(
-            input_ids=torch.tensor([prompt(grid, (1, 5))]), pixel_values=patches, image_grid_hw=grids
+            input_ids=torch.tensor([prompt_ids(grid, (1, 5))]), pixel_values=patches, image_grid_hw=grids
         )
         long = small_model.model(
-            input_ids=torch.tensor([prompt(grid, (1, 5, 9, 9))]), pixel_values=patches, image_grid_hw=grids
+            input_ids=torch.tensor([prompt_ids(grid, (1, 5, 9, 9))]), pixel_values=patches, image_grid_hw=grids
         )
     assert relative_error(long[0][:, :8], short[0]) < 1e-5
 
@@ -109,15 +100,52 @@ def test_text_alone(small_model):
 
 def test_image_tokens_without_pixels_are_refused(small_model):
     with pytest.raises(ValueError, match="no pixel_values"):
-        small_model(input_ids=torch.tensor([prompt((2, 2))]))
+        small_model(input_ids=torch.tensor([prompt_ids((2, 2))]))
 
 
 def test_pixels_that_do_not_fit_are_refused(small_model):
     patches, grids = random_patches([(2, 2)]), torch.tensor([(2, 2)])
     with pytest.raises(ValueError, match="4 patches, but the prompt holds 6"):
-        small_model(input_ids=torch.tensor([prompt((2, 3))]), pixel_values=patches, image_grid_hw=grids)
+        small_model(input_ids=torch.tensor([prompt_ids((2, 3))]), pixel_values=patches, image_grid_hw=grids)
     with pytest.raises(ValueError, match="4 patches, but image_grid_hw describes 6"):
         small_model.model(pixel_values=patches, image_grid_hw=torch.tensor([(2, 3)]))
+
+
+def test_pixels_and_grids_go_together(small_model):
+    """Without grids the patches would be numbered like words."""
+    ids, patches, grids = torch.tensor([prompt_ids((2, 2))]), random_patches([(2, 2)]), torch.tensor([(2, 2)])
+    for given in ({"pixel_values": patches}, {"image_grid_hw": grids}):
+        for text in ({"input_ids": ids}, {}):
+            with pytest.raises(ValueError, match="go together"):
+                small_model.model(**text, **given)
+    cache = small_model.model.encode_prefix(patches, grids)
+    for given in ({"pixel_values": patches}, {"past_key_values": cache}):
+        with pytest.raises(ValueError, match="needs image_grid_hw"):
+            small_model.generate(input_ids=ids, **given, max_new_tokens=2)
+
+
+def test_calls_without_input_are_refused(small_model):
+    with pytest.raises(ValueError, match="there is no input"):
+        small_model.model()
+    with pytest.raises(ValueError, match="SailModel gives features of images alone"):
+        small_model(pixel_values=random_patches([(2, 2)]), image_grid_hw=torch.tensor([(2, 2)]))
+
+
+@pytest.mark.parametrize("wrong", [[(1, 4)], [(1, 2), (2, 2)], [(2, 2), (1, 2), (1, 1)], [(1, 6)]])
+def test_grids_of_other_images_are_refused(small_model, wrong):
+    """Also where there are as many patches as in all images together, or as many images."""
+    right, ids = [(2, 2), (1, 2)], torch.tensor([prompt_ids((2, 2)) + prompt_ids((1, 2))])
+    inputs = {"input_ids": ids, "pixel_values": random_patches(right), "image_grid_hw": torch.tensor(wrong)}
+    for call in (small_model, small_model.generate):
+        with pytest.raises(ValueError, match=r"images of \[4, 2\] patches, but image_grid_hw describes"):
+            call(**inputs)
+
+
+def test_positions_of_text_may_have_two_dimensions(small_model):
+    ids, positions = torch.tensor([[1, 4, 5, 6]]), torch.tensor([[0, 1, 2, 3]])
+    assert torch.equal(small_model(input_ids=ids, position_ids=positions).logits, small_model(input_ids=ids).logits)
+    shifted = small_model(input_ids=ids, position_ids=2 * positions).logits
+    assert not torch.allclose(shifted, small_model(input_ids=ids).logits)
 
 
 def test_only_needed_blocks_run(small_model):
@@ -146,7 +174,7 @@ def test_random_models_on_the_meta_device_stay_there():
 def test_labels_give_a_loss_and_gradients():
     torch.manual_seed(0)
     model = SailForCausalLM(small_config())
-    ids = torch.tensor([prompt((2, 2))])
+    ids = torch.tensor([prompt_ids((2, 2))])
     labels = torch.where(ids < 90, ids, -100)
     grids = torch.tensor([(2, 2)])
     loss = model(input_ids=ids, pixel_values=random_patches([(2, 2)]), image_grid_hw=grids, labels=labels).loss

@@ -69,7 +69,7 @@ def test_no_block_beyond_the_deepest_stage_runs(small_checkpoint, pixels):
 
 def test_sizes_that_patches_do_not_tile_are_refused(small_checkpoint):
     backbone = SailBackbone.from_pretrained(small_checkpoint)
-    with pytest.raises(UserError, match="30x28 are not tiled by patches of 14"):
+    with pytest.raises(UserError, match=r"\(1, 3, 30, 28\) cannot be cut into patches; pass \[n, 3, 14\*a, 14\*b\]"):
         backbone(torch.zeros(1, 3, 30, 28))
 
 

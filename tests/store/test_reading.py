@@ -3,7 +3,7 @@ import pytest
 from helpers import save_images
 
 from sail_encoder.errors import StoreError
-from sail_encoder.extract import extract
+from sail_encoder.extraction.command import extract
 from sail_encoder.store.reading import FeatureFolder
 
 

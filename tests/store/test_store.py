@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from sail_encoder.images import ImageFile
 from sail_encoder.store import sinks
 from sail_encoder.store.journal import Record, read_journals
 from sail_encoder.store.line_log import LineLog
-from sail_encoder.store.store import FeatureStore, Shard, check_settings
+from sail_encoder.store.store import FeatureStore, Shard, check_settings, remove_run
 
 SETTINGS = {"layers": [5], "dtype": "float16"}
 
@@ -55,7 +57,7 @@ def test_missing_images_come_in_stretches(tmp_path):
     store = FeatureStore(tmp_path, SETTINGS)
     store.write(*results(listing[:2]))
     store.write(*results(listing[3:4]))
-    store.suspend()
+    store.close()
     again = FeatureStore(tmp_path, SETTINGS)
     assert [[image.key[2:4] for image in stretch] for stretch in again.missing(listing)] == [["02"], ["04", "05"]]
 
@@ -114,7 +116,7 @@ def test_a_killed_shard_goes_on_behind_the_last_known_row(tmp_path):
     store = FeatureStore(tmp_path, SETTINGS, pooled=True)
     store.write(*results(listing[:2], pooled=True))
     store.sink.write(*results(listing[2:3], pooled=True))
-    store.suspend()
+    store.close()
     again = FeatureStore(tmp_path, SETTINGS, pooled=True)
     assert [image.key for stretch in again.missing(listing) for image in stretch] == ["d/02.jpg", "d/03.jpg"]
     again.write(*results(listing[2:], pooled=True))
@@ -136,7 +138,7 @@ def test_a_line_cut_off_by_a_kill_is_dropped(tmp_path):
 
 
 def test_other_settings_are_refused_by_name(tmp_path):
-    FeatureStore(tmp_path, SETTINGS).suspend()
+    FeatureStore(tmp_path, SETTINGS).close()
     with pytest.raises(StoreError, match=r"layers was \[5\], now \[4\]"):
         FeatureStore(tmp_path, {**SETTINGS, "layers": [4]})
     with pytest.raises(StoreError, match="norm was None, now True"):
@@ -144,12 +146,25 @@ def test_other_settings_are_refused_by_name(tmp_path):
     check_settings(tmp_path, SETTINGS)
 
 
+def test_a_run_that_raises_lets_go_of_the_folder(tmp_path):
+    def write_and_raise():
+        with FeatureStore(tmp_path, SETTINGS, pooled=True) as store:
+            store.write(*results(images(1), pooled=True))
+            raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError) as kept:
+        write_and_raise()
+    with FeatureStore(tmp_path, SETTINGS, pooled=True) as again:
+        assert again.records.keys() == {"d/00.jpg"}
+    assert kept.value.__traceback__ is not None, "as a notebook keeps it, with all that its frames hold"
+
+
 def test_two_runs_at_once_are_kept_apart(tmp_path):
     first = FeatureStore(tmp_path, SETTINGS)
     with pytest.raises(StoreError, match="another run is writing"):
         FeatureStore(tmp_path, SETTINGS)
-    first.suspend()
-    FeatureStore(tmp_path, SETTINGS).suspend()
+    first.close()
+    FeatureStore(tmp_path, SETTINGS).close()
 
 
 def test_overwrite_deletes_a_run_and_nothing_else(tmp_path):
@@ -158,7 +173,11 @@ def test_overwrite_deletes_a_run_and_nothing_else(tmp_path):
     store.write(*results(listing))
     store.finish(listing, {})
     (tmp_path / "mine.txt").touch()
-    again = FeatureStore(tmp_path, {"layers": [1]}, overwrite=True)
+    with FeatureStore(tmp_path, SETTINGS), pytest.raises(StoreError, match="another run is writing"):
+        remove_run(tmp_path)
+    assert read(tmp_path, store.records["d/01.jpg"]).any()
+    remove_run(tmp_path)
+    again = FeatureStore(tmp_path, {"layers": [1]})
     assert len(again.missing(listing)[0]) == 2
     assert (tmp_path / "mine.txt").exists()
     assert not (tmp_path / "features").exists()
@@ -167,7 +186,7 @@ def test_overwrite_deletes_a_run_and_nothing_else(tmp_path):
 def test_foreign_features_are_not_overwritten(tmp_path):
     (tmp_path / "features").mkdir()
     with pytest.raises(StoreError, match=r"no run\.json"):
-        FeatureStore(tmp_path, SETTINGS, overwrite=True)
+        remove_run(tmp_path)
 
 
 def test_shards_share_the_images_and_the_last_one_writes_the_whole_index(tmp_path):
@@ -198,3 +217,60 @@ def test_an_unwritable_name_fails_alone(tmp_path):
     pack = store.write(*[[Record(long.key, 1), Record("d/01.jpg", 1)], [np.zeros((1, 1, 2))] * 2])
     assert [record.error is None for record in pack] == [False, True]
     assert "cannot be written" in pack[0].error
+
+
+def no_space(*arguments):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def half_of_it(descriptor, data):
+    content = bytes(memoryview(data).cast("B"))
+    os.write(descriptor, content[: len(content) // 2])
+    no_space()
+
+
+def write_the_rest(store, listing, pooled):
+    store.write(*results(listing[2:], pooled))
+    store.finish(listing, {})
+
+
+@pytest.mark.parametrize(
+    ("pooled", "writer", "broken", "known"),
+    [
+        (True, "sinks.append_all", half_of_it, 2),
+        (True, "sinks.npy_format.write_array_header_1_0", no_space, 4),
+        (False, "sinks.npy_format.write_array_header_1_0", no_space, 2),
+        (False, "line_log.append_all", half_of_it, 2),
+        (True, "line_log.append_all", half_of_it, 2),
+        (False, "store.write_index", no_space, 4),
+        (True, "store.write_index", no_space, 4),
+    ],
+)
+def test_a_full_disk_ends_in_one_line_and_the_folder_goes_on(tmp_path, monkeypatch, pooled, writer, broken, known):
+    """Whatever is being written when the disk fills up: half of it may be there, and nothing is lost."""
+    listing = images(4)
+    with FeatureStore(tmp_path, SETTINGS, pooled) as store, monkeypatch.context() as full:
+        store.write(*results(listing[:2], pooled))
+        full.setattr(f"sail_encoder.store.{writer}", broken)
+        with pytest.raises(
+            StoreError, match=r"No space left on device, .* free; free some, then the same command goes on"
+        ):
+            write_the_rest(store, listing, pooled)
+    assert sum(len(pack) for pack in read_journals(tmp_path)) == known
+    with FeatureStore(tmp_path, SETTINGS, pooled) as again:
+        todo = [image for stretch in again.missing(listing) for image in stretch]
+        assert todo == listing[known:]
+        again.write(*results(todo, pooled))
+        again.finish(listing, {})
+    for image in listing:
+        assert (read(tmp_path, again.records[image.key]) == int(image.key[2:4])).all()
+    assert not (tmp_path / ".work").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
+    def refuse(path, *arguments, **options):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr("pathlib.Path.mkdir", refuse)
+    with pytest.raises(StoreError, match=r"cannot write .*/out: Permission denied; mend that or name another folder"):
+        FeatureStore(tmp_path / "out", SETTINGS)

@@ -1,4 +1,8 @@
-"""What all of these runs share: our modules, hooks, loops by iteration, 8 devices with 2 crops each."""
+"""What all of these runs share: our modules, hooks, loops by iteration, 8 devices with 2 crops each.
+
+The learning rates are meant for these 16 crops. In a run on several devices batch norms are synchronised, so that each
+sees all 16; on a single device mmengine leaves them as they are.
+"""
 
 custom_imports = dict(imports=["heads.mmseg"])
 default_scope = "mmseg"
@@ -17,6 +21,7 @@ vis_backends = [dict(type="LocalVisBackend")]
 visualizer = dict(type="SegLocalVisualizer", vis_backends=vis_backends, name="visualizer")
 log_processor = dict(by_epoch=False)
 log_level = "INFO"
+sync_bn = "torch"
 load_from = None
 resume = False
 val_cfg = dict(type="ValLoop")

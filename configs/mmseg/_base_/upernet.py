@@ -1,8 +1,8 @@
 """UperNet on four layers of frozen SAIL-7B.
 
 Source: the frozen-backbone "head tuning" of InternVL-6B (arXiv 2312.14238 and its published configuration): layers at
-every quarter of the depth, width 1536, auxiliary head on the second level (here of mmsegmentation's usual width, 256);
-AdamW 4e-5, weight decay 0.05, 80,000 iterations of 16 crops, warm-up of 1,500, then in a line to zero.
+every quarter of the depth, width 1536, auxiliary head of the same width on the second level; AdamW 4e-5, weight decay
+0.05 but for norms and biases, 80,000 iterations of 16 crops, warm-up of 1,500, then in a line to zero.
 """
 
 norm_cfg = dict(type="SyncBN", requires_grad=True)
@@ -27,7 +27,7 @@ model = dict(
         type="FCNHead",
         in_channels=4096,
         in_index=1,
-        channels=256,
+        channels=1536,
         num_convs=1,
         concat_input=False,
         dropout_ratio=0.1,
@@ -37,7 +37,11 @@ model = dict(
     ),
     train_cfg=dict(),
 )
-optim_wrapper = dict(type="OptimWrapper", optimizer=dict(type="AdamW", lr=4e-5, weight_decay=0.05))
+optim_wrapper = dict(
+    type="OptimWrapper",
+    optimizer=dict(type="AdamW", lr=4e-5, weight_decay=0.05),
+    paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
+)
 param_scheduler = [
     dict(type="LinearLR", start_factor=1e-6, by_epoch=False, begin=0, end=1500),
     dict(type="PolyLR", power=1.0, eta_min=0.0, by_epoch=False, begin=1500, end=80000),

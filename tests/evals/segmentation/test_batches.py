@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from drawn_data import write_data
+from helpers import unpatchify
 
 from evals.errors import DatasetError
 from evals.segmentation.augment import Augmentation
@@ -18,7 +19,6 @@ from heads.dense.linear import LinearHead
 from heads.dense.segmenter import Segmenter
 from sail_encoder import load_backbone
 from sail_encoder.errors import UserError
-from sail_encoder.pixels import unpatchify
 
 SOURCE = FeatureSource("raw/14", "", (0,))
 

@@ -1,6 +1,7 @@
 """Finding data sets, what their ids mean, and what is said when something is wrong with them."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -117,9 +118,7 @@ def test_any_folder(plain):
     assert reduced.class_map.names == ["class 1", "class 2"]
     assert reduced.read_labels(0).flatten()[:4].tolist() == [IGNORE, 0, 1, IGNORE]
     with pytest.raises(DatasetError, match=r"none of the 2 classes: 255 \("):
-        DataSource(str(plain), ignore_label=2, class_map=str(write_map(plain, {"0": "x", "1": "y", "2": None}))).open(
-            "train"
-        )
+        DataSource(str(plain), class_map=str(write_map(plain, {"0": "x", "1": "y", "2": None}))).open("train")
 
 
 def test_a_single_id_is_not_taken_for_a_task(plain):
@@ -150,6 +149,24 @@ def test_names_in_a_file(plain):
     (plain / "classes.txt").write_text("sky\nsky\n")
     with pytest.raises(DatasetError, match="names 'sky' twice"):
         DataSource(str(plain)).open("train")
+
+
+def test_names_that_ids_cannot_hold(plain):
+    names = [f"class {index}" for index in range(300)]
+
+    def classes(count, **options):
+        (plain / "classes.txt").write_text("\n".join(names[:count]))
+        return len(DataSource(str(plain), **options).open("train", check=False)[0].class_map.names)
+
+    assert classes(255) == 255
+    assert classes(254, reduce_zero_label=True) == 254
+    assert classes(255, reduce_zero_label=True, ignore_label=0) == 255
+    assert classes(256, ignore_label=7) == 255
+    for count, options, first in ((256, {}, 0), (300, {"ignore_label": 7}, 0), (255, {"reduce_zero_label": True}, 1)):
+        with pytest.raises(DatasetError, match=rf"^{count} classes are too many; their ids would run from {first} on"):
+            classes(count, **options)
+    with pytest.raises(DatasetError, match="256 classes are too many; allowed are 255"):
+        ClassMap(dict(enumerate(names[:256])))
 
 
 def spoil_size(root):
@@ -247,6 +264,20 @@ def test_other_mistakes(plain, tmp_path):
         DataSource(str(plain), class_map=str(plain / "none.json")).open("train")
     with pytest.raises(DatasetError, match="maps 300: x; ids run from 0 to 255"):
         DataSource(str(plain), class_map=str(write_map(plain, {"300": "x"}))).open("train")
+    with pytest.raises(DatasetError, match=r"map\.json names no class"):
+        DataSource(str(plain), class_map=str(write_map(plain, {"0": None}))).open("train")
+    for options in ({"reduce_zero_label": True}, {"ignore_label": 0}):
+        with pytest.raises(
+            DatasetError, match="have no effect beside it; leave them out, and map these ids to null in x"
+        ):
+            DataSource(str(plain), class_map="x", **options)
+    for label in (-1, 256):
+        with pytest.raises(DatasetError, match=f"--ignore_label cannot be {label}; allowed is 0 to 255"):
+            DataSource(str(plain), ignore_label=label)
+    (plain / "classes.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DatasetError, match=r"classes.txt cannot be read as text .*; save it as UTF-8"):
+        DataSource(str(plain)).open("train")
+    (plain / "classes.txt").unlink()
     ade20k(tmp_path)
     with pytest.raises(DatasetError, match="has a class map of its own"):
         DataSource(str(tmp_path), "ade20k", reduce_zero_label=True).open("train")
@@ -256,6 +287,31 @@ def test_other_mistakes(plain, tmp_path):
     put(tmp_path / "VOC2012", "JPEGImages/there.jpg", "SegmentationClass/there.png")
     with pytest.raises(DatasetError, match="gone has no image in"):
         DataSource(str(tmp_path), "voc2012").open("train")
+
+
+def test_links_in_circles_are_not_followed(plain):
+    for kind in ("images", "masks"):
+        (plain / kind / "train/again").symlink_to(plain / kind / "train")
+        (plain / kind / "more").mkdir()
+        (plain / kind / "train/more").symlink_to(plain / kind / "more")
+    put(plain, "images/more/d.jpg", "masks/more/d.png")
+    put(plain, "images/train/.hidden/e.jpg", "masks/train/.hidden/e.png")
+    names = [sample.name for sample in DataSource(str(plain)).open("train")[0].samples]
+    assert names == ["a", "b", "c", "more/d"]
+
+
+def test_folders_that_cannot_be_read_are_told(plain, monkeypatch):
+    closed = plain / "images/train/closed"
+    closed.mkdir()
+
+    def scandir(folder, scandir=os.scandir):
+        if str(folder) == str(closed):
+            raise PermissionError(13, "Permission denied", str(closed))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(DatasetError, match=r"images/train/closed cannot be read \(Permission denied\); mend its perm"):
+        DataSource(str(plain)).open("train")
 
 
 def test_what_the_check_would_have_found_is_told_while_reading(plain):

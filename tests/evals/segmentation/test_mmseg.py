@@ -20,7 +20,9 @@ from mmengine.structures import PixelData
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 
+from evals.segmentation.inference_options import inference_of
 from heads.contract import HeadError
+from heads.dense.registry import load_dense_head
 from heads.mmseg import NativeHead, SailBackbone
 from heads.mmseg.decode_head import export_head
 from sail_cli import main
@@ -185,7 +187,8 @@ def test_the_runner_trains_is_killed_resumes_validates_and_tests(small_checkpoin
     assert 0 < theirs["mIoU"] <= 100
 
     load_checkpoint(model, str(work_dir / "iter_20.pth"))
-    export_head(model.cpu().eval(), CLASSES, tmp_path / "head")
+    classes = runner.train_dataloader.dataset.metainfo["classes"]
+    export_head(model.cpu().eval(), classes, tmp_path / "head", resize="native")
     (tmp_path / "data/classes.txt").write_text("\n".join(CLASSES))
     arguments = ["segment", "eval", str(data), "--head", str(tmp_path / "head"), "--out", str(tmp_path / "eval")]
     assert main(arguments) == 0
@@ -197,4 +200,21 @@ def test_the_runner_trains_is_killed_resumes_validates_and_tests(small_checkpoin
 def test_only_native_heads_are_exported(small_checkpoint, tmp_path):
     config = shrink(Config.fromfile(CONFIGS / "upernet_ade20k.py"), small_checkpoint)
     with pytest.raises(HeadError, match="only a SailBackbone with a NativeHead"):
-        export_head(MODELS.build(config.model), CLASSES, tmp_path)
+        export_head(MODELS.build(config.model), CLASSES, tmp_path, resize="native")
+
+
+def test_an_exported_head_looks_at_images_as_the_test_pipeline_does(small_checkpoint, tmp_path):
+    config = shrink(Config.fromfile(CONFIGS / "linear_cityscapes.py"), small_checkpoint)
+    config.model.test_cfg.update(crop_size=(42, 56), stride=(28, 14))
+    model = MODELS.build(config.model)
+    export_head(model, CLASSES, tmp_path, resize="short512")
+    exported = load_dense_head(tmp_path)
+    assert exported.source.resize == "short512"
+    assert (exported.window, exported.stride) == ((42, 56), (28, 14))
+    assert str(inference_of(exported, 14)) == "at size short512, windows of 42x56 every 28x14 pixels"
+    model.test_cfg = {"mode": "whole"}
+    export_head(model, CLASSES, tmp_path, resize="448x672")
+    exported = load_dense_head(tmp_path)
+    assert (exported.source.resize, exported.window, exported.stride) == ("448x672", None, None)
+    with pytest.raises(UserError, match="resize '512px' is not understood; use native, short512"):
+        export_head(model, CLASSES, tmp_path, resize="512px")

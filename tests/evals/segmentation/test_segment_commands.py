@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 
@@ -143,6 +144,79 @@ def test_prediction_goes_on_where_it_was_and_records_failures(runs, tmp_path, ca
     assert "inference was at size native, now at size native, mirrored too" in capsys.readouterr().err
 
 
+def predict_folder(source, head, out, *more):
+    return main(["segment", "predict", str(source), "--head", str(head), "--out", str(out), *more])
+
+
+def put_images(folder, *names, seed=1):
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        Image.fromarray(draw(60, 80, rng)[0]).save(folder / name)
+    return folder
+
+
+def test_images_of_another_folder_are_not_taken_for_those_that_are_done(runs, tmp_path, capsys):
+    head, out = runs["online"], tmp_path / "out"
+    first, second = (put_images(tmp_path / day, "0.png", seed=seed) for seed, day in enumerate(("a", "b")))
+    assert predict_folder(first, head, out) == 0
+    before = (out / "labels/0.png").read_bytes()
+    assert predict_folder(second, head, out) == 2
+    assert f"root was {first}, now {second}; use another --out or --overwrite true" in capsys.readouterr().err
+    assert predict_folder(first, head, out, "--precision", "bfloat16") == 2
+    assert "precision was float32, now bfloat16" in capsys.readouterr().err
+    assert predict_folder(second, head, out, "--overwrite", "true") == 0
+    assert "1 of them new" in capsys.readouterr().out
+    assert (out / "labels/0.png").read_bytes() != before
+
+
+def test_changed_images_are_predicted_anew(runs, tmp_path, capsys):
+    head, out, source = runs["online"], tmp_path / "out", put_images(tmp_path / "images", "a.png", "b.png")
+    assert predict_folder(source, head, out) == 0
+    before = {name: (out / f"labels/{name}.png").read_bytes() for name in "ab"}
+    capsys.readouterr()
+    put_images(source, "a.png", seed=2)
+    assert predict_folder(source, head, out) == 0
+    assert "2 images in" in (printed := capsys.readouterr().out)
+    assert "1 of them new" in printed
+    assert (out / "labels/a.png").read_bytes() != before["a"]
+    assert (out / "labels/b.png").read_bytes() == before["b"]
+    (source / "a.png").write_bytes(b"broken")
+    assert predict_folder(source, head, out) == 1
+    assert [path.name for path in (out / "labels").iterdir()] == ["b.png"]
+    assert [path.name for path in (out / "overlays").iterdir()] == ["b.png"]
+
+
+def test_overlays_that_are_missing_are_drawn(runs, tmp_path):
+    head, out, source = runs["online"], tmp_path / "out", put_images(tmp_path / "images", "a.png")
+    assert predict_folder(source, head, out, "--overlays", "false") == 0
+    assert not (out / "overlays").exists()
+    assert predict_folder(source, head, out) == 0
+    assert (out / "overlays/a.png").exists()
+
+
+def test_overwriting_leaves_nothing_of_earlier_images_and_nothing_of_others_is_overwritten(runs, tmp_path, capsys):
+    head, out = runs["online"], tmp_path / "out"
+    assert predict_folder(put_images(tmp_path / "a", "0.png", "1.png"), head, out) == 0
+    assert predict_folder(put_images(tmp_path / "b", "0.png"), head, out, "--overwrite", "true") == 0
+    assert [path.name for path in (out / "labels").iterdir()] == ["0.png"]
+    copy = tmp_path / "run"
+    shutil.copytree(head, copy)
+    assert predict_folder(tmp_path / "b", head, copy, "--overwrite", "true") == 2
+    assert "holds a run of another command, which is not overwritten; use another --out" in capsys.readouterr().err
+    assert (copy / "run.json").read_bytes() == (head / "run.json").read_bytes()
+    (out / "run.json").unlink()
+    assert predict_folder(tmp_path / "b", head, out, "--overwrite", "true") == 2
+    assert "has no run.json, so what is in it is not overwritten" in capsys.readouterr().err
+
+
+def test_names_of_label_maps_are_never_shared(runs, tmp_path):
+    source = put_images(tmp_path / "images", "a.png", "a.png.jpg", "b.png")
+    assert predict_folder(source, runs["online"], tmp_path / "out") == 0
+    left = sorted(path.name for path in (tmp_path / "out/labels").iterdir())
+    assert left == ["a.png", "a.png.jpg.png", "b.png"]
+
+
 def test_neighbors_learn_in_one_pass(data, tmp_path, monkeypatch):
     passes = []
     forward = RawPatches.forward_patches
@@ -219,7 +293,7 @@ EVAL = ["segment", "eval", "DATA", "--head", "HEAD"]
         ([*TRAIN, "--crop", "big"], "--crop: resize 'big' is not understood"),
         ([*TRAIN, "--crop", "native"], "--crop: 'native' is not understood; use a side"),
         ([*TRAIN, "--window", "60"], "--window: resize 60x60 is not a multiple"),
-        ([*TRAIN, "--stride", "14"], "--stride 14 needs a --window, such as 28"),
+        ([*TRAIN, "--stride", "14"], "--stride 14 needs a --window; give one too, or leave it out"),
         ([*TRAIN, "--window", "56", "--stride", "57"], "--stride cannot be 57; allowed is 1 to 56"),
         ([*TRAIN, "--mode", "cached", "--distort", "true"], "--distort has no effect with --mode cached"),
         ([*TRAIN, "--mode", "cached", "--jitter", "[1,2]"], "--jitter has no effect with --mode cached"),
@@ -227,8 +301,27 @@ EVAL = ["segment", "eval", "DATA", "--head", "HEAD"]
         ([*TRAIN, "--jitter", "[2,1]"], "--jitter cannot be [2.0,1.0]"),
         ([*TRAIN, "--jitter", "[2]"], "--jitter cannot be [2]"),
         ([*TRAIN, "--layers", "3"], "layer"),
+        ([*TRAIN, "--seed", "-1"], "--seed cannot be -1; allowed is 0 to 9223372036854775807"),
+        ([*TRAIN, "--seed", "9223372036854775808"], "--seed cannot be 9223372036854775808"),
+        ([*TRAIN, "--overlays", "-1"], "--overlays cannot be -1; allowed is 0 or more"),
+        ([*TRAIN, "--validate_every", "-1"], "--validate_every cannot be -1; allowed is 0 or more"),
+        ([*TRAIN, "--save_every", "-5"], "--save_every cannot be -5"),
+        ([*TRAIN, "--log_every", "-1"], "--log_every cannot be -1"),
+        ([*TRAIN, "--crop", "0"], "--crop: resize to 0x0 is not possible; sides start at 1 pixel"),
+        ([*TRAIN, "--window", "7"], "--window: resize 7x7 is not a multiple of the patch size 14"),
+        ([*TRAIN, "--window", "56", "--stride", "0"], "--stride cannot be 0; allowed is 1 to 56"),
+        ([*TRAIN[:4], "FILE"], "FILE is a file; name a folder"),
+        ([*TRAIN[:4], "FILE/inside"], "FILE is a file; name a folder"),
+        ([*TRAIN, "--mode", "cached", "--cache", "FILE"], "--cache cannot be FILE, because FILE is a file"),
+        ([*TRAIN, "--ignore_label", "300"], "--ignore_label cannot be 300; allowed is 0 to 255"),
+        ([*TRAIN, "--class_map", "MAP", "--reduce_zero_label", "true"], "have no effect beside it; leave them out"),
+        (
+            ["segment", "train", "scenes", "--out", "OUT", "--layout", "voc2012"],
+            "--layout cannot be voc2012 with drawn",
+        ),
         ([*TRAIN, "--head", "lineer"], "no head 'lineer'; there is linear, upernet, knn"),
         ([*TRAIN, "--head_options", '{"width": 3}'], "the linear head has no option 'width'"),
+        ([*TRAIN, "--head_options", '{"num_classes": 3}'], "--head_options cannot set num_classes, which model,"),
         ([*TRAIN, "--mode", "cached", "--head_options", '{"dropout": 3}'], "cannot be built with {'dropout': 3}"),
         ([*TRAIN, "--layout", "ade"], "--layout cannot be ade; allowed is folder, ade20k"),
         ([*TRAIN, "--layout", "ade20k"], "has no train split in this layout (images/training with"),
@@ -236,22 +329,29 @@ EVAL = ["segment", "eval", "DATA", "--head", "HEAD"]
         ([*TRAIN, "--mode", "cached", "--cache_gb", "0"], "more than the 0 GB of --cache_gb"),
         (["segment", "train", "gone", "--out", "OUT"], "no folder gone"),
         ([*EVAL[:3], "--head", "gone"], "gone holds no head that can be read"),
-        ([*EVAL, "--scales", "[0]"], "--scales cannot be [0.0]; give factors above 0"),
+        ([*EVAL, "--scales", "[0]"], "--scales cannot be [0.0]; give factors above 0 and up to 16"),
+        ([*EVAL, "--scales", "[1,17]"], "--scales cannot be [1.0, 17.0]; give factors above 0 and up to 16"),
+        ([*EVAL, "--overlays", "-1"], "--overlays cannot be -1; allowed is 0 or more"),
+        ([*EVAL, "--out", "FILE"], "--out cannot be FILE, because FILE is a file; name a folder"),
+        ([*EVAL, "--ignore_label", "-1"], "--ignore_label cannot be -1; allowed is 0 to 255"),
         ([*EVAL, "--window", "whole", "--stride", "14"], "--stride 14 needs a --window"),
         ([*EVAL, "--stride", "14"], "--stride 14 needs a --window"),
         ([*EVAL, "--model", "raw/7"], "this head was fitted on weights"),
         ([*EVAL, "--class_map", "MAP"], "class 1 of this head is 'class 1', of the data set 'b'; see --class_map"),
         ([*EVAL, "--class_map", "FEW"], "this head tells 4 classes apart, the data set has 2; see --class_map"),
         (["segment", "predict", "gone", "--head", "HEAD", "--out", "OUT"], "no file or folder gone"),
+        (["segment", "predict", "DATA", "--head", "HEAD", "--out", "FILE"], "--out cannot be FILE"),
     ],
 )
 def test_mistakes_are_one_line_with_status_2(command, message, data, runs, tmp_path, capsys):
     (tmp_path / "map.json").write_text('{"0": "class 0", "1": "b", "2": "class 2", "3": "class 3", "255": null}')
     (tmp_path / "few.json").write_text('{"0": "a", "1": "b", "2": "b", "3": "b", "255": null}')
     known = {"DATA": data, "OUT": str(tmp_path / "out"), "HEAD": str(runs["online"])}
+    (tmp_path / "file").touch()
+    known |= {"FILE": str(tmp_path / "file"), "FILE/inside": str(tmp_path / "file/inside")}
     known |= {"MAP": str(tmp_path / "map.json"), "FEW": str(tmp_path / "few.json")}
     assert main([known.get(word, word) for word in command]) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("sail: ")]
     assert len(errors) == 1
-    assert message in errors[0]
+    assert message.replace("FILE", known["FILE"]) in errors[0]
     assert not (tmp_path / "out" / "head.json").exists()

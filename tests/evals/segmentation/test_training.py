@@ -91,6 +91,17 @@ def test_a_finished_run_is_not_trained_again(data, small_checkpoint, uninterrupt
     assert "mIoU" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", None])
+def test_a_damaged_checkpoint_is_told_in_one_line(content, tmp_path):
+    training = make_training(tmp_path)
+    training.save()
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:500] if content is None else content)
+    with pytest.raises(UserError, match=r"checkpoint.pt is damaged \(.*\); delete it to train from") as caught:
+        training.resume()
+    assert "\n" not in str(caught.value)
+
+
 def test_other_settings_are_refused_until_overwritten(data, small_checkpoint, tmp_path, capsys):
     command = train(data, tmp_path, small_checkpoint, "--steps", "6")
     assert main(command) == 0
@@ -99,7 +110,30 @@ def test_other_settings_are_refused_until_overwritten(data, small_checkpoint, tm
     assert "seed was 0, now 1; use another --out or --overwrite true" in capsys.readouterr().err
     assert main([*command, "--seed", "1", "--overwrite", "true"]) == 0
     second = load_file(tmp_path / "head.safetensors")
+    assert main([*command, "--seed", "1", "--precision", "bfloat16"]) == 2
+    assert "precision was float32, now bfloat16" in capsys.readouterr().err
     assert not torch.equal(first["classifier.weight"], second["classifier.weight"])
+
+
+def test_another_meaning_of_the_masks_and_other_images_are_refused(small_checkpoint, tmp_path, capsys):
+    """Neither the path of the class map nor the number of images has changed."""
+    data, meaning = write_data(tmp_path / "data"), tmp_path / "map.json"
+    command = train(str(data), tmp_path / "run", small_checkpoint, "--steps", "6", "--class_map", str(meaning))
+    meaning.write_text('{"0": "a", "1": "b", "2": "c", "3": "c", "255": null}')
+    assert main(command) == 0
+    meaning.write_text('{"0": "a", "2": "b", "1": "c", "3": "c", "255": null}')
+    assert main(command) == 2
+    errors = capsys.readouterr().err
+    assert "holds a run with other settings: class_map was" in errors
+    assert "training_images was" not in errors
+    meaning.write_text('{"0": "a", "1": "b", "2": "c", "3": "c", "255": null}')
+    renamed = tmp_path / "elsewhere.json"
+    meaning.rename(renamed)
+    assert main([*command[:-1], str(renamed)]) == 0
+    for kind in ("images", "masks"):
+        (data / kind / "train/0.png").rename(data / kind / "train/other.png")
+    assert main([*command[:-1], str(renamed)]) == 2
+    assert "training_images was 8 named " in capsys.readouterr().err
 
 
 def test_other_weights_of_the_same_name_are_refused(data, small_checkpoint, tmp_path, capsys):

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -5,13 +7,13 @@ from torch.nn import functional as F
 
 from heads.contract import FeatureSource, HeadError, SavedHead, save_head
 from heads.dense import IGNORE
-from heads.dense.enlarging import CHUNK_ELEMENTS
 from heads.dense.linear import LinearHead
 from heads.dense.loss import upsampled_cross_entropy
 from heads.dense.neighbors import NeighborHead, class_shares
 from heads.dense.pyramid import SimpleFeaturePyramid
 from heads.dense.registry import TrainedHead, build_dense_head, load_dense_head, save_dense_head
 from heads.dense.upernet import UperNetHead
+from heads.dense.upsampling import CHUNK_ELEMENTS
 
 ROWS, COLUMNS, CLASSES = 3, 5, 4
 SOURCE = FeatureSource("small", "abc", (0, 2))
@@ -170,6 +172,15 @@ def test_a_saved_head_gives_the_same_logits(kind, options, tmp_path):
     torch.testing.assert_close(loaded.head(maps), expected)
 
 
+def test_weights_that_do_not_fit_are_told(tmp_path):
+    save_dense_head(tmp_path, TrainedHead("linear", build_dense_head("linear", [6], CLASSES), SOURCE, list("abcd")))
+    description = json.loads((tmp_path / "head.json").read_text())
+    description["settings"]["in_channels"] = [8]
+    (tmp_path / "head.json").write_text(json.dumps(description))
+    with pytest.raises(HeadError, match="do not fit its settings; train it again"):
+        load_dense_head(tmp_path)
+
+
 def test_unknown_heads_and_options_name_what_there_is(tmp_path):
     with pytest.raises(HeadError, match="no head 'lineer'; there is linear, upernet, knn"):
         build_dense_head("lineer", [6], 2)
@@ -177,6 +188,8 @@ def test_unknown_heads_and_options_name_what_there_is(tmp_path):
         build_dense_head("linear", [6], 2, width=3)
     with pytest.raises(HeadError, match=r"linear head cannot be built with {'dropout': 3}: dropout probability"):
         build_dense_head("linear", [6], 2, dropout=3)
+    with pytest.raises(HeadError, match="neighbors is 0; give a positive whole number"):
+        build_dense_head("knn", [6], 2, neighbors=0)
     save_head(tmp_path, SavedHead("ridge", {}, None, {"w": torch.zeros(1)}))
     with pytest.raises(HeadError, match="of kind 'ridge'"):
         load_dense_head(tmp_path)

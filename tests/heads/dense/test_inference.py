@@ -8,10 +8,10 @@ from PIL import Image
 from torch.nn import functional as F
 
 from heads.contract import FeatureSource
-from heads.dense.enlarging import CHUNK_ELEMENTS, most_likely
 from heads.dense.inference import Canvas, Inference, predict, window_starts
 from heads.dense.linear import LinearHead
 from heads.dense.segmenter import Segmenter
+from heads.dense.upsampling import CHUNK_ELEMENTS, most_likely
 from sail_encoder import load_backbone
 from sail_encoder.resizing import Resize
 

@@ -1,0 +1,134 @@
+"""`sail extract`: features of any number of images as .npy files."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from sail_encoder.errors import UserError
+from sail_encoder.extraction.plan import Plan, Request, forecast
+from sail_encoder.images import ImageFile, list_images
+from sail_encoder.layers import resolve_layers
+from sail_encoder.loading import describe
+from sail_encoder.store.store import Shard, check_settings, remove_run
+
+if TYPE_CHECKING:
+    from sail_encoder.extraction.run import Resources, RunResult
+
+
+def extract(
+    source: list[str],
+    out: str,
+    model: str = "sail-tiny",
+    layers: str = "-1",
+    norm: bool = True,
+    pool: Literal["none", "mean", "max"] = "none",
+    dtype: Literal["float16", "float32"] = "float16",
+    resize: str = "auto",
+    max_tokens: int | None = None,
+    exif_rotate: bool = False,
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    devices: str = "auto",
+    token_budget: int | Literal["auto"] = "auto",
+    readers: int | Literal["auto"] = "auto",
+    shard: str = "0/1",
+    overwrite: bool = False,
+    dry_run: bool = False,
+) -> int:
+    """Extracts features of images to .npy files.
+
+    Killed or stopped, the same command goes on where it was; run again when there are more images, it does these.
+
+    Args:
+        source: Image files, folders, globs, lists (.txt, .csv, .tsv, .parquet) or .tar shards.
+        out: Folder for features, index.parquet, failures.csv and run.json.
+        model: sail-tiny, a folder, a Hub name such as ByteDance-Seed/SAIL-7B, timm/NAME, or raw/14 for raw patches.
+        layers: Blocks to take features from: -1, 0,11,23, all, last4 or even4.
+        norm: Whether to apply the model's final norm; without it the raw residual stream is stored.
+        pool: Whether to store the grid of patches (none), or one vector an image (mean, max).
+        dtype: Type of the stored values; an image whose features do not fit float16 is recorded as failed.
+        resize: The model's own rule (auto), native (keep size and aspect), short512 (the shorter side), a side such as
+            224, or 448x672.
+        max_tokens: Patches of an image at most under the native rule; by default the model's own, 4096 for SAIL-7B.
+        exif_rotate: Whether to turn photographs upright as their EXIF orientation says. Off by default, because the
+            published models were trained and data sets are annotated in stored pixels.
+        precision: Precision of weights and computation; auto is bfloat16 on a GPU and float32 on a CPU.
+        devices: auto (all GPUs, or the CPU), or devices separated by commas, such as cuda:0,cuda:1.
+        token_budget: Patches in one forward pass; auto is what memory allows. It is halved when memory runs out.
+        readers: Threads that read images; auto is one for each core, 16 at most.
+        shard: Which part of the images to do, i/n with i from 0 to n-1, to share a run among machines.
+        overwrite: Whether to delete an earlier run in the folder first.
+        dry_run: Whether to say what would be done, and do nothing.
+
+    Returns:
+        Exit status: 0 done, 1 done with failures recorded, 130 or 143 stopped by a signal.
+
+    Raises:
+        UserError: If something that is asked for is not possible, or the disk fills up on the way.
+    """
+    from sail_encoder.devices import choose_dtype, list_devices
+    from sail_encoder.extraction.multi_device import extract_on_each
+    from sail_encoder.extraction.run import Resources, run_plan
+    from sail_encoder.loading import load_backbone
+
+    if not source:
+        raise UserError("nothing to extract from; name files, folders, globs, lists or .tar shards")
+    folder, part, resources = Path(out), Shard.parse(shard), Resources(token_budget, readers)
+    chosen = list_devices(devices)
+    spec = describe(model)
+    request = Request(
+        layers=tuple(resolve_layers(layers, spec.num_layers)),
+        norm=norm,
+        pool=pool,
+        dtype=dtype,
+        resize=spec.resize.override(resize, max_tokens),
+        exif_rotate=exif_rotate,
+    )
+    plan = Plan(list_images(source), spec, request, str(choose_dtype(precision, chosen[0])).removeprefix("torch."))
+    _check_folder(folder, plan, part, overwrite)
+    print(forecast(plan, part, folder, overwrite), file=sys.stdout if dry_run else sys.stderr)
+    if dry_run:
+        return 0
+    if len(chosen) > 1:
+        if overwrite:
+            remove_run(folder)
+        return extract_on_each(chosen, part, _as_words(source, out, plan, resources))
+    backbone = load_backbone(model, str(chosen[0]), plan.precision, plan.depth)
+    if overwrite:
+        remove_run(folder)
+    return _conclude(run_plan(backbone, plan, folder, part, resources), part.of(plan.listing.images), folder)
+
+
+def _check_folder(folder: Path, plan: Plan, part: Shard, overwrite: bool) -> None:
+    """Refuses a folder that the plan does not fit, before any work."""
+    if not overwrite:
+        check_settings(folder, plan.settings)
+    elif part.count > 1:
+        raise UserError(
+            f"--overwrite true with --shard {part} would delete what the other shards have written; delete {folder} "
+            "once, then start every shard without --overwrite"
+        )
+
+
+def _as_words(source: Sequence[str], out: str, plan: Plan, resources: "Resources") -> list[str]:
+    """The same request as words of a command line, all but device and shard."""
+    options = {"out": out, **plan.options, "token_budget": resources.token_budget, "readers": resources.readers}
+    return [*source, *(f"--{name}={value}" for name, value in options.items())]
+
+
+def _conclude(result: "RunResult", images: Sequence[ImageFile], folder: Path) -> int:
+    """Prints what is there now, warns of what a user may not expect, and returns the exit status."""
+    new = result.progress.done
+    if result.status:
+        print(f"stopped; {new:,} images are safe in {folder}, the same command goes on", file=sys.stderr)
+        return result.status
+    records = [result.records[image.key] for image in images]
+    failed = sum(record.error is not None for record in records)
+    turned = sum(record.exif_orientation != 1 for record in records)
+    rate = result.progress.report()["images_per_second"]
+    print(f"{len(records) - failed:,} images in {folder}, {new:,} of them new at {rate:,.3g} images/s")
+    if turned:
+        print(f"{turned:,} photographs carry an EXIF rotation that was not applied; see --exif_rotate", file=sys.stderr)
+    if failed:
+        print(f"{failed:,} images failed; {folder / 'failures.csv'} says why", file=sys.stderr)
+    return 1 if failed else 0

@@ -1,0 +1,87 @@
+"""One run of a plan on one device, from the images to the finished folder."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from sail_encoder.backbone import VisionBackbone
+from sail_encoder.errors import require_positive
+from sail_encoder.extraction.pipeline import Pipeline
+from sail_encoder.extraction.plan import Plan
+from sail_encoder.extraction.progress import Progress, describe_machine
+from sail_encoder.interrupt import Interrupt
+from sail_encoder.store.journal import Record
+from sail_encoder.store.store import WHOLE, FeatureStore, Shard
+
+MAX_READERS = 16
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a run may take of the machine; neither changes what is stored.
+
+    Attributes:
+        token_budget: Patches in one forward pass; `auto` is what memory allows.
+        readers: Threads that read images; `auto` is one for each core, 16 at most.
+
+    Raises:
+        UserError: If a number is not positive.
+    """
+
+    token_budget: int | Literal["auto"] = "auto"
+    readers: int | Literal["auto"] = "auto"
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value != "auto":
+                require_positive(name, value)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run has ended.
+
+    Attributes:
+        records: What is known of each image, by its key.
+        progress: What this run has done.
+        status: 0, or 130 or 143 where a signal has stopped it.
+    """
+
+    records: dict[str, Record]
+    progress: Progress
+    status: int
+
+
+def run_plan(
+    backbone: VisionBackbone,
+    plan: Plan,
+    folder: Path,
+    part: Shard = WHOLE,
+    resources: Resources = Resources(),
+) -> RunResult:
+    """Extracts what a folder does not have yet.
+
+    Raises:
+        StoreError: If the folder holds a run with other settings, another process writes it, or its disk is full.
+    """
+    settings = {**plan.settings, "weights": backbone.fingerprint(plan.depth - 1)}
+    with FeatureStore(folder, settings, plan.request.pool != "none", plan.request.dtype, part) as store:
+        stretches = store.missing(part.of(plan.listing.images))
+        progress = Progress(sum(map(len, stretches)), f"{backbone.device}")
+        pipeline = _build_pipeline(backbone, store, plan, resources, progress)
+        with progress, Interrupt(pipeline.stop.set) as interrupt:
+            pipeline.run(stretches)
+        if not interrupt.status:
+            run = {"shard": str(part), "device": str(backbone.device), "token_budget": pipeline.token_budget}
+            report = {"model": plan.spec.name, **run, **progress.report(), **describe_machine(backbone.device)}
+            store.finish(plan.listing.images, report)
+    return RunResult(store.records, progress, interrupt.status)
+
+
+def _build_pipeline(
+    backbone: VisionBackbone, store: FeatureStore, plan: Plan, resources: Resources, progress: Progress
+) -> Pipeline:
+    budget = backbone.default_token_budget() if resources.token_budget == "auto" else resources.token_budget
+    readers = min(MAX_READERS, os.cpu_count() or 1) if resources.readers == "auto" else resources.readers
+    return Pipeline(backbone, store, plan.request, budget, readers, progress.add)
