@@ -54,7 +54,8 @@ def train(
     run that was never stopped. The defaults suit small data; configs/segmentation has published protocols.
 
     Args:
-        data: Folder of the data set, or "scenes" for drawn scenes in the layout of ADE20K.
+        data: Folder of the data set; or scenes for drawn scenes of one thing each, in the layout of ADE20K, and
+            scenes-several for scenes of one to four.
         out: Folder for the head, checkpoint, log, curves, results.json and overlays.
         model: sail-tiny, a folder, a Hub name such as ByteDance-Seed/SAIL-7B, timm/NAME, or raw/14 for raw patches.
         head: linear, upernet, or knn, which needs one pass over the data.

@@ -57,7 +57,7 @@ def open_data(request: TrainRequest) -> tuple[SegmentationData, SegmentationData
     source = DataSource(
         request.data, request.layout, request.class_map, request.reduce_zero_label, request.ignore_label
     )
-    if request.data == SCENES:
+    if request.data in SCENES:
         source = replace(source, root=str(_draw_scenes(request)), layout="ade20k")
     training, validation = source.open("train", "val", check=request.check)
     classes = training.class_map.names
@@ -73,8 +73,8 @@ def _draw_scenes(request: TrainRequest) -> Path:
     """Draws the scenes into the run's own folder."""
     if request.layout not in ("folder", "ade20k"):
         raise UserError(f"--layout cannot be {request.layout} with drawn scenes, which have their own; leave it out")
-    folder = request.folder / SCENES
-    draw_scenes(folder)
+    folder = request.folder / request.data
+    draw_scenes(folder, request.data)
     return folder
 
 

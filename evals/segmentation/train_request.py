@@ -106,7 +106,7 @@ class TrainRequest:
         names = [sample.name for sample in training_data.samples]
         return {
             **{name: value for name, value in asdict(self).items() if name not in _HOW_IT_RUNS},
-            "data": self.data if self.data == SCENES else os.path.abspath(self.data),
+            "data": self.data if self.data in SCENES else os.path.abspath(self.data),
             "precision": str(dtype).removeprefix("torch."),
             "class_map": _digest(ids),
             "training_images": f"{len(names)} named {_digest(names)}",

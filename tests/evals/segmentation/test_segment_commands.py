@@ -11,6 +11,8 @@ import pytest
 from drawn_data import COLORS, draw, write_data
 from PIL import Image
 
+from evals.scenes import CLASSES, TRAINING_SEEDS
+from evals.segmentation import scene_data
 from sail_cli import main
 from sail_encoder.raw_patches import RawPatches
 
@@ -240,10 +242,18 @@ def test_upernet_trains(data, small_checkpoint, tmp_path, capsys):
     assert "a pyramid is made of 1 or 4 layers, not 3; use layers -1 or even4" in capsys.readouterr().err
 
 
-def test_scenes_are_drawn_in_the_layout_of_ade20k(tmp_path, monkeypatch):
-    from evals.scenes import CLASSES, TRAINING_SEEDS
-    from evals.segmentation import scene_data
+def test_scenes_of_one_thing_and_of_several(tmp_path, monkeypatch):
+    monkeypatch.setattr(scene_data, "SPLITS", {"training": range(9), "validation": range(9, 10)})
+    shown = {}
+    for name in scene_data.SCENES:
+        scene_data.draw_scenes(tmp_path / name, name)
+        masks = (np.asarray(Image.open(mask)) for mask in (tmp_path / name / "annotations/training").iterdir())
+        shown[name] = [len(np.unique(mask)) - 1 for mask in masks]
+    assert set(shown["scenes"]) == {1}
+    assert max(shown["scenes-several"]) > 1
 
+
+def test_scenes_are_drawn_in_the_layout_of_ade20k(tmp_path, monkeypatch):
     assert not [seed for seeds in scene_data.SPLITS.values() for seed in seeds if seed in TRAINING_SEEDS]
     monkeypatch.setattr(scene_data, "SPLITS", {"training": range(5), "validation": range(9, 11)})
     assert main(["segment", "train", "scenes", "--out", str(tmp_path), "--steps", "2", *FAST, "--warmup", "0"]) == 0
