@@ -354,11 +354,12 @@ def test_where_answers_cannot_go(tmp_path):
     for target in (tmp_path, tmp_path / "file" / "a.jsonl"):
         with pytest.raises(UserError, match=r"cannot be written .*; use another --output"):
             AnswerFile(target, [], {})
-    (tmp_path / "notes.txt").write_text("my notes\n")
-    for overwrite in (False, True):
-        with pytest.raises(UserError, match="holds something other than answers; use another --output"):
-            AnswerFile(tmp_path / "notes.txt", [], {}, overwrite)
-    assert (tmp_path / "notes.txt").read_text() == "my notes\n"
+    for notes in ("my notes\n", "my notes", "my\nnotes", '{"a": 1}\n', '{"prompt": "x"}\n', '{"b"'):
+        (tmp_path / "notes.txt").write_text(notes)
+        for overwrite in (False, True):
+            with pytest.raises(UserError, match="holds something other than answers; use another --output"):
+                AnswerFile(tmp_path / "notes.txt", [], {}, overwrite)
+        assert (tmp_path / "notes.txt").read_text() == notes
     with AnswerFile(tmp_path / "new" / "a.jsonl", [], {}) as answers:
         assert answers.done == 0
 
