@@ -12,7 +12,7 @@ from sail_encoder.resizing import Resize
 from sail_encoder.spec import BackboneSpec
 from sail_encoder.store.journal import read_journals
 from sail_encoder.store.refusals import nearest_existing
-from sail_encoder.store.store import Shard
+from sail_encoder.store.shard import Shard
 
 Pooling = Literal["none", "mean", "max"]
 
