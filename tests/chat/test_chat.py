@@ -333,13 +333,28 @@ def test_answers_of_other_settings_are_refused(chat, questions, tmp_path):
         ('{"prompt": "x", "image": 3}', "not a path"),
         ('{"prompt": "x"}\n{"prompt": " "}', "line 2: the prompt is empty"),
         ('{"prompt": "a <vpatch>"}', "line 1: the prompt holds <vpatch>"),
+        ('{"prompt": "a \\ud83d"}', r"line 1: the prompt holds '\\ud83d', half of a character"),
+        ('{"prompt": "a", "image": "\\udce9.png"}', r"line 1: the path holds '\\udce9', half of a character"),
+        ('{"prompt": "caf\xe9"}', r"q\.jsonl is not UTF-8 .* at byte 15\); save it as UTF-8"),
         ("", "holds no questions"),
     ],
 )
 def test_bad_question_files(tmp_path, content, message):
-    (tmp_path / "q.jsonl").write_text(content)
+    (tmp_path / "q.jsonl").write_text(content, encoding="latin-1")
     with pytest.raises(UserError, match=message):
         read_queries(tmp_path / "q.jsonl")
+
+
+def test_a_string_may_hold_any_character(tmp_path):
+    prompts = ["a\u2028b", "a\u2029b\x85c\x0cd", "\U0001f600"]
+    lines = [json.dumps({"prompt": prompt}, ensure_ascii=False) for prompt in prompts]
+    (tmp_path / "q.jsonl").write_text("\r\n".join(lines), encoding="utf-8")
+    assert [query.prompt for query in read_queries(tmp_path / "q.jsonl")] == prompts
+
+
+def test_a_prompt_that_is_no_text_is_refused(chat):
+    with pytest.raises(UserError, match=r"the prompt holds '\\udce9', half of a character; write it in UTF-8"):
+        chat.ask("caf\udce9")
 
 
 def test_answers_to_other_questions_are_refused(questions, tmp_path):
