@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import pytest
 import torch
 from helpers import noise
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from evals.scenes import draw_scene
 from sail_encoder import Chat, CheckpointError, ImageError, Sampling, UserError, ask_each, load_chat
@@ -16,6 +18,7 @@ from sail_encoder.chat.answers import AnswerFile
 from sail_encoder.chat.batch import answer_all
 from sail_encoder.chat.questions import read_queries
 from sail_encoder.chat.terminal import answer_streamed, converse
+from sail_encoder.hub import TINY_FOLDER
 from sail_encoder.sail.convert import convert
 
 SHORT = Sampling(max_new_tokens=12)
@@ -409,6 +412,20 @@ def test_the_command(tmp_path):
     assert sail(*files).returncode == 0
     assert [row["answer"] for row in answers_in(tmp_path / "new" / "a.jsonl")] == [answer]
     assert "temperature was 0.0, now 1.0" in sail(*files, "--temperature", "1").stderr
+
+
+def test_weights_that_have_changed_in_place_are_refused(tmp_path):
+    model = shutil.copytree(TINY_FOLDER, tmp_path / "model")
+    (tmp_path / "q.jsonl").write_text(json.dumps({"prompt": "What color is it?"}))
+    files = {"input": str(tmp_path / "q.jsonl"), "output": str(tmp_path / "a.jsonl"), "model": str(model)}
+    assert command.chat(**files, max_new_tokens=1) == 0
+    (model / "README.md").write_text("notes")
+    assert command.chat(**files, max_new_tokens=1) == 0
+    tensors = load_file(model / "model.safetensors")
+    tensors["lm_head.weight"] += 1
+    save_file(tensors, model / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"weights was .*, now .*; use another --output or --overwrite true"):
+        command.chat(**files, max_new_tokens=1)
 
 
 def test_wrong_use_is_told_before_a_model_is_loaded(tmp_path, monkeypatch):
