@@ -10,7 +10,7 @@ from sail_encoder.extraction.plan import Plan, Request, forecast
 from sail_encoder.images import ImageFile, list_images
 from sail_encoder.layers import resolve_layers
 from sail_encoder.spec import describe
-from sail_encoder.store.removal import remove_run
+from sail_encoder.store.removal import has_run, remove_run
 from sail_encoder.store.shard import Shard
 from sail_encoder.store.store import check_settings
 
@@ -106,11 +106,13 @@ def _check_folder(folder: Path, plan: Plan, part: Shard, overwrite: bool) -> Non
     """Refuses a folder that the plan does not fit, before any work."""
     if not overwrite:
         check_settings(folder, plan.settings)
-    elif part.count > 1:
+        return
+    if part.count > 1:
         raise UserError(
             f"--overwrite true with --shard {part} would delete what the other shards have written; delete {folder} "
             "once, then start every shard without --overwrite"
         )
+    has_run(folder)
 
 
 def _conclude(result: "RunResult", images: Sequence[ImageFile], folder: Path) -> int:

@@ -96,8 +96,9 @@ def forecast(plan: Plan, part: Shard, folder: Path, overwrite: bool) -> str:
         StoreError: If the disk cannot hold it.
     """
     images = part.of(plan.listing.images)
-    known = set() if overwrite else {record.key for pack in read_journals(folder) for record in pack if record.file}
-    todo = [image for image in images if image.key not in known]
+    packs = [] if overwrite else read_journals(folder)
+    known = {record.key: record for pack in packs for record in pack if record.file}
+    todo = [image for image in images if image.key not in known or not known[image.key].is_of(image)]
     tokens = mean_tokens(todo, plan.request.resize, plan.spec.patch_size)
     positions = tokens if plan.request.pool == "none" else 1
     each = feature_bytes(positions, plan.spec.embed_dim, len(plan.request.layers), plan.request.dtype)

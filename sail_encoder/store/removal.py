@@ -13,20 +13,29 @@ from sail_encoder.store.refusals import explain_refusals
 from sail_encoder.store.run_file import read_run
 
 
-def remove_run(folder: Path) -> None:
-    """Deletes an earlier run from a folder, and nothing else.
+def has_run(folder: Path) -> bool:
+    """Whether there is a run to delete.
 
     Raises:
-        StoreError: If the folder holds features but no run.json of ours, so that they may not be ours, or a run that is
-            still writing.
+        StoreError: If the folder holds features but no run.json of ours, so that they may not be ours.
     """
     run = read_run(folder)
     if run is None:
         if (folder / "features").exists():
             raise StoreError(f"{folder} has features but no run.json, so it is not overwritten; use another --out")
-        return
-    if "runs" not in run:
+    elif "runs" not in run:
         raise StoreError(f"{folder / 'run.json'} is of another program, so it is not overwritten; use another --out")
+    return run is not None
+
+
+def remove_run(folder: Path) -> None:
+    """Deletes an earlier run from a folder, and nothing else.
+
+    Raises:
+        StoreError: If the folder holds what may not be ours, or a run that is still writing.
+    """
+    if not has_run(folder):
+        return
     with explain_refusals(folder), ExitStack() as claims:
         claims.enter_context(locked_folder(folder))
         journals = list_journals(folder)
