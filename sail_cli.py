@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Union, get_args, get_origin
 
-from sail_encoder.errors import UserError
+from sail_encoder.errors import UserError, in_one_line
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -90,8 +90,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(f"no command '{name}'{_suggest(name, COMMANDS)}; sail --help lists all")
     try:
         return _run(name, rest)
-    except UserError as error:
-        return _complain(str(error))
+    except (UserError, OSError) as error:
+        return _complain(in_one_line(error))
     except KeyboardInterrupt:
         return 130
 
@@ -101,9 +101,12 @@ def _run(name: str, arguments: list[str]) -> int:
     module, function_name = command.function.split(":")
     function: Callable[..., int] = getattr(importlib.import_module(module), function_name)
     parser = _build_parser(name, function, command)
-    values = parser.parse_args(_as_flags(arguments, command, function))
+    flags, words = _sort_arguments(arguments, command, function)
+    values = parser.parse_args(flags)
     values.pop("config", None)
-    return function(**values.as_dict())
+    # A word such as `null` or `~` that is given without a flag is a word, not the absence of one.
+    taken = {name: word for name, word in words.items() if values[name] is None}
+    return function(**{**values.as_dict(), **taken})
 
 
 def _build_parser(name: str, function: Callable[..., int], command: Command) -> "ArgumentParser":
@@ -120,9 +123,15 @@ def _build_parser(name: str, function: Callable[..., int], command: Command) -> 
     return parser
 
 
-def _as_flags(arguments: list[str], command: Command, function: Callable[..., int]) -> list[str]:
-    """Brings arguments into the form `--name=value`, which also lets a value begin with a minus."""
-    flags, free = [], []
+def _sort_arguments(
+    arguments: list[str], command: Command, function: Callable[..., int]
+) -> tuple[list[str], dict[str, str]]:
+    """Brings arguments into the form `--name=value`, which also lets a value begin with a minus.
+
+    Returns:
+        All arguments in that form, and by their names those that were given without a flag and stand alone.
+    """
+    flags, free, words = [], [], {}
     rest = iter(arguments)
     for argument in rest:
         if not argument.startswith("--"):
@@ -135,16 +144,17 @@ def _as_flags(arguments: list[str], command: Command, function: Callable[..., in
                 raise UserError(f"{argument} needs a value")
             flags.append(f"{argument}={value}")
     if "-h" in free:
-        return ["--help"]
+        return ["--help"], {}
     for name in command.positional:
         if free and _takes_many(name, function):
             flags.append(f"--{name}={json.dumps(free)}")
             free = []
         elif free:
-            flags.append(f"--{name}={free.pop(0)}")
+            words[name] = free.pop(0)
+            flags.append(f"--{name}={words[name]}")
     if free:
         raise UserError(f"'{free[0]}' is one argument too many; options are given as --name value")
-    return flags
+    return flags, words
 
 
 def _takes_many(name: str, function: Callable[..., int]) -> bool:
@@ -188,7 +198,7 @@ def _suggest(word: str, known: Iterable[str]) -> str:
 
 
 def _complain(message: str) -> int:
-    print(f"sail: {' '.join(message.split())}", file=sys.stderr)
+    print(f"sail: {message}", file=sys.stderr)
     return 2
 
 

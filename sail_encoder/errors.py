@@ -5,6 +5,14 @@ class UserError(ValueError):
     """A mistake in what was asked for; the message names the value, what is allowed, and what to do next."""
 
 
+def in_one_line(error: UserError | OSError) -> str:
+    """What a command prints of an error that is no bug: for what a file system refuses, the file and the reason."""
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+    return " ".join(text.split())
+
+
 def require_positive(name: str, value: float) -> None:
     """Makes sure that the value of an option is above zero.
 

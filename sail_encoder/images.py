@@ -28,12 +28,14 @@ class ImageFile:
         path: The file it is in.
         size: Bytes of the encoded image, -1 where the file is missing.
         offset: Where it starts in a tar shard; None for a file of its own.
+        modified: When the file was last written, in nanoseconds; None where it is missing, or there is no file.
     """
 
     key: str
     path: str
     size: int
     offset: int | None = None
+    modified: int | None = None
 
     def open(self) -> str | bytes:
         """What Pillow can read: the path, or the bytes of a member of a tar shard."""
@@ -58,8 +60,18 @@ class _Found:
 
     path: str
     size: int
+    modified: int | None
     offset: int | None = None
     member: str = ""
+
+    @classmethod
+    def at(cls, path: str) -> "_Found":
+        """A file of its own, which may be missing: that is reported when it is its turn."""
+        try:
+            status = os.stat(path)
+        except (OSError, ValueError):
+            return cls(path, -1, None)
+        return cls(path, status.st_size, status.st_mtime_ns)
 
 
 def list_images(sources: Sequence[str]) -> ImageList:
@@ -85,7 +97,7 @@ def list_images(sources: Sequence[str]) -> ImageList:
     root = os.path.commonpath(bases)
     listed: dict[str, ImageFile] = {}
     for item in found:
-        image = ImageFile(_key(item, root), item.path, item.size, item.offset)
+        image = ImageFile(_key(item, root), item.path, item.size, item.offset, item.modified)
         known = listed.setdefault(image.key, image)
         if (known.path, known.offset) != (image.path, image.offset):
             raise SourceError(f"two images are both named '{image.key}', in {known.path} and {image.path}; rename one")
@@ -116,39 +128,70 @@ def _list_file(path: str) -> tuple[str, list[_Found]]:
     if suffix == ".tar":
         return os.path.dirname(path), list(_list_tar(path))
     if suffix not in _LIST_READERS:
-        return os.path.dirname(path), [_Found(path, os.path.getsize(path))]
+        return os.path.dirname(path), [_Found.at(path)]
     folder = os.path.dirname(path)
-    paths = [os.path.abspath(os.path.join(folder, entry)) for entry in _LIST_READERS[suffix](path)]
+    paths = [os.path.abspath(os.path.join(folder, entry)) for entry in _read_list(path)]
     if not paths:
         raise SourceError(f"{path} names no images")
     inside = all(entry.startswith(folder + os.sep) for entry in paths)
     base = folder if inside else os.path.commonpath([os.path.dirname(entry) for entry in paths])
-    return base, [_Found(entry, _size(entry)) for entry in paths]
+    return base, [_Found.at(entry) for entry in paths]
 
 
 def _walk(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[_Found]:
     """Images below a folder, depth first in sorted order; links are followed, but not in circles."""
-    status = os.stat(folder)
-    identity = (status.st_dev, status.st_ino)
-    if identity in above:
-        return
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+    try:
+        status = os.stat(folder)
+        identity = (status.st_dev, status.st_ino)
+        entries = [] if identity in above else sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise SourceError(f"cannot list {folder}: {error.strerror}; mend that, or name what is beside it") from None
+    for entry in entries:
         if entry.name.startswith("."):
             continue
-        if entry.is_dir():
+        if _is_folder(entry):
             yield from _walk(entry.path, (*above, identity))
         elif _suffix(entry.name) in IMAGE_SUFFIXES:
-            yield _Found(entry.path, _size(entry.path))
+            yield _Found.at(entry.path)
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    # A link to itself leads nowhere, like a link to a missing file.
+    except OSError:
+        return False
 
 
 def _list_tar(path: str) -> Iterator[_Found]:
     try:
         with tarfile.open(path, "r:") as shard:
-            for member in shard:
-                if member.isfile() and _suffix(member.name) in IMAGE_SUFFIXES:
-                    yield _Found(path, member.size, member.offset_data, member.name)
+            modified, members = os.stat(path).st_mtime_ns, shard.getmembers()
     except tarfile.ReadError as error:
         raise SourceError(f"{path} is not an uncompressed tar file, or is damaged ({error})") from None
+    files = {os.path.normpath(member.name): member for member in members if member.isfile()}
+    for member in members:
+        is_link = member.islnk() or member.issym()
+        if _suffix(member.name) in IMAGE_SUFFIXES and (is_link or member.isfile()):
+            content = files.get(_link_target(member)) if is_link else member
+            # A link to nothing is an empty image, so that it is recorded as a failure.
+            size, offset = (content.size, content.offset_data) if content else (0, 0)
+            yield _Found(path, size, modified, offset, member.name)
+
+
+def _link_target(member: tarfile.TarInfo) -> str:
+    """What a link in a tar shard stands for: a hard link names it from the top, another from where it is itself."""
+    folder = "" if member.islnk() else os.path.dirname(member.name)
+    return os.path.normpath(os.path.join(folder, member.linkname))
+
+
+def _read_list(path: str) -> list[str]:
+    try:
+        return _LIST_READERS[_suffix(path)](path)
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{path} is not UTF-8 ({error.reason} at byte {error.start:,}); save it as UTF-8") from None
+    except csv.Error as error:
+        raise SourceError(f"{path} is not a table ({error})") from None
 
 
 def _read_text_list(path: str) -> list[str]:
@@ -164,10 +207,18 @@ def _read_csv(path: str) -> list[str]:
 
 
 def _read_parquet(path: str) -> list[str]:
+    import pyarrow
     from pyarrow import parquet
 
-    column = _path_column(parquet.read_schema(path).names, path)
-    return [entry for entry in parquet.read_table(path, columns=[column])[column].to_pylist() if entry]
+    try:
+        schema = parquet.read_schema(path)
+        column = _path_column(schema.names, path)
+        kind = schema.field(column).type
+        if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
+            raise SourceError(f"{path} has {kind} in column '{column}', not paths; save the images as files or .tar")
+        return [entry for entry in parquet.read_table(path, columns=[column])[column].to_pylist() if entry]
+    except pyarrow.ArrowException as error:
+        raise SourceError(f"{path} is not a parquet file, or is damaged ({error})") from None
 
 
 def _path_column(columns: Sequence[str], path: str) -> str:
@@ -197,10 +248,3 @@ def _key(found: _Found, root: str) -> str:
 
 def _suffix(path: str) -> str:
     return os.path.splitext(path)[1].lower()
-
-
-def _size(path: str) -> int:
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return -1

@@ -1,3 +1,4 @@
+import errno
 import importlib
 import inspect
 import subprocess
@@ -160,12 +161,50 @@ def test_values_may_begin_with_a_minus(monkeypatch):
     assert seen == {"source": ["a", "b", "c"], "layers": "-4,-1"}
 
 
-def test_bugs_are_not_hidden(monkeypatch):
-    def broken() -> int:
-        raise KeyError("a bug")
+@pytest.mark.parametrize("word", ["null", "~", "null ", "None", "12"])
+def test_words_are_words(word, monkeypatch):
+    """Also those that YAML takes for nothing; a flag takes `null` for the value of options that may have none."""
+    seen = {}
 
-    monkeypatch.setitem(sail_cli.COMMANDS, "broken", sail_cli.Command("test_cli:broken", "Broken."))
-    monkeypatch.setattr(sys.modules[__name__], "broken", broken, raising=False)
-    monkeypatch.setitem(sys.modules, "test_cli", sys.modules[__name__])
+    def chat(image: str | None = None, prompt: str | None = None, output: str | None = "x") -> int:
+        seen.update(image=image, prompt=prompt, output=output)
+        return 0
+
+    monkeypatch.setattr("sail_encoder.chat.command.chat", chat)
+    assert main(["chat", "a.jpg", word, "--output", "null"]) == 0
+    assert seen == {"image": "a.jpg", "prompt": word, "output": None}
+    assert main(["chat", word]) == 0
+    assert seen == {"image": word, "prompt": None, "output": "x"}
+
+
+@pytest.fixture
+def command_that_raises(monkeypatch):
+    def install(error):
+        def broken() -> int:
+            raise error
+
+        monkeypatch.setitem(sail_cli.COMMANDS, "broken", sail_cli.Command("test_cli:broken", "Broken."))
+        monkeypatch.setattr(sys.modules[__name__], "broken", broken, raising=False)
+        monkeypatch.setitem(sys.modules, "test_cli", sys.modules[__name__])
+
+    return install
+
+
+def test_bugs_are_not_hidden(command_that_raises):
+    command_that_raises(KeyError("a bug"))
     with pytest.raises(KeyError):
         main(["broken"])
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "a.json"), "a.json: Permission denied"),
+        (OSError(errno.EIO, "Input/output error"), "Input/output error"),
+        (OSError("no such model,\n  or no network"), "no such model, or no network"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(command_that_raises, capsys, error, line):
+    command_that_raises(error)
+    assert main(["broken"]) == 2
+    assert capsys.readouterr().err == f"sail: {line}\n"

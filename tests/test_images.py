@@ -1,3 +1,4 @@
+import errno
 import io
 import os
 import tarfile
@@ -48,6 +49,39 @@ def test_links_are_followed_but_not_in_circles(tree):
     assert keys(tree) == ["a/x.jpg", "a/y.PNG", "again/x.jpg", "again/y.PNG", "b/deep/z.webp", "b/x.jpg"]
 
 
+def test_a_link_to_itself_is_no_folder(tree):
+    for name in ("loop", "loop.jpg"):
+        os.symlink(name, tree / "a" / name)
+    listing = list_images([str(tree / "a")])
+    assert [(image.key, image.size) for image in listing.images] == [("loop.jpg", -1), ("x.jpg", 7), ("y.PNG", 7)]
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tree, monkeypatch):
+    scandir = os.scandir
+
+    def refuse(path):
+        if path.endswith("deep"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(SourceError, match=r"cannot list .*/b/deep: Permission denied"):
+        keys(tree)
+
+
+def test_it_is_known_when_images_were_written(tree):
+    os.utime(tree / "a" / "x.jpg", ns=(5, 5))
+    make_tar(tree / "shard.tar", {"a.jpg": b"1"})
+    os.utime(tree / "shard.tar", ns=(7, 7))
+    (tree / "list.txt").write_text("a/x.jpg\nmissing.jpg\n")
+    sources = (tree / "a" / "x.jpg", tree / "shard.tar", tree / "list.txt")
+    assert [[image.modified for image in list_images([str(source)]).images] for source in sources] == [
+        [5],
+        [7],
+        [5, None],
+    ]
+
+
 def test_a_text_list(tree):
     (tree / "list.txt").write_text("b/x.jpg\n\na/x.jpg\nmissing.jpg\n", encoding="utf-8-sig")
     listing = list_images([str(tree / "list.txt")])
@@ -92,6 +126,23 @@ def test_tar_shards_are_read_in_place(tmp_path):
     assert [image.open() for image in images] == [b"first", b"second", b"third"]
 
 
+def test_links_in_a_tar_are_what_they_stand_for(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as shard:
+        for name, kind, target in (
+            ("./d/one.jpg", tarfile.REGTYPE, ""),
+            ("d/hard.jpg", tarfile.LNKTYPE, "d/one.jpg"),
+            ("d/soft.jpg", tarfile.SYMTYPE, "one.jpg"),
+            ("d/lost.jpg", tarfile.SYMTYPE, "nowhere.jpg"),
+        ):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname, content = kind, target, b"one" if kind == tarfile.REGTYPE else b""
+            member.size = len(content)
+            shard.addfile(member, io.BytesIO(content))
+    images = list_images([str(tmp_path / "a.tar")]).images
+    assert [image.key for image in images] == [f"a/d/{name}.jpg" for name in ("one", "hard", "soft", "lost")]
+    assert [image.open() for image in images] == [b"one", b"one", b"one", b""]
+
+
 def test_names_cannot_leave_the_output_folder(tmp_path):
     make_tar(tmp_path / "evil.tar", {"../../up.jpg": b"1", "/etc/abs.jpg": b"2", "a/../../b.jpg": b"3"})
     assert keys(tmp_path / "evil.tar") == ["evil/up.jpg", "evil/etc/abs.jpg", "evil/a/b.jpg"]
@@ -110,6 +161,11 @@ def test_undecodable_names_become_printable(tmp_path):
         (lambda tree: tree / "empty", "no images in"),
         (lambda tree: tree / "columns.csv", "has the columns id, label; name the one with the paths 'path'"),
         (lambda tree: tree / "empty.txt", "names no images"),
+        (lambda tree: tree / "latin.txt", r"latin\.txt is not UTF-8 .* at byte 3\); save it as UTF-8"),
+        (lambda tree: tree / "latin.csv", r"latin\.csv is not UTF-8"),
+        (lambda tree: tree / "nulls.csv", r"nulls\.csv (is not a table|has the columns)"),
+        (lambda tree: tree / "pixels.parquet", r"has struct<bytes: binary> in column 'image', not paths"),
+        (lambda tree: tree / "text.parquet", r"text\.parquet is not a parquet file, or is damaged"),
         (lambda tree: tree / "packed.tar", "not an uncompressed tar file"),
         (lambda tree: tree / "twins.tar", "both named"),
     ],
@@ -118,6 +174,11 @@ def test_errors(tree, make, message):
     (tree / "empty").mkdir()
     (tree / "columns.csv").write_text("id,label\n1,2\n")
     (tree / "empty.txt").write_text("\n")
+    (tree / "latin.txt").write_bytes(b"caf\xe9.jpg\n")
+    (tree / "latin.csv").write_bytes(b"path\ncaf\xe9.jpg\n")
+    (tree / "nulls.csv").write_bytes(b"\0\n\0")
+    parquet.write_table(pyarrow.table({"image": [{"bytes": b"1"}]}), tree / "pixels.parquet")
+    (tree / "text.parquet").write_text("path\na.jpg\n")
     make_tar(tree / "packed.tar", {"a.jpg": b"1"}, "w:gz")
     make_tar(tree / "twins.tar", {"a.jpg": b"1", "./../a.jpg": b"2"})
     with pytest.raises(SourceError, match=message):

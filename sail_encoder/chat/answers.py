@@ -12,6 +12,7 @@ from sail_encoder.chat.questions import Query
 from sail_encoder.errors import UserError
 from sail_encoder.store.line_log import LineLog
 
+_LINE_START = b'{"prompt":'
 _WAY_OUT = "use another --output or --overwrite true"
 
 
@@ -68,9 +69,10 @@ class AnswerFile:
     def _read(self, overwrite: bool) -> list[dict[str, Any]]:
         try:
             lines = self.log.read()
+            are_answers = all(map(_is_answer, lines)) and _may_become_answer(self.log.cut_off)
         except ValueError:
-            lines = [None]
-        if not all(isinstance(line, dict) for line in lines):
+            are_answers = False
+        if not are_answers:
             raise UserError(f"{self.path} holds something other than answers; use another --output")
         if overwrite:
             self.log.keep(lambda line: False)
@@ -104,6 +106,15 @@ class AnswerFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.log.close()
+
+
+def _is_answer(line: Any) -> bool:
+    return isinstance(line, dict) and "prompt" in line and ("answer" in line or "error" in line)
+
+
+def _may_become_answer(start: bytes) -> bool:
+    """Whether a kill may have left this of a line."""
+    return start.startswith(_LINE_START) or _LINE_START.startswith(start)
 
 
 def _open_log(path: Path) -> LineLog:

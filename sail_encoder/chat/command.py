@@ -53,18 +53,21 @@ def chat(
     from sail_encoder.chat.answers import AnswerFile
     from sail_encoder.chat.batch import answer_all
     from sail_encoder.chat.conversation import Sampling, load_chat
+    from sail_encoder.chat.fingerprint import fingerprint_checkpoint
     from sail_encoder.chat.questions import read_queries
     from sail_encoder.chat.terminal import answer_streamed, converse
     from sail_encoder.devices import choose_device, choose_dtype
+    from sail_encoder.hub import find_checkpoint
 
     sampling = Sampling(max_new_tokens, temperature, top_p)
     load = partial(load_chat, model, device, precision, max_tokens, sliding_window)
     if input is not None and output is not None:
         dtype = str(choose_dtype(precision, choose_device(device))).removeprefix("torch.")
         views = {"max_tokens": max_tokens, "sliding_window": sliding_window}
-        settings = {"model": model, **asdict(sampling), **views, "precision": dtype}
         # What can be wrong with the files is found before a model is loaded.
         queries = read_queries(Path(input))
+        weights = fingerprint_checkpoint(find_checkpoint(model))
+        settings = {"model": model, "weights": weights, **asdict(sampling), **views, "precision": dtype}
         with AnswerFile(Path(output), queries, settings, overwrite) as answers:
             return answer_all(load(), answers, Path(input).parent, sampling, batch_size)
     conversation = load()

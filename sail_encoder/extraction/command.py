@@ -10,10 +10,12 @@ from sail_encoder.extraction.plan import Plan, Request, forecast
 from sail_encoder.images import ImageFile, list_images
 from sail_encoder.layers import resolve_layers
 from sail_encoder.loading import describe
-from sail_encoder.store.store import Shard, check_settings, remove_run
+from sail_encoder.store.removal import has_run, remove_run
+from sail_encoder.store.shard import Shard
+from sail_encoder.store.store import check_settings
 
 if TYPE_CHECKING:
-    from sail_encoder.extraction.run import Resources, RunResult
+    from sail_encoder.extraction.run import RunResult
 
 
 def extract(
@@ -92,7 +94,8 @@ def extract(
     if len(chosen) > 1:
         if overwrite:
             remove_run(folder)
-        return extract_on_each(chosen, part, _as_words(source, out, plan, resources))
+        arguments = {"source": list(source), "out": out, **plan.options, **vars(resources)}
+        return extract_on_each(chosen, part, arguments, part.of(plan.listing.images), folder)
     backbone = load_backbone(model, str(chosen[0]), plan.precision, plan.depth)
     if overwrite:
         remove_run(folder)
@@ -103,17 +106,13 @@ def _check_folder(folder: Path, plan: Plan, part: Shard, overwrite: bool) -> Non
     """Refuses a folder that the plan does not fit, before any work."""
     if not overwrite:
         check_settings(folder, plan.settings)
-    elif part.count > 1:
+        return
+    if part.count > 1:
         raise UserError(
             f"--overwrite true with --shard {part} would delete what the other shards have written; delete {folder} "
             "once, then start every shard without --overwrite"
         )
-
-
-def _as_words(source: Sequence[str], out: str, plan: Plan, resources: "Resources") -> list[str]:
-    """The same request as words of a command line, all but device and shard."""
-    options = {"out": out, **plan.options, "token_budget": resources.token_budget, "readers": resources.readers}
-    return [*source, *(f"--{name}={value}" for name, value in options.items())]
+    has_run(folder)
 
 
 def _conclude(result: "RunResult", images: Sequence[ImageFile], folder: Path) -> int:
@@ -129,6 +128,8 @@ def _conclude(result: "RunResult", images: Sequence[ImageFile], folder: Path) ->
     print(f"{len(records) - failed:,} images in {folder}, {new:,} of them new at {rate:,.3g} images/s")
     if turned:
         print(f"{turned:,} photographs carry an EXIF rotation that was not applied; see --exif_rotate", file=sys.stderr)
+    if result.pending:
+        print(f"{result.pending:,} images are still to do by other shards; index.parquet lists them", file=sys.stderr)
     if failed:
         print(f"{failed:,} images failed; {folder / 'failures.csv'} says why", file=sys.stderr)
     return 1 if failed else 0

@@ -1,56 +1,113 @@
 """One process a device, each with its share of the images."""
 
+import json
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
-from typing import TYPE_CHECKING
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from sail_encoder.extraction.worker import CRASHED
+from sail_encoder.images import ImageFile
 from sail_encoder.interrupt import Interrupt
-from sail_encoder.store.store import Shard
+from sail_encoder.store.appending import append_all
+from sail_encoder.store.index import list_undone
+from sail_encoder.store.shard import Shard
 
 if TYPE_CHECKING:
     import torch
 
+_NOT_DONE = 2
+"""Exit status of a run that goes on when its command is given again."""
 
-def extract_on_each(devices: "Sequence[torch.device]", part: Shard, words: Sequence[str]) -> int:
-    """Runs `sail extract` in a process of its own on each device.
+
+@dataclass(eq=False)
+class _Worker:
+    """A process that does one share of the images on one device."""
+
+    share: Shard
+    device: str
+    process: "subprocess.Popen[bytes]"
+    told: bool = False
+
+    def tell(self, number: int) -> None:
+        """Passes a signal on, once: a second one would cut the work short."""
+        if not self.told:
+            self.told = True
+            with suppress(ProcessLookupError):
+                self.process.send_signal(number)
+
+    def conclude(self) -> int:
+        """The exit status once the process has ended, and a line of what a user has not been told yet."""
+        code, who = self.process.wait(), f"shard {self.share} on {self.device}"
+        if code < 0:
+            print(f"{who} was killed by signal {-code} ({_name(-code)}); the same command goes on", file=sys.stderr)
+            return 128 - code
+        if code == CRASHED:
+            print(f"{who} has crashed; the same command goes on", file=sys.stderr)
+            return _NOT_DONE
+        return code
+
+
+def extract_on_each(
+    devices: "Sequence[torch.device]", part: Shard, request: dict[str, Any], images: Sequence[ImageFile], folder: Path
+) -> int:
+    """Runs `sail extract` in a process of its own on each device; they end with this one.
 
     Args:
         devices: Where to run.
         part: Which part of the images all of them do together.
-        words: The command line of `sail extract` behind its name, without device and shard.
+        request: The arguments of `extract`, without device and shard.
+        images: The images of that part.
+        folder: Where the features go.
 
     Returns:
         The highest exit status.
     """
-    processes: list[subprocess.Popen[bytes]] = []
+    workers: list[_Worker] = []
 
     def pass_on() -> None:
-        # A terminal sends Ctrl-C to the whole group itself; a second one would cut the work short.
-        if interrupt.number == signal.SIGINT and sys.stdin.isatty():
-            return
-        for process in processes:
-            with suppress(ProcessLookupError):
-                process.send_signal(interrupt.number)
+        # A terminal sends Ctrl-C to the whole group itself.
+        if interrupt.number != signal.SIGINT or not sys.stdin.isatty():
+            for worker in workers:
+                worker.tell(interrupt.number)
 
     interrupt = Interrupt(pass_on)
-    with interrupt:
-        for position, device in enumerate(devices):
+    with ExitStack() as processes, interrupt:
+        for share, device in zip(part.split(len(devices)), devices, strict=True):
             if not interrupt.number:
-                share = Shard(part.index + part.count * position, part.count * len(devices))
-                processes.append(_start(words, device, share))
-        statuses = [_exit_status(process) for process in processes]
-    return max(statuses, default=interrupt.status)
+                workers.append(_start(request, str(device), share))
+                processes.enter_context(workers[-1].process)
+        if interrupt.number:
+            pass_on()
+        status = max((worker.conclude() for worker in workers), default=0)
+    return max(status, interrupt.status) if interrupt.number else _check(status, images, folder)
 
 
-def _start(words: Sequence[str], device: "torch.device", share: Shard) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-m", "sail_cli", "extract", *words, f"--devices={device}", f"--shard={share}"]
-    return subprocess.Popen(command)
+def _start(request: dict[str, Any], device: str, share: Shard) -> _Worker:
+    command = [sys.executable, "-m", "sail_encoder.extraction.worker"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, bufsize=0)
+    assert process.stdin is not None
+    line = json.dumps({**request, "devices": device, "shard": str(share)})
+    # A process that has ended already tells why by its exit status.
+    with suppress(BrokenPipeError):
+        append_all(process.stdin.fileno(), line.encode() + b"\n")
+    return _Worker(share, device, process)
 
 
-def _exit_status(process: "subprocess.Popen[bytes]") -> int:
-    """Waits for a process; one that a signal has ended at once counts as a shell counts it."""
-    code = process.wait()
-    return code if code >= 0 else 128 - code
+def _check(status: int, images: Sequence[ImageFile], folder: Path) -> int:
+    """Holds the index against the list of images, so that no run that lacks some is called done."""
+    undone = len(list_undone(folder, images))
+    if undone:
+        print(f"{undone:,} of {len(images):,} images are not done; the same command goes on", file=sys.stderr)
+    return max(status, _NOT_DONE) if undone else status
+
+
+def _name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return "unknown"

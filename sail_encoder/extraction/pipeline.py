@@ -132,7 +132,7 @@ class Pipeline:
                 yield self._pack(group)
 
     def _read(self, image: ImageFile) -> ReadImage:
-        record = Record(image.key, image.size)
+        record = Record.begin(image)
         try:
             patched = self.backbone.prepare(image.open(), self.request.resize, self.request.exif_rotate)
         except (ImageError, OSError) as error:

@@ -12,7 +12,7 @@ from sail_encoder.resizing import Resize
 from sail_encoder.spec import BackboneSpec
 from sail_encoder.store.journal import read_journals
 from sail_encoder.store.refusals import nearest_existing
-from sail_encoder.store.store import Shard
+from sail_encoder.store.shard import Shard
 
 Pooling = Literal["none", "mean", "max"]
 
@@ -96,8 +96,9 @@ def forecast(plan: Plan, part: Shard, folder: Path, overwrite: bool) -> str:
         StoreError: If the disk cannot hold it.
     """
     images = part.of(plan.listing.images)
-    known = set() if overwrite else {record.key for pack in read_journals(folder) for record in pack if record.file}
-    todo = [image for image in images if image.key not in known]
+    packs = [] if overwrite else read_journals(folder)
+    known = {record.key: record for pack in packs for record in pack if record.file}
+    todo = [image for image in images if image.key not in known or not known[image.key].is_of(image)]
     tokens = mean_tokens(todo, plan.request.resize, plan.spec.patch_size)
     positions = tokens if plan.request.pool == "none" else 1
     each = feature_bytes(positions, plan.spec.embed_dim, len(plan.request.layers), plan.request.dtype)

@@ -12,7 +12,8 @@ from sail_encoder.extraction.plan import Plan
 from sail_encoder.extraction.progress import Progress, describe_machine
 from sail_encoder.interrupt import Interrupt
 from sail_encoder.store.journal import Record
-from sail_encoder.store.store import WHOLE, FeatureStore, Shard
+from sail_encoder.store.shard import WHOLE, Shard
+from sail_encoder.store.store import FeatureStore
 
 MAX_READERS = 16
 
@@ -46,11 +47,13 @@ class RunResult:
         records: What is known of each image, by its key.
         progress: What this run has done.
         status: 0, or 130 or 143 where a signal has stopped it.
+        pending: Images that are still to be done by other shards.
     """
 
     records: dict[str, Record]
     progress: Progress
     status: int
+    pending: int = 0
 
 
 def run_plan(
@@ -72,11 +75,12 @@ def run_plan(
         pipeline = _build_pipeline(backbone, store, plan, resources, progress)
         with progress, Interrupt(pipeline.stop.set) as interrupt:
             pipeline.run(stretches)
+        pending = 0
         if not interrupt.status:
             run = {"shard": str(part), "device": str(backbone.device), "token_budget": pipeline.token_budget}
             report = {"model": plan.spec.name, **run, **progress.report(), **describe_machine(backbone.device)}
-            store.finish(plan.listing.images, report)
-    return RunResult(store.records, progress, interrupt.status)
+            pending = store.finish(plan.listing.images, report)
+    return RunResult(store.records, progress, interrupt.status, pending)
 
 
 def _build_pipeline(

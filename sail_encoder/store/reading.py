@@ -1,6 +1,5 @@
 """Reading what `sail extract` has left: the index, single grids, and all images as one matrix."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +10,7 @@ import numpy as np
 
 from sail_encoder.errors import StoreError
 from sail_encoder.pixels import Array
+from sail_encoder.store.run_file import read_run
 
 
 @dataclass(frozen=True)
@@ -43,17 +43,25 @@ class FeatureFolder:
         entries: The images that have features, in the order of the run.
 
     Raises:
-        StoreError: If there is no finished run in the folder.
+        StoreError: If there is no finished run in the folder, or shards of it are still to be done.
     """
 
     def __init__(self, folder: str | Path) -> None:
         from pyarrow import parquet
 
         self.folder = Path(folder)
-        if not (self.folder / "index.parquet").exists():
-            raise StoreError(f"{folder} has no index.parquet; run (or resume) sail extract SOURCE --out {folder} first")
-        self.settings: dict[str, Any] = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))["settings"]
+        run = read_run(self.folder)
+        if run is None or not (self.folder / "index.parquet").exists():
+            lacks = "run.json" if run is None else "index.parquet"
+            raise StoreError(f"{folder} has no {lacks}; run (or resume) sail extract SOURCE --out {folder} first")
+        self.settings: dict[str, Any] = run["settings"]
         rows = parquet.read_table(self.folder / "index.parquet").to_pylist()
+        pending = sum(row["status"] == "pending" for row in rows)
+        if pending:
+            raise StoreError(
+                f"{folder} is not finished, {pending:,} of {len(rows):,} images are pending; run the shards that are "
+                "left, or the same sail extract without --shard"
+            )
         self.entries = [
             Entry(
                 row["path"],

@@ -5,59 +5,24 @@ truth about what is complete; and, derived from it, `index.parquet`, `failures.c
 lies in `.work`, which a finished run removes.
 """
 
-import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from sail_encoder.errors import StoreError, UserError
+from sail_encoder.errors import StoreError
 from sail_encoder.images import ImageFile
 from sail_encoder.pixels import Array
-from sail_encoder.store.index import write_failures, write_index, write_json
+from sail_encoder.store.index import current_records, write_failures, write_index, write_json
 from sail_encoder.store.journal import Record, read_journals
 from sail_encoder.store.line_log import LineLog
 from sail_encoder.store.locking import lock, locked_folder
 from sail_encoder.store.refusals import explain_refusals
+from sail_encoder.store.run_file import read_run
+from sail_encoder.store.shard import WHOLE, Shard
 from sail_encoder.store.sinks import FileSink, ShardSink, Sink
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One of several equal parts of a list of images; each may run on a machine of its own.
-
-    Attributes:
-        index: Which part, from 0.
-        count: How many there are.
-    """
-
-    index: int = 0
-    count: int = 1
-
-    @classmethod
-    def parse(cls, text: str) -> "Shard":
-        """Reads `i/n` with i from 0 to n - 1."""
-        index, _, count = text.partition("/")
-        if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-            raise UserError(f"shard '{text}' is not understood; use i/n with i from 0 to n-1, such as 0/4")
-        return cls(int(index), int(count))
-
-    def __str__(self) -> str:
-        return f"{self.index}/{self.count}"
-
-    def of(self, images: Sequence[ImageFile]) -> list[ImageFile]:
-        """The images of this part."""
-        return list(images[self.index :: self.count])
-
-    def name(self, stem: str) -> str:
-        """A file name of this part's own."""
-        return stem if self.count == 1 else f"{stem}_{self.index}_of_{self.count}"
-
-
-WHOLE = Shard()
-"""All images, where nobody shares the run."""
 
 
 class FeatureStore:
@@ -74,7 +39,7 @@ class FeatureStore:
 
     Raises:
         StoreError: If the settings differ from an earlier run's, another process writes this shard, or the folder
-            cannot be written.
+            holds something else or cannot be written.
     """
 
     def __init__(
@@ -86,16 +51,21 @@ class FeatureStore:
         shard: Shard = WHOLE,
     ) -> None:
         self.folder = folder
+        self.settings = settings
         self.shard = shard
         with explain_refusals(folder):
             folder.mkdir(parents=True, exist_ok=True)
             with locked_folder(folder):
                 (folder / ".work").mkdir(exist_ok=True)
                 _claim(folder, settings)
-            self.journal = LineLog(folder / f"{shard.name('journal')}.jsonl")
-            self.packs = list(read_journals(folder))
-            self.records = {record.key: record for pack in self.packs for record in pack}
-            self.sink = self._open_sink(pooled, dtype)
+                self.journal = LineLog(folder / f"{shard.name('journal')}.jsonl")
+            try:
+                self.packs = list(read_journals(folder))
+                self.records = {record.key: record for pack in self.packs for record in pack}
+                self.sink = self._open_sink(pooled, dtype)
+            except BaseException:
+                self.journal.close()
+                raise
 
     def _open_sink(self, pooled: bool, dtype: str) -> Sink:
         work = self.folder / ".work" / self.shard.name("run")
@@ -110,12 +80,12 @@ class FeatureStore:
         Images that were encoded together are done together or not at all, so that a resumed run forms the packs that
         an uninterrupted one would have.
         """
-        sizes = {image.key: image.size for image in images}
+        listed = {image.key: image for image in images}
         done: set[str] = set()
         for pack in self.packs:
             encoded = [record for record in pack if record.error is None]
             keys = {record.key for record in encoded}
-            if all(self._is_current(record, sizes) for record in encoded):
+            if all(self._is_current(record, listed.get(record.key)) for record in encoded):
                 done |= keys
             else:
                 done -= keys
@@ -127,8 +97,8 @@ class FeatureStore:
                 stretches.append([])
         return [stretch for stretch in stretches if stretch]
 
-    def _is_current(self, record: Record, sizes: dict[str, int]) -> bool:
-        return sizes.get(record.key, record.size) == record.size and self.sink.is_intact(record)
+    def _is_current(self, record: Record, image: ImageFile | None) -> bool:
+        return (image is None or record.is_of(image)) and self.sink.is_intact(record)
 
     def write(self, records: Sequence[Record], arrays: Sequence[Array | None]) -> list[Record]:
         """Stores the results of one pack; a record without an array has failed and is noted as it is.
@@ -146,12 +116,15 @@ class FeatureStore:
         self.records.update({record.key: record for record in pack})
         return pack
 
-    def finish(self, images: Sequence[ImageFile], run: dict[str, Any]) -> None:
+    def finish(self, images: Sequence[ImageFile], report: dict[str, Any]) -> int:
         """Brings all files into place and writes the index, the list of failures and the report of this run.
 
         Args:
             images: All images of all shards, in the order that the index is to have.
-            run: What is to be reported of this run.
+            report: What is to be reported of this run.
+
+        Returns:
+            How many of the images are still to be done by other shards.
 
         Raises:
             StoreError: If the disk is full, or does not take files any more.
@@ -159,21 +132,14 @@ class FeatureStore:
         with explain_refusals(self.folder):
             self.sink.complete()
             with locked_folder(self.folder):
-                self._write_tables(images)
-                report = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
-                report["runs"].append(run)
-                write_json(self.folder, "run.json", report)
+                rows = current_records(self.folder, images)
+                write_index(self.folder, rows)
+                write_failures(self.folder, [record for record in rows if record.error])
+                run = read_run(self.folder) or {"settings": self.settings}
+                write_json(self.folder, "run.json", {**run, "runs": [*run.get("runs", []), report]})
                 self.close()
                 self._remove_idle_work()
-
-    def _write_tables(self, images: Sequence[ImageFile]) -> None:
-        """Writes the index and the list of failures of all shards, as far as they have come."""
-        records = {record.key: record for pack in read_journals(self.folder) for record in pack}
-        order = [image.key for image in images if image.key in records]
-        others = sorted(records.keys() - set(order))
-        rows = [records[key] for key in (*order, *others)]
-        write_index(self.folder, rows)
-        write_failures(self.folder, [record for record in rows if record.error])
+        return sum(record.status == "pending" for record in rows)
 
     def close(self) -> None:
         """Lets go of all files, and of the claim on the folder."""
@@ -214,12 +180,12 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
     """Compares settings with those of an earlier run in the folder, if there was one.
 
     Raises:
-        StoreError: If one differs.
+        StoreError: If one differs, or run.json is not of such a run.
     """
-    path = folder / "run.json"
-    if not path.exists():
+    run = read_run(folder)
+    if run is None:
         return
-    earlier = json.loads(path.read_text(encoding="utf-8"))["settings"]
+    earlier = run["settings"]
     changes = [
         f"{name} was {earlier.get(name)}, now {new}" for name, new in settings.items() if earlier.get(name) != new
     ]
@@ -227,24 +193,3 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
         raise StoreError(
             f"{folder} holds a run with other settings: {'; '.join(changes)}; use another --out or --overwrite true"
         )
-
-
-def remove_run(folder: Path) -> None:
-    """Deletes an earlier run from a folder, and nothing else.
-
-    Raises:
-        StoreError: If the folder holds features but no run.json, so that they may not be ours, or a run that is still
-            writing.
-    """
-    if not (folder / "run.json").exists():
-        if (folder / "features").exists():
-            raise StoreError(f"{folder} has features but no run.json, so it is not overwritten; use another --out")
-        return
-    with explain_refusals(folder), locked_folder(folder):
-        for journal in folder.glob("journal*.jsonl"):
-            LineLog(journal).close()
-        for name in ("features", ".work"):
-            shutil.rmtree(folder / name, ignore_errors=True)
-        for pattern in ("features_*.npy", "journal*.jsonl", "index.parquet", "failures.csv", "run.json"):
-            for path in folder.glob(pattern):
-                path.unlink()

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import pytest
 import torch
 from helpers import noise
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from evals.scenes import draw_scene
 from sail_encoder import Chat, CheckpointError, ImageError, Sampling, UserError, ask_each, load_chat
@@ -16,6 +18,7 @@ from sail_encoder.chat.answers import AnswerFile
 from sail_encoder.chat.batch import answer_all
 from sail_encoder.chat.questions import read_queries
 from sail_encoder.chat.terminal import answer_streamed, converse
+from sail_encoder.hub import TINY_FOLDER
 from sail_encoder.sail.convert import convert
 
 SHORT = Sampling(max_new_tokens=12)
@@ -333,13 +336,28 @@ def test_answers_of_other_settings_are_refused(chat, questions, tmp_path):
         ('{"prompt": "x", "image": 3}', "not a path"),
         ('{"prompt": "x"}\n{"prompt": " "}', "line 2: the prompt is empty"),
         ('{"prompt": "a <vpatch>"}', "line 1: the prompt holds <vpatch>"),
+        ('{"prompt": "a \\ud83d"}', r"line 1: the prompt holds '\\ud83d', half of a character"),
+        ('{"prompt": "a", "image": "\\udce9.png"}', r"line 1: the path holds '\\udce9', half of a character"),
+        ('{"prompt": "caf\xe9"}', r"q\.jsonl is not UTF-8 .* at byte 15\); save it as UTF-8"),
         ("", "holds no questions"),
     ],
 )
 def test_bad_question_files(tmp_path, content, message):
-    (tmp_path / "q.jsonl").write_text(content)
+    (tmp_path / "q.jsonl").write_text(content, encoding="latin-1")
     with pytest.raises(UserError, match=message):
         read_queries(tmp_path / "q.jsonl")
+
+
+def test_a_string_may_hold_any_character(tmp_path):
+    prompts = ["a\u2028b", "a\u2029b\x85c\x0cd", "\U0001f600"]
+    lines = [json.dumps({"prompt": prompt}, ensure_ascii=False) for prompt in prompts]
+    (tmp_path / "q.jsonl").write_text("\r\n".join(lines), encoding="utf-8")
+    assert [query.prompt for query in read_queries(tmp_path / "q.jsonl")] == prompts
+
+
+def test_a_prompt_that_is_no_text_is_refused(chat):
+    with pytest.raises(UserError, match=r"the prompt holds '\\udce9', half of a character; write it in UTF-8"):
+        chat.ask("caf\udce9")
 
 
 def test_answers_to_other_questions_are_refused(questions, tmp_path):
@@ -354,11 +372,12 @@ def test_where_answers_cannot_go(tmp_path):
     for target in (tmp_path, tmp_path / "file" / "a.jsonl"):
         with pytest.raises(UserError, match=r"cannot be written .*; use another --output"):
             AnswerFile(target, [], {})
-    (tmp_path / "notes.txt").write_text("my notes\n")
-    for overwrite in (False, True):
-        with pytest.raises(UserError, match="holds something other than answers; use another --output"):
-            AnswerFile(tmp_path / "notes.txt", [], {}, overwrite)
-    assert (tmp_path / "notes.txt").read_text() == "my notes\n"
+    for notes in ("my notes\n", "my notes", "my\nnotes", '{"a": 1}\n', '{"prompt": "x"}\n', '{"b"'):
+        (tmp_path / "notes.txt").write_text(notes)
+        for overwrite in (False, True):
+            with pytest.raises(UserError, match="holds something other than answers; use another --output"):
+                AnswerFile(tmp_path / "notes.txt", [], {}, overwrite)
+        assert (tmp_path / "notes.txt").read_text() == notes
     with AnswerFile(tmp_path / "new" / "a.jsonl", [], {}) as answers:
         assert answers.done == 0
 
@@ -393,6 +412,20 @@ def test_the_command(tmp_path):
     assert sail(*files).returncode == 0
     assert [row["answer"] for row in answers_in(tmp_path / "new" / "a.jsonl")] == [answer]
     assert "temperature was 0.0, now 1.0" in sail(*files, "--temperature", "1").stderr
+
+
+def test_weights_that_have_changed_in_place_are_refused(tmp_path):
+    model = shutil.copytree(TINY_FOLDER, tmp_path / "model")
+    (tmp_path / "q.jsonl").write_text(json.dumps({"prompt": "What color is it?"}))
+    files = {"input": str(tmp_path / "q.jsonl"), "output": str(tmp_path / "a.jsonl"), "model": str(model)}
+    assert command.chat(**files, max_new_tokens=1) == 0
+    (model / "README.md").write_text("notes")
+    assert command.chat(**files, max_new_tokens=1) == 0
+    tensors = load_file(model / "model.safetensors")
+    tensors["lm_head.weight"] += 1
+    save_file(tensors, model / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"weights was .*, now .*; use another --output or --overwrite true"):
+        command.chat(**files, max_new_tokens=1)
 
 
 def test_wrong_use_is_told_before_a_model_is_loaded(tmp_path, monkeypatch):

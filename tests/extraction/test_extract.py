@@ -192,6 +192,23 @@ def test_dry_run_does_nothing(run, capsys):
     assert "12 of 12 images to do" in capsys.readouterr().out
 
 
+def test_a_dry_run_counts_what_has_changed(run, tmp_path, capsys):
+    source = save_images(tmp_path / "growing", 3)
+    run(source=source)
+    os.utime(source / "001.png", (1, 1))
+    run(source=source, dry_run=True)
+    assert "1 of 3 images to do" in capsys.readouterr().out
+
+
+def test_a_foreign_folder_is_refused_before_any_work(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("sail_encoder.backbone.load_backbone", lambda *options: pytest.fail("loaded a model"))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "run.json").write_text("{}")
+    for overwrite in (False, True):
+        with pytest.raises(StoreError, match=r"run\.json is damaged, or of another program"):
+            run(overwrite=overwrite)
+
+
 def test_a_disk_that_is_too_small_is_an_error_before_any_work(run, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
     with pytest.raises(StoreError, match="free some space"):

@@ -13,7 +13,9 @@ import time
 import pytest
 from helpers import save_images
 
+from sail_encoder.errors import StoreError
 from sail_encoder.extraction.command import extract
+from sail_encoder.store.line_log import LineLog
 
 KILLS_AT_WORK = 20
 KILLS_AT_THE_END = 5
@@ -153,3 +155,34 @@ def test_signals_end_the_processes_of_all_devices(source, tmp_path, number):
     assert "Traceback" not in errors
     done = [record for path in journals for line in path.read_text().splitlines() for record in json.loads(line)]
     assert len(done) < 91
+
+
+@pytest.mark.parametrize("numbers", [[signal.SIGKILL], [signal.SIGTERM, signal.SIGTERM]])
+def test_the_processes_of_all_devices_end_with_the_first(source, tmp_path, numbers):
+    out = tmp_path / "out"
+    flags = [f"--{name}={value}" for name, value in {**options(out, "none"), "devices": "cpu,cpu"}.items()]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sail_cli", "extract", str(source), *flags],
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    journals = [out / f"journal_{index}_of_2.jsonl" for index in range(2)]
+    while process.poll() is None and not all(path.exists() and path.stat().st_size for path in journals):
+        time.sleep(0.005)
+    for number in numbers:
+        process.send_signal(number)
+    process.wait()
+    for journal in journals:
+        wait_for_end(journal)
+    done = [record for path in journals for line in path.read_text().splitlines() for record in json.loads(line)]
+    assert len(done) < 91
+
+
+def wait_for_end(journal, seconds=60):
+    """Waits until no process writes a journal any more."""
+    for _ in range(seconds * 50):
+        try:
+            return LineLog(journal).close()
+        except StoreError:
+            time.sleep(0.02)
+    pytest.fail("a process goes on without the first")

@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,11 +10,15 @@ from pyarrow import parquet
 from sail_encoder.errors import StoreError, UserError
 from sail_encoder.images import ImageFile
 from sail_encoder.store import sinks
+from sail_encoder.store.index import list_undone
 from sail_encoder.store.journal import Record, read_journals
 from sail_encoder.store.line_log import LineLog
-from sail_encoder.store.store import FeatureStore, Shard, check_settings, remove_run
+from sail_encoder.store.reading import FeatureFolder
+from sail_encoder.store.removal import remove_run
+from sail_encoder.store.shard import Shard
+from sail_encoder.store.store import FeatureStore, check_settings
 
-SETTINGS = {"layers": [5], "dtype": "float16"}
+SETTINGS = {"layers": [5], "dtype": "float16", "pool": "mean"}
 
 
 def images(count, size=10):
@@ -85,6 +90,22 @@ def test_a_changed_image_and_a_failed_one_are_done_again(tmp_path):
     assert [[image.key[2:4] for image in stretch] for stretch in again.missing(changed)] == [["00"], ["02"]]
 
 
+def test_an_image_that_was_written_anew_is_done_again_even_if_it_is_as_large(tmp_path):
+    first = [replace(image, modified=100) for image in images(3)]
+    with FeatureStore(tmp_path, SETTINGS) as store:
+        for image in first:
+            store.write([replace(Record.begin(image), grid=(2, 3))], [np.zeros((2, 3, 4), np.float16)])
+    journal = tmp_path / "journal.jsonl"
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    del lines[2][0]["modified"]  # as an earlier version has written it
+    journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with FeatureStore(tmp_path, SETTINGS) as again:
+        assert not again.missing(first)
+        assert not again.missing(images(3)), "where nobody knows when an image was written, its size decides"
+        later = [first[0], *(replace(image, modified=101) for image in first[1:])]
+        assert again.missing(later) == [[later[1]]]
+
+
 def test_a_lost_shard_is_done_again_under_a_new_name(tmp_path):
     listing = images(2)
     store = FeatureStore(tmp_path, SETTINGS, pooled=True)
@@ -137,6 +158,27 @@ def test_a_line_cut_off_by_a_kill_is_dropped(tmp_path):
     assert [[record.key for record in pack] for pack in read_journals(tmp_path)] == [["a"], ["c"]]
 
 
+@pytest.mark.parametrize("content", ["my notes", "my\nnotes", "[1]\n[2", ""])
+def test_opening_a_log_changes_nothing(tmp_path, content):
+    path = tmp_path / "notes.txt"
+    path.write_text(content)
+    os.utime(path, ns=(5, 5))
+    with LineLog(path) as log:
+        assert log.cut_off.decode() == content.rpartition("\n")[2]
+    assert (path.read_text(), path.stat().st_mtime_ns) == (content, 5)
+
+
+def test_a_line_that_could_not_be_finished_is_replaced_by_the_next(tmp_path, monkeypatch):
+    with LineLog(tmp_path / "log.jsonl") as log:
+        log.append(1)
+        with monkeypatch.context() as full:
+            full.setattr("sail_encoder.store.line_log.append_all", half_of_it)
+            with pytest.raises(OSError, match="No space left"):
+                log.append("a long line")
+        log.append(2)
+        assert log.read() == [1, 2]
+
+
 def test_other_settings_are_refused_by_name(tmp_path):
     FeatureStore(tmp_path, SETTINGS).close()
     with pytest.raises(StoreError, match=r"layers was \[5\], now \[4\]"):
@@ -172,21 +214,56 @@ def test_overwrite_deletes_a_run_and_nothing_else(tmp_path):
     store = FeatureStore(tmp_path, SETTINGS)
     store.write(*results(listing))
     store.finish(listing, {})
-    (tmp_path / "mine.txt").touch()
+    mine = [tmp_path / name for name in ("mine.txt", "features/mine.txt", "features_of_mine.npy")]
+    for path in mine:
+        path.touch()
     with FeatureStore(tmp_path, SETTINGS), pytest.raises(StoreError, match="another run is writing"):
         remove_run(tmp_path)
     assert read(tmp_path, store.records["d/01.jpg"]).any()
     remove_run(tmp_path)
     again = FeatureStore(tmp_path, {"layers": [1]})
     assert len(again.missing(listing)[0]) == 2
-    assert (tmp_path / "mine.txt").exists()
-    assert not (tmp_path / "features").exists()
+    assert all(path.exists() for path in mine)
+    assert not (tmp_path / "features" / "d").exists()
 
 
-def test_foreign_features_are_not_overwritten(tmp_path):
-    (tmp_path / "features").mkdir()
-    with pytest.raises(StoreError, match=r"no run\.json"):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"no run\.json"),
+        ('{"id": 3}', r"run\.json is damaged, or of another program; use another --out"),
+        ('{"settings": ', r"run\.json is damaged, or of another program; use another --out"),
+        ('{"settings": {"lr": 1}}', r"run\.json is of another program, so it is not overwritten"),
+    ],
+)
+def test_foreign_features_are_not_overwritten(tmp_path, content, message):
+    mine = tmp_path / "features" / "mine.npy"
+    mine.parent.mkdir()
+    mine.touch()
+    if content is not None:
+        (tmp_path / "run.json").write_text(content)
+    with pytest.raises(StoreError, match=message):
         remove_run(tmp_path)
+    assert mine.exists()
+
+
+@pytest.mark.parametrize("content", ['{"id": 3}', '{"settings": ', "[]"])
+def test_a_foreign_run_file_is_one_line(tmp_path, content):
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(StoreError, match=r"run\.json is damaged, or of another program"):
+        FeatureStore(tmp_path, SETTINGS)
+    assert (tmp_path / "run.json").read_text() == content
+
+
+@pytest.mark.parametrize("line", ["{", '{"name": "a.png"}', '[{"unknown": 1}]', "3"])
+def test_a_damaged_journal_is_one_line(tmp_path, line):
+    with FeatureStore(tmp_path, SETTINGS) as store:
+        store.write(*results(images(1)))
+    with (tmp_path / "journal.jsonl").open("a") as journal:
+        journal.write(f"{line}\n")
+    for _ in range(2):
+        with pytest.raises(StoreError, match=r"journal\.jsonl line 2 is damaged, or of another program"):
+            FeatureStore(tmp_path, SETTINGS)
 
 
 def test_shards_share_the_images_and_the_last_one_writes_the_whole_index(tmp_path):
@@ -203,6 +280,56 @@ def test_shards_share_the_images_and_the_last_one_writes_the_whole_index(tmp_pat
     for row in table:
         assert (np.load(tmp_path / row["file"])[row["row"]] == int(row["path"][2:4])).all()
     assert not (tmp_path / ".work").exists()
+
+
+def test_images_keep_their_part_where_others_are_added():
+    few, many = images(20), images(99)
+    for part in (Shard(0, 2), Shard(1, 3)):
+        assert part.of(few) == [image for image in part.of(many) if image in few]
+    assert sorted(image.key for half in Shard(1, 3).split(2) for image in half.of(many)) == sorted(
+        image.key for image in Shard(1, 3).of(many)
+    )
+
+
+def test_parts_are_about_equal():
+    listing = [ImageFile(f"images/{number:08d}.jpg", "", 1) for number in range(20_000)]
+    sizes = [len(Shard(index, 8).of(listing)) for index in range(8)]
+    assert max(sizes) - min(sizes) < 0.15 * 2500
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_what_other_shards_have_to_do_is_pending(tmp_path, pooled):
+    """Also rows that a killed shard has written into a file which is not complete."""
+    listing = images(9)
+    first, second = Shard(0, 2), Shard(1, 2)
+    mine, theirs = second.of(listing), first.of(listing)
+    with FeatureStore(tmp_path, SETTINGS, pooled, shard=first) as killed:
+        killed.write(*results(theirs[:1], pooled))
+    with FeatureStore(tmp_path, SETTINGS, pooled, shard=second) as store:
+        store.write(*results(mine, pooled))
+        left = theirs if pooled else theirs[1:]
+        assert store.finish(listing, {}) == len(left) > 0
+    table = parquet.read_table(tmp_path / "index.parquet").to_pylist()
+    assert [row["path"] for row in table] == [image.key for image in listing]
+    assert [row["path"] for row in table if row["status"] == "pending"] == [image.key for image in left]
+    assert list_undone(tmp_path, listing) == left
+    with pytest.raises(StoreError, match=f"{len(left)} of 9 images are pending; run the shards that are left"):
+        FeatureFolder(tmp_path)
+
+
+def test_a_whole_run_does_what_shards_have_left(tmp_path):
+    listing = images(9)
+    part = Shard(0, 2)
+    with FeatureStore(tmp_path, SETTINGS, pooled=True, shard=part) as killed:
+        killed.write(*results(part.of(listing), pooled=True))
+    os.utime(tmp_path / "journal_0_of_2.jsonl", (1, 1))
+    with FeatureStore(tmp_path, SETTINGS, pooled=True) as whole:
+        assert whole.missing(listing) == [listing]
+        whole.write(*results(listing, pooled=True))
+        assert whole.finish(listing, {}) == 0
+    assert FeatureFolder(tmp_path).matrix()[:, 0].tolist() == list(range(9))
+    with FeatureStore(tmp_path, SETTINGS, pooled=True, shard=part) as again:
+        assert not again.missing(part.of(listing))
 
 
 @pytest.mark.parametrize("text", ["1", "4/4", "-1/4", "a/b", "1/0", ""])

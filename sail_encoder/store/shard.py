@@ -1,0 +1,58 @@
+"""Parts of a list of images, for runs that several processes or machines share."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+
+from sail_encoder.errors import UserError
+from sail_encoder.images import ImageFile
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of several parts of a list of images, about equal in size; each may run on a machine of its own.
+
+    Which part an image belongs to depends on its key alone, so that parts which are started at different times fit
+    together even where images have been added between.
+
+    Attributes:
+        index: Which part, from 0.
+        count: How many there are.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> "Shard":
+        """Reads `i/n` with i from 0 to n - 1."""
+        index, _, count = text.partition("/")
+        if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+            raise UserError(f"shard '{text}' is not understood; use i/n with i from 0 to n-1, such as 0/4")
+        return cls(int(index), int(count))
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+    def of(self, images: Sequence[ImageFile]) -> list[ImageFile]:
+        """The images of this part."""
+        if self.count == 1:
+            return list(images)
+        return [image for image in images if _number(image.key) % self.count == self.index]
+
+    def split(self, count: int) -> "list[Shard]":
+        """This part in so many parts of its own."""
+        return [Shard(self.index + self.count * position, self.count * count) for position in range(count)]
+
+    def name(self, stem: str) -> str:
+        """A file name of this part's own."""
+        return stem if self.count == 1 else f"{stem}_{self.index}_of_{self.count}"
+
+
+WHOLE = Shard()
+"""All images, where nobody shares the run."""
+
+
+def _number(key: str) -> int:
+    """A number that is the same on every machine, and even among numbered names, as a plain checksum's is not."""
+    return int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "big")
