@@ -24,7 +24,7 @@ from sail_encoder.layers import resolve_layers
 from sail_encoder.loading import describe, load_backbone
 from sail_encoder.pixels import Array
 from sail_encoder.store.reading import FeatureFolder
-from sail_encoder.store.store import WHOLE
+from sail_encoder.store.shard import WHOLE
 
 Fuse = Literal["concat", "mean"]
 
