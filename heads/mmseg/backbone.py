@@ -65,7 +65,7 @@ class SailBackbone(BaseModule):
             x = F.interpolate(x, size, mode="bilinear")
         mean, std = (x.new_tensor(values)[:, None, None] for values in (backbone.image_mean, backbone.image_std))
         layers = sorted(set(self.layers))
-        maps = backbone.forward_intermediates((x / 255 - mean) / std, layers, self.norm, intermediates_only=True)
+        maps = backbone.forward_intermediates((x / 255 - mean) / std, layers, norm=self.norm, intermediates_only=True)
         by_layer: dict[int, Tensor] = dict(zip(layers, cast("list[Tensor]", maps), strict=True))
         return tuple(by_layer[layer].float() for layer in self.layers)
 
