@@ -201,7 +201,7 @@ def test_a_dry_run_counts_what_has_changed(run, tmp_path, capsys):
 
 
 def test_a_foreign_folder_is_refused_before_any_work(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("sail_encoder.backbone.load_backbone", lambda *options: pytest.fail("loaded a model"))
+    monkeypatch.setattr("sail_encoder.loading.load_backbone", lambda *options: pytest.fail("loaded a model"))
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "run.json").write_text("{}")
     for overwrite in (False, True):

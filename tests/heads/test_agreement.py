@@ -195,7 +195,11 @@ def test_standardized_blocks_of_a_memory_map_give_the_same(digits, kind, tmp_pat
     X, y, more, _ = digits
     np.save(tmp_path / "x.npy", X.astype(np.float32))
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
-    options = {} if kind is KNNProbe else {"standardize": True}
+    options = {
+        LogisticProbe: {"C": (0.01, 1.0), "standardize": True, "tol": 1e-12},
+        RidgeProbe: {"standardize": True},
+        KNNProbe: {},
+    }[kind]
     whole = kind(**options).fit(X.astype(np.float32), y)
     blocks = kind(**options, working_memory=X[:100].nbytes).fit(mapped, y)
     assert whole.chosen_ == blocks.chosen_

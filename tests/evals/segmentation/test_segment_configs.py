@@ -70,7 +70,7 @@ def test_every_config_trains_and_is_scored(path, checkpoint, tmp_path, monkeypat
     assert main(["segment", "train", *data, "--config", str(path), "--out", str(out), *smaller]) == 0
     protocol = json.loads((out / "results.json").read_text())["protocol"]
     assert protocol["head"] == settings["head"]
-    assert len(protocol["layers"]) == (4 if settings["layers"] in ("even4", "last4") else 1)
+    assert len(protocol["layers"]) == (4 if settings["layers"] in ("even4", "last4", "all") else 1)
     assert protocol["resize"] == settings["resize"]
     if "window" in settings:
         assert tuple(protocol["window"]) == whole_patches("window", settings["window"], 14)
