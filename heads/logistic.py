@@ -51,7 +51,8 @@ class LogisticProbe(VectorProbe):
         refit: Whether the choice is fitted on training and validation set together.
         seed: Which samples are held out where there is no validation set.
         device: Where to compute; `auto` takes a GPU where there is one.
-        working_memory: Bytes for features; larger matrices are read in blocks.
+        working_memory: Bytes for features; larger matrices are read in blocks. A sample of them in float64, of at most
+            `SAMPLE` rows, and matrices of C x C come on top.
 
     Attributes:
         coef_: float64 [outputs, C]; one output where there are two classes.

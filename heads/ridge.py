@@ -30,7 +30,8 @@ class RidgeProbe(VectorProbe):
         refit: Whether the choice is fitted on training and validation set together.
         seed: Which samples are held out where there is no validation set.
         device: Where to compute; `auto` takes a GPU where there is one.
-        working_memory: Bytes for features; larger matrices are read in blocks.
+        working_memory: Bytes for features; larger matrices are read in blocks. Matrices of C x C in float64 and the
+            targets come on top.
 
     Attributes:
         coef_: float64 [outputs, C].
