@@ -188,6 +188,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--compile", action="store_true", help="also a static cache with compiled decoding")
     arguments = parser.parse_args()
+    if arguments.new_tokens < 16:
+        parser.error(f"--new_tokens {arguments.new_tokens} is too few to tell decoding from noise; take 16 or more")
     device = torch.device(arguments.device)
     model = build_model(arguments.size, device, getattr(torch, arguments.precision))
     grid: Size = tuple(arguments.grid)
