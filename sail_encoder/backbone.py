@@ -20,7 +20,7 @@ from sail_encoder.packing import Pack, pack_consecutive
 from sail_encoder.pixels import ImageLike, PatchedImage, patch_image, patchify_batch
 from sail_encoder.resizing import Resize, Size
 
-_CPU_PASS_FLOPS = 4e12
+_CPU_PASS_BYTES = 40 * 2**20
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,16 +174,15 @@ class VisionBackbone(ABC):
         return (patches.float() / 255 - mean) / std
 
     def default_token_budget(self) -> int:
-        """Patches per forward pass: half of the free memory of a GPU; on a CPU what takes seconds, not minutes.
+        """Patches per forward pass: half of the free memory of a GPU; on a CPU about what its caches hold.
 
-        A CPU rearranges the weights in every pass, so that larger passes are faster, but what a kill loses, and how
-        long an interrupted run takes to end, is one pass.
+        Larger passes are slower on a CPU, because what goes from one operation to the next has to come from memory; and
+        what a kill loses, and how long an interrupted run takes to end, is one pass.
         """
         if self.device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(self.device)
             return max(1024, min(65536, free // 2 // self.bytes_per_token()))
-        parameters = sum(weight.numel() for _, weight in self.named_weights(self.num_layers - 1))
-        return max(2048, min(8192, int(_CPU_PASS_FLOPS / (2 * parameters))))
+        return max(1024, min(8192, _CPU_PASS_BYTES // self.bytes_per_token()))
 
     def _encode(self, pixel_values: Tensor, grids: Sequence[Size], layers: Collection[int], norm: bool) -> Encoded:
         encoded = self.forward_patches(pixel_values, grids, layers)
