@@ -34,6 +34,7 @@ def extract(
     token_budget: int | Literal["auto"] = "auto",
     readers: int | Literal["auto"] = "auto",
     shard: str = "0/1",
+    engine: Literal["local", "ray"] = "local",
     overwrite: bool = False,
     dry_run: bool = False,
 ) -> int:
@@ -59,6 +60,8 @@ def extract(
         token_budget: Patches in one forward pass; auto is what memory allows. It is halved when memory runs out.
         readers: Threads that read images; auto is one for each core, 16 at most.
         shard: Which part of the images to do, i/n with i from 0 to n-1, to share a run among machines.
+        engine: local runs on the devices of this machine; ray on all GPUs of a Ray cluster whose machines share the
+            folders of images and features.
         overwrite: Whether to delete an earlier run in the folder first.
         dry_run: Whether to say what would be done, and do nothing.
 
@@ -70,13 +73,15 @@ def extract(
     """
     from sail_encoder.devices import choose_dtype, list_devices
     from sail_encoder.extraction.multi_device import extract_on_each
+    from sail_encoder.extraction.on_ray import connect, extract_on_ray
     from sail_encoder.extraction.run import Resources, run_plan
     from sail_encoder.loading import load_backbone
 
     if not source:
         raise UserError("nothing to extract from; name files, folders, globs, lists or .tar shards")
     folder, part, resources = Path(out), Shard.parse(shard), Resources(token_budget, readers)
-    chosen = list_devices(devices)
+    cluster = connect(devices) if engine == "ray" else None
+    chosen = [cluster.device] if cluster else list_devices(devices)
     spec = describe(model)
     request = Request(
         layers=tuple(resolve_layers(layers, spec.num_layers)),
@@ -91,15 +96,18 @@ def extract(
     print(forecast(plan, part, folder, overwrite), file=sys.stdout if dry_run else sys.stderr)
     if dry_run:
         return 0
-    if len(chosen) > 1:
+    images = part.of(plan.listing.images)
+    if cluster or len(chosen) > 1:
         if overwrite:
             remove_run(folder)
         arguments = {"source": list(source), "out": out, **plan.options, **vars(resources)}
-        return extract_on_each(chosen, part, arguments, part.of(plan.listing.images), folder)
+        if cluster:
+            return extract_on_ray(cluster, part, arguments, images, folder)
+        return extract_on_each(chosen, part, arguments, images, folder)
     backbone = load_backbone(model, str(chosen[0]), plan.precision, plan.depth)
     if overwrite:
         remove_run(folder)
-    return _conclude(run_plan(backbone, plan, folder, part, resources), part.of(plan.listing.images), folder)
+    return _conclude(run_plan(backbone, plan, folder, part, resources), images, folder)
 
 
 def _check_folder(folder: Path, plan: Plan, part: Shard, overwrite: bool) -> None:

@@ -25,7 +25,7 @@ _NOT_DONE = 2
 
 
 @dataclass(eq=False)
-class _Worker:
+class Worker:
     """A process that does one share of the images on one device."""
 
     share: Shard
@@ -67,7 +67,7 @@ def extract_on_each(
     Returns:
         The highest exit status.
     """
-    workers: list[_Worker] = []
+    workers: list[Worker] = []
 
     def pass_on() -> None:
         # A terminal sends Ctrl-C to the whole group itself.
@@ -79,15 +79,16 @@ def extract_on_each(
     with ExitStack() as processes, interrupt:
         for share, device in zip(part.split(len(devices)), devices, strict=True):
             if not interrupt.number:
-                workers.append(_start(request, str(device), share))
+                workers.append(start_worker(request, str(device), share))
                 processes.enter_context(workers[-1].process)
         if interrupt.number:
             pass_on()
         status = max((worker.conclude() for worker in workers), default=0)
-    return max(status, interrupt.status) if interrupt.number else _check(status, images, folder)
+    return max(status, interrupt.status) if interrupt.number else check_all_done(status, images, folder)
 
 
-def _start(request: dict[str, Any], device: str, share: Shard) -> _Worker:
+def start_worker(request: dict[str, Any], device: str, share: Shard) -> Worker:
+    """Starts a process that runs `extract` with these arguments on a device, for a share of the images."""
     command = [sys.executable, "-m", "sail_encoder.extraction.worker"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, bufsize=0)
     assert process.stdin is not None
@@ -95,10 +96,10 @@ def _start(request: dict[str, Any], device: str, share: Shard) -> _Worker:
     # A process that has ended already tells why by its exit status.
     with suppress(BrokenPipeError):
         append_all(process.stdin.fileno(), line.encode() + b"\n")
-    return _Worker(share, device, process)
+    return Worker(share, device, process)
 
 
-def _check(status: int, images: Sequence[ImageFile], folder: Path) -> int:
+def check_all_done(status: int, images: Sequence[ImageFile], folder: Path) -> int:
     """Holds the index against the list of images, so that no run that lacks some is called done."""
     undone = len(list_undone(folder, images))
     if undone:
