@@ -24,7 +24,11 @@ PENALTIES = tuple(float(c) for c in 10.0 ** np.linspace(-6, 5, 45))
 """Values of C that DINOv2 and DINOv3 compare."""
 
 SAMPLE = 4096
-"""Rows from which the curvature of the loss is estimated; it decides the number of steps, not where they lead."""
+"""Rows at most from which the curvature of the loss is estimated; they decide the number of steps, not where these
+lead."""
+
+_PAIRS = 20
+"""Steps that L-BFGS remembers, each by two copies of the coefficients."""
 
 ROUGH = 1e-6
 """Smallest tolerance of steps with float32 products; below it their rounding errors hide whether a step helps."""
@@ -51,8 +55,8 @@ class LogisticProbe(VectorProbe):
         refit: Whether the choice is fitted on training and validation set together.
         seed: Which samples are held out where there is no validation set.
         device: Where to compute; `auto` takes a GPU where there is one.
-        working_memory: Bytes for features; larger matrices are read in blocks. A sample of them in float64, of at most
-            `SAMPLE` rows, and matrices of C x C come on top.
+        working_memory: Bytes for features; larger matrices are read in blocks. Four matrices of C x C, and 40 copies
+            of the coefficients from which L-BFGS knows the curvature, all float64, come on top.
 
     Attributes:
         coef_: float64 [outputs, C]; one output where there are two classes.
@@ -164,9 +168,11 @@ class LogisticSolver:
         self.targets = torch.as_tensor(encoded, device=rows.device)
         self.outputs = width if encoded.ndim == 1 else encoded.shape[1]
         self.device, self.precision = rows.device, rows.precision
-        few = len(rows) <= SAMPLE and 8 * len(rows) * rows.width <= rows.working_memory
+        # There are two of them for a moment. Fewer rows than directions would leave some without a variance.
+        enough = max(rows.width, min(SAMPLE, rows.rows_per_block(4 * 8 * rows.width)))
+        few = len(rows) <= enough
         everything = (block for _, block in self.rows.blocks(torch.float64))
-        sample = torch.cat(list(everything)) if few else self.rows.sample(SAMPLE).double()
+        sample = torch.cat(list(everything)) if few else self.rows.sample(enough).double()
         self.spectrum, self.basis = spectrum_of(sample, spanned=few)
         self.sample = sample @ self.basis
         self.turned = self.sample if few else None
@@ -211,7 +217,7 @@ class LogisticSolver:
             return loss + penalty / 2 * float(weight.square().sum()), slope.cpu().numpy().ravel()
 
         start = (torch.cat((self.weight, self.bias[:, None]), 1) / scale).cpu().numpy().ravel()
-        options = {"maxiter": max_iter, "maxfun": 100 * max_iter, "maxcor": 20, "ftol": 0.0, "gtol": 0.0}
+        options = {"maxiter": max_iter, "maxfun": 100 * max_iter, "maxcor": _PAIRS, "ftol": 0.0, "gtol": 0.0}
         found = minimize(objective, start, jac=True, method="L-BFGS-B", options=options, callback=_until_flat(tol))
         self.weight, self.bias = unpack(found.x)
         self.steps += int(found.nit)

@@ -3,16 +3,16 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from sklearn.utils.metaestimators import available_if
 from torch import Tensor
+from torch.nn import functional as F
 
 from heads.estimator import VectorProbe, binary_as_one_column, is_classifier
 from heads.probe import Array
 from heads.rows import WORKING_MEMORY, CenteredRows, Rows
 from heads.settings import as_values
-from heads.targets import Task
+from heads.targets import TargetSpace, Task
 
 ALPHAS = tuple(10.0**power for power in range(8, -5, -1))
 
@@ -30,8 +30,8 @@ class RidgeProbe(VectorProbe):
         refit: Whether the choice is fitted on training and validation set together.
         seed: Which samples are held out where there is no validation set.
         device: Where to compute; `auto` takes a GPU where there is one.
-        working_memory: Bytes for features; larger matrices are read in blocks. Matrices of C x C in float64 and the
-            targets come on top.
+        working_memory: Bytes for features; larger matrices are read in blocks. Four matrices of C x C in float64 come
+            on top.
 
     Attributes:
         coef_: float64 [outputs, C].
@@ -67,24 +67,18 @@ class RidgeProbe(VectorProbe):
         return sorted(as_values("alphas", self.alphas), reverse=True)
 
     def compare(self, rows: Rows, encoded: Array, values: Sequence[float], held: Rows) -> Iterator[Array]:
-        path = RidgePath(rows, self._regressands(encoded), self.standardize)
-        self._compared = path
+        path = self._compared = self._path(rows, encoded)
         return (held.project(*path.solve(alpha)) for alpha in values)
 
     def learn(self, rows: Rows, encoded: Array, value: float) -> None:
         path, self._compared = self._compared, None
         if path is None or path.rows.rows is not rows:
-            path = RidgePath(rows, self._regressands(encoded), self.standardize)
+            path = self._path(rows, encoded)
         self.coef_, self.intercept_ = path.solve(value)
         self.alpha_ = value
 
-    def _regressands(self, encoded: Array) -> Array:
-        """Float64 [n, outputs]: +1 and -1 for classes and labels."""
-        if self.targets_.kind == "regression":
-            return encoded
-        if self.targets_.kind == "classification":
-            encoded = np.eye(self.targets_.width)[encoded]
-        return 2 * encoded - 1
+    def _path(self, rows: Rows, encoded: Array) -> "RidgePath":
+        return RidgePath(rows, Regressands(encoded, self.targets_, rows.device), self.standardize)
 
     def compute(self, rows: Rows) -> Array:
         return rows.project(self.coef_, self.intercept_)
@@ -102,6 +96,39 @@ class RidgeProbe(VectorProbe):
         self.n_features_in_, self.alpha_ = self.coef_.shape[1], self.chosen_
 
 
+class Regressands:
+    """What ridge regresses on, less its mean: numbers, or a column of +1 and -1 for each class or label.
+
+    Columns are made for some rows at a time: of many classes they are larger than the features.
+
+    Args:
+        encoded: What `TargetSpace.encode` gives.
+        targets: The targets.
+        device: Where to make them.
+
+    Attributes:
+        mean: float64 [outputs].
+    """
+
+    def __init__(self, encoded: Array, targets: TargetSpace, device: torch.device) -> None:
+        self.encoded = torch.as_tensor(encoded, device=device)
+        self.targets = targets
+        if targets.kind == "classification":
+            shares = self.encoded.bincount(minlength=targets.width).double() / len(encoded)
+        else:
+            shares = self.encoded.double().mean(0)
+        self.mean = shares if targets.kind == "regression" else 2 * shares - 1
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        """float64 [rows, outputs]."""
+        block = self.encoded[rows]
+        if self.targets.kind == "regression":
+            return block.double() - self.mean
+        if self.targets.kind == "classification":
+            block = F.one_hot(block, self.targets.width)
+        return block.double().mul_(2).sub_(1 + self.mean)
+
+
 class RidgePath:
     """The solutions for all penalties, from one eigendecomposition of the smaller of the two Gram matrices.
 
@@ -109,33 +136,32 @@ class RidgePath:
 
     Args:
         rows: Features.
-        targets: float64 [n, outputs].
+        wanted: What they are to give.
         standardize: Whether to bring each feature to deviation 1 first.
     """
 
-    def __init__(self, rows: Rows, targets: Array, standardize: bool = False) -> None:
+    def __init__(self, rows: Rows, wanted: Regressands, standardize: bool = False) -> None:
         self.rows = CenteredRows(rows, standardize)
-        wanted = torch.as_tensor(targets, dtype=torch.float64, device=rows.device)
-        self.offset = wanted.mean(0)
+        self.offset = wanted.mean
         decompose = self._by_features if len(rows) >= rows.width else self._by_samples
-        self.basis, self.coordinates, self.spectrum = decompose(wanted - self.offset)
+        self.basis, self.coordinates, self.spectrum = decompose(wanted)
 
-    def _by_features(self, wanted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _by_features(self, wanted: Regressands) -> tuple[Tensor, Tensor, Tensor]:
         """From X'X [C, C], summed up block by block."""
-        width = self.rows.rows.width
-        gram = torch.zeros(width, width, dtype=torch.float64, device=wanted.device)
-        cross = torch.zeros(width, wanted.shape[1], dtype=torch.float64, device=wanted.device)
-        for where, block in self.rows.blocks(torch.float64):
+        width, outputs = self.rows.rows.width, len(wanted.mean)
+        gram = torch.zeros(width, width, dtype=torch.float64, device=wanted.mean.device)
+        cross = torch.zeros(width, outputs, dtype=torch.float64, device=wanted.mean.device)
+        for where, block in self.rows.blocks(torch.float64, outputs):
             gram.addmm_(block.T, block)
             cross.addmm_(block.T, wanted[where])
         spectrum, vectors = torch.linalg.eigh(gram)
         return vectors, vectors.T @ cross, spectrum.clamp_min(0)
 
-    def _by_samples(self, wanted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _by_samples(self, wanted: Regressands) -> tuple[Tensor, Tensor, Tensor]:
         """From XX' [n, n]: there are fewer samples than features, so all of them are smaller than X'X."""
         matrix = torch.cat([block for _, block in self.rows.blocks(torch.float64)])
         spectrum, vectors = torch.linalg.eigh(matrix @ matrix.T)
-        return matrix.T @ vectors, vectors.T @ wanted, spectrum.clamp_min(0)
+        return matrix.T @ vectors, vectors.T @ wanted[slice(None)], spectrum.clamp_min(0)
 
     def solve(self, alpha: float) -> tuple[Array, Array]:
         """Coefficients [outputs, C] and intercepts [outputs] for one penalty."""
