@@ -1,7 +1,7 @@
 """Makes the common tests of transformers importable: they come with its source distribution, see `make common`.
 
 The distribution leaves out the sub-folders that three of its names come from; they are replaced by empty ones. One of
-them holds the tests of `generate`, so none of those run here.
+them holds the tests of `generate`. Where TRANSFORMERS_SOURCE is a folder that has it, such as a clone, they run too.
 """
 
 import os
@@ -38,6 +38,8 @@ for names, model in (
 # Files of the Hub that some tests of processing ask for by address; nothing is downloaded here.
 sys.modules["fetch_hub_objects_for_ci"] = types.ModuleType("fetch_hub_objects_for_ci")
 sys.modules["fetch_hub_objects_for_ci"].url_to_local_path = lambda address: address
-_stand_in("tests.exporters.test_export", "ExportTesterMixin", type("ExportTesterMixin", (), {}))
-_stand_in("tests.generation.test_utils", "GenerationTesterMixin", type("GenerationTesterMixin", (), {}))
+for name in ("ExportTesterMixin", "ExportGenerateTesterMixin"):
+    _stand_in("tests.exporters.test_export", name, type(name, (), {}))
+if not (SOURCE / "tests/generation/test_utils.py").is_file():
+    _stand_in("tests.generation.test_utils", "GenerationTesterMixin", type("GenerationTesterMixin", (), {}))
 _stand_in("tests.utils.test_configuration_utils", "config_common_kwargs", {})

@@ -4,6 +4,7 @@ import unittest
 
 import torch
 from helpers import random_patches, small_config
+from tests.generation.test_utils import GenerationTesterMixin
 from tests.test_configuration_common import ConfigTester
 from tests.test_modeling_common import ModelTesterMixin, ids_tensor, random_attention_mask
 from transformers.testing_utils import torch_device
@@ -59,7 +60,7 @@ class SailModelTester:
     prepare_config_and_inputs_for_common = prepare_config_and_inputs
 
 
-class SailModelTest(ModelTesterMixin, unittest.TestCase):
+class SailModelTest(ModelTesterMixin, GenerationTesterMixin, unittest.TestCase):
     all_model_classes = (SailModel, SailForCausalLM)
     additional_model_inputs = ["pixel_values", "image_grid_hw"]
 
@@ -70,9 +71,9 @@ class SailModelTest(ModelTesterMixin, unittest.TestCase):
     def test_config(self):
         self.config_tester.run_common_tests()
 
-    @unittest.skip("Tests of `generate` are not in the source distribution; tests/sail/test_generation.py has our own")
+    @unittest.skipUnless(hasattr(GenerationTesterMixin, "test_greedy_generate"), "Tests of `generate` are not here")
     def test_generation_tester_mixin_inheritance(self):
-        pass
+        super().test_generation_tester_mixin_inheritance()
 
     @unittest.skip("SAIL has one rotary embedding; a configuration that asks for another is refused")
     def test_model_rope_scaling_frequencies(self):
@@ -84,6 +85,10 @@ class SailModelTest(ModelTesterMixin, unittest.TestCase):
 
     @unittest.skip("A checkpoint without patch embedding, such as this test's empty one, is refused")
     def test_model_weights_reload_no_missing_tied_weights(self):
+        pass
+
+    @unittest.skip("Its prompt has images without pixels, which is refused; text alone runs it")
+    def test_generate_from_random_inputs_embeds(self):
         pass
 
 
@@ -103,6 +108,9 @@ class SailTextTest(SailModelTest):
     additional_model_inputs = []
     # Text leaves the patch embedding without a gradient.
     test_all_params_have_gradient = False
+    test_generate_from_random_inputs_embeds = getattr(
+        GenerationTesterMixin, "test_generate_from_random_inputs_embeds", None
+    )
 
     def setUp(self):
         self.model_tester = SailTextTester(self)

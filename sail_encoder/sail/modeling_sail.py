@@ -59,7 +59,8 @@ class SailModel(SailEncoder):
             pixel_values: [total patches, 3 * patch_size**2] of all images, in order.
             image_grid_hw: [images, 2], rows and columns of patches of these images.
             attention_mask: [batch, length], cached tokens included; zero at padding.
-            position_ids: [3, batch, length] (time, row, column), or [batch, length] for text; derived where left out.
+            position_ids: [3, batch, length] (time, row, column), or [batch, length] for text, where they may begin anew
+                for each of several texts in a row; derived where left out.
             past_key_values: Cache of earlier tokens.
             inputs_embeds: [batch, length, hidden_size] in place of `input_ids`; images are where it holds the
                 embeddings of vision tokens.
@@ -110,6 +111,8 @@ class SailModel(SailEncoder):
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         input_ids, hidden = self._embed(input_ids, inputs_embeds, pixel_values)
+        # Texts that are packed into one row are told apart by positions that begin anew.
+        text_positions = position_ids if position_ids is not None and position_ids.ndim == 2 else None
         position_ids = self._place(input_ids, image_grid_hw, attention_mask, position_ids, past_key_values)
         blocks = None
         if pixel_values is not None:
@@ -119,6 +122,7 @@ class SailModel(SailEncoder):
             inputs_embeds=hidden,
             attention_mask=attention_mask,
             past_key_values=past_key_values,
+            position_ids=text_positions,
             block_sequence_ids=blocks,
         )
         cached = {"past_key_values": past_key_values, "use_cache": use_cache}

@@ -148,6 +148,15 @@ def test_positions_of_text_may_have_two_dimensions(small_model):
     assert not torch.allclose(shifted, small_model(input_ids=ids).logits)
 
 
+def test_texts_packed_into_a_row_do_not_see_each_other(small_model):
+    """What transformers' DataCollatorWithFlattening makes of texts."""
+    texts = [torch.tensor([[1, 4, 5, 6]]), torch.tensor([[1, 7, 8]])]
+    positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2]])
+    together = small_model(input_ids=torch.cat(texts, 1), position_ids=positions, use_cache=False).logits
+    alone = [small_model(input_ids=ids).logits for ids in texts]
+    torch.testing.assert_close(together, torch.cat(alone, 1))
+
+
 def test_only_needed_blocks_run(small_model):
     ran = []
     hooks = [
