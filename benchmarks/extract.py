@@ -11,7 +11,7 @@ Measured side by side in one run, in turns, the median of the rounds:
 """
 
 import argparse
-import resource
+import json
 import statistics
 import subprocess
 import sys
@@ -176,15 +176,24 @@ def report_device(setting: Setting, seconds: float) -> None:
     print(f"peak memory {torch.cuda.max_memory_allocated(setting.device) / 1e9:.1f} GB")
 
 
-def memory(count: int) -> int:
+def memory(checkpoint: Path, count: int) -> int:
     """Peak memory in bytes of `sail extract` over so many small photographs, in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         photographs = Path(folder) / "photographs"
         photographs.mkdir()
-        draw_photographs(photographs, count, 0.4)
+        draw_photographs(photographs, count, 0.25)
         command = [sys.executable, "-m", "sail_cli", "extract", str(photographs), "--out", f"{folder}/out"]
-        subprocess.run(command, check=True, capture_output=True)
-    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+        subprocess.run([*command, "--model", str(checkpoint)], check=True, capture_output=True)
+        (run,) = json.loads(Path(folder, "out", "run.json").read_text())["runs"]
+    return int(run["peak_memory_bytes"])
+
+
+def compare_memory(size: str) -> None:
+    """Prints whether memory grows with the number of images."""
+    with tempfile.TemporaryDirectory() as checkpoint:
+        build_model(size, torch.device("cpu"), torch.float32).save_pretrained(checkpoint)
+        few, many = (memory(Path(checkpoint), count) for count in (200, 2000))
+    print(f"peak memory of sail extract  {few / 1e6:.0f} MB for 200 images, {many / 1e6:.0f} MB for 2,000")
 
 
 def main() -> None:
@@ -208,8 +217,7 @@ def main() -> None:
             budget = arguments.token_budget or backbone.default_token_budget()
             compare(Setting(model, backbone, Path(folder), grids, budget), arguments.rounds)
     if device.type == "cpu":
-        few, many = memory(200), memory(2000)
-        print(f"peak memory of sail extract  {few / 1e6:.0f} MB for 200 images, {many / 1e6:.0f} MB for 2,000")
+        compare_memory(arguments.size)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How long `sail --help` and `import sail_encoder` take, each in a process of its own; the median of several.
 
-    python -m benchmarks.startup
+python -m benchmarks.startup
 """
 
 import argparse

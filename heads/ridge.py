@@ -126,7 +126,7 @@ class Regressands:
             return block.double() - self.mean
         if self.targets.kind == "classification":
             block = F.one_hot(block, self.targets.width)
-        return block.double().mul_(2).sub_(1 + self.mean)
+        return (2 * block.double()).sub_(1 + self.mean)
 
 
 class RidgePath:

@@ -191,11 +191,16 @@ class PreparedRows:
             yield where, self._kept[where].to(dtype)
 
     def sample(self, count: int) -> Tensor:
-        """About `count` rows, evenly spread, float32 [n, C]."""
-        step = max(1, len(self) // count)
+        """So many rows or all there are, evenly spread, float32 [n, C]."""
+        count = min(count, len(self))
+        chosen = torch.arange(count, device=self.rows.device) * len(self) // count
         if self._kept is not None:
-            return self._kept[::step].float()
-        return torch.cat([block[-where.start % step :: step] for where, block in self._make(torch.float32)])
+            return self._kept[chosen].float()
+        parts = []
+        for where, block in self._make(torch.float32):
+            inside = chosen[(chosen >= where.start) & (chosen < where.stop)]
+            parts.append(block[inside - where.start])
+        return torch.cat(parts)
 
 
 class CenteredRows(PreparedRows):

@@ -28,7 +28,7 @@ def demo(out: str = "demo") -> int:
         photographs.mkdir(parents=True, exist_ok=True)
         for pixels, file in zip(samples.images, samples.filenames, strict=True):
             Image.fromarray(pixels).save(photographs / Path(file).with_suffix(".png").name)
-    status = extract([str(photographs)], str(Path(out) / "features"))
+    status = extract([str(photographs)], str(Path(out) / "features"), overwrite=True)
     for photograph in sorted(photographs.glob("*.png")):
         pca(str(photograph), str(Path(out) / f"{photograph.stem}_pca.png"))
     return status

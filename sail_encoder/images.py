@@ -93,7 +93,10 @@ def list_images(sources: Sequence[str]) -> ImageList:
             bases.append(base)
             found += images
     if not found:
-        raise SourceError(f"no images in {', '.join(sources)}; looked for {' '.join(sorted(IMAGE_SUFFIXES))}")
+        raise SourceError(
+            f"no images in {', '.join(sources)}; looked for {' '.join(sorted(IMAGE_SUFFIXES))}; "
+            "name .tar shards themselves, as in 'folder/*.tar'"
+        )
     root = os.path.commonpath(bases)
     listed: dict[str, ImageFile] = {}
     for item in found:
@@ -214,6 +217,7 @@ def _read_parquet(path: str) -> list[str]:
         schema = parquet.read_schema(path)
         column = _path_column(schema.names, path)
         kind = schema.field(column).type
+        kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
         if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
             raise SourceError(f"{path} has {kind} in column '{column}', not paths; save the images as files or .tar")
         return [entry for entry in parquet.read_table(path, columns=[column])[column].to_pylist() if entry]

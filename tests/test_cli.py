@@ -39,9 +39,8 @@ def test_a_command_of_two_words_has_an_overview_of_its_own(arguments, capsys):
 
 @pytest.mark.parametrize("statement", ["import sail_encoder", "import sail_cli; sail_cli.main(['--help'])"])
 def test_nothing_heavy_is_imported_early(statement):
-    check = (
-        f"{statement}; import sys; print([m for m in ('torch', 'transformers', 'timm', 'pyarrow') if m in sys.modules])"
-    )
+    heavy = ("torch", "transformers", "timm", "pyarrow", "numpy", "scipy", "sklearn", "PIL")
+    check = f"{statement}; import sys; print([m for m in {heavy} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True).stdout
     assert out.splitlines()[-1] == "[]"
 

@@ -24,7 +24,13 @@ from sail_encoder.store.store import FeatureStore
 PACKS_AHEAD = 2
 PACKS_BEHIND = 2
 IMAGES_AHEAD_PER_READER = 4
-_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "MPS backend out of memory")
+_OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "MPS backend out of memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 """What errors say that are no `torch.OutOfMemoryError`."""
 
 

@@ -1,9 +1,9 @@
 """Progress of a run on stderr, and its report."""
 
 import resource
-import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -67,9 +67,17 @@ def describe_machine(device: "torch.device") -> dict[str, Any]:
     """Peak memory of this process, and the versions of what it ran."""
     import torch
 
-    # Linux counts in kilobytes, macOS in bytes.
-    unit = 1 if sys.platform == "darwin" else 1024
-    memory = {"peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    memory = {"peak_memory_bytes": peak_memory()}
     if device.type == "cuda":
         memory["peak_device_memory_bytes"] = torch.cuda.max_memory_allocated(device)
     return {**memory, "versions": versions()}
+
+
+def peak_memory() -> int:
+    """The most bytes that this process has had in memory."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # What getrusage tells on Linux includes the process that has started this one.
+        (peak,) = (line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(peak) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

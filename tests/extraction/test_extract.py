@@ -15,6 +15,7 @@ from sail_encoder import load_backbone
 from sail_encoder.errors import StoreError, UserError
 from sail_encoder.extraction import pipeline
 from sail_encoder.extraction.command import extract
+from sail_encoder.sail.backbone import SailVisionBackbone
 from sail_encoder.store import sinks
 
 
@@ -269,16 +270,22 @@ def test_features_that_do_not_fit_float16_are_failures(run, tmp_path, small_mode
     assert status == 0
 
 
-def test_out_of_memory_halves_the_budget_and_goes_on(run, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling")],
+)
+def test_out_of_memory_halves_the_budget_and_goes_on(run, monkeypatch, error):
     budgets = []
-    original = pipeline.Pipeline._try_encode
+    original = SailVisionBackbone.encode_packed
 
-    def limited(self, pack):
+    def limited(self, pack, *args):
         tokens = len(pack.patches)
         budgets.append(tokens)
-        return None if tokens > 70 else original(self, pack)
+        if tokens > 70:
+            raise error
+        return original(self, pack, *args)
 
-    monkeypatch.setattr(pipeline.Pipeline, "_try_encode", limited)
+    monkeypatch.setattr(SailVisionBackbone, "encode_packed", limited)
     folder, status = run("tight", dtype="float32", max_tokens=64)
     rows = index(folder)
     assert status == 0

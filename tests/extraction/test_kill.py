@@ -92,8 +92,8 @@ def test_killed_at_random_moments(source, server, tmp_path, pool):
     rng, packs = random.Random(0), lines(whole)
     for _ in range(KILLS_AT_WORK):
         before = lines(killed)
-        after = kill_behind(process(killed), killed, before + rng.randint(0, 2), rng.uniform(0, 0.01))
-        assert after < packs, "the kill has to fall into the work"
+        after = kill_behind(process(killed), killed, before + rng.randint(1, 3), rng.uniform(0, 0.01))
+        assert before < after < packs, "the kill has to fall into the work"
     for _ in range(KILLS_AT_THE_END):
         kill_behind(process(killed), killed, packs, rng.uniform(0, 0.05))
     last = process(killed)
