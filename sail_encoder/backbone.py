@@ -177,11 +177,13 @@ class VisionBackbone(ABC):
         """Patches per forward pass: half of the free memory of a GPU; on a CPU about what its caches hold.
 
         Larger passes are slower on a CPU, because what goes from one operation to the next has to come from memory; and
-        what a kill loses, and how long an interrupted run takes to end, is one pass.
+        what a kill loses, and how long an interrupted run takes to end, is one pass. A GPU's is a power of two, so that
+        a run that goes on with a little more or less memory packs its images as before.
         """
         if self.device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(self.device)
-            return max(1024, min(65536, free // 2 // self.bytes_per_token()))
+            fitting = max(1, free // 2 // self.bytes_per_token())
+            return max(1024, min(65536, 1 << fitting.bit_length() - 1))
         return max(1024, min(8192, _CPU_PASS_BYTES // self.bytes_per_token()))
 
     def _encode(self, pixel_values: Tensor, grids: Sequence[Size], layers: Collection[int], norm: bool) -> Encoded:

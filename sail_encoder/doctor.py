@@ -15,7 +15,13 @@ from packaging.requirements import Requirement
 from sail_encoder.estimate import format_bytes
 from sail_encoder.versions import installed_version
 
-OPTIONAL = {"accelerate": "device_map= in transformers' from_pretrained"}
+OPTIONAL = {
+    "accelerate": "device_map= in transformers' from_pretrained",
+    "matplotlib": "plots of sail probe, sweep and segment",
+    "onedl-mmsegmentation": "heads.mmseg",
+    "peft": "LoRA as in docs/fine-tuning.md",
+    "ray": "sail extract --engine ray",
+}
 SAIL_7B_BYTES = 14_500_000_000
 """Weights of SAIL-7B's encoder in bfloat16."""
 
@@ -91,7 +97,7 @@ def _check_imports() -> Iterator[Finding]:
 def _check_devices() -> Iterator[Finding]:
     import torch
 
-    from sail_encoder.devices import list_devices, measure_matrix_rate
+    from sail_encoder.devices import DTYPES, list_devices, measure_matrix_rate
 
     if torch.version.cuda and not torch.cuda.is_available():
         yield Finding("note", "cuda", "no GPU that PyTorch can use", "check nvidia-smi if there should be one")
@@ -100,7 +106,8 @@ def _check_devices() -> Iterator[Finding]:
             torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
         )
         yield Finding("ok", str(device), name)
-        for dtype in (torch.float32, torch.bfloat16):
+        # Many processors have no products in float16, and take minutes for them.
+        for dtype in DTYPES.values() if device.type != "cpu" else (torch.float32, torch.bfloat16):
             label = f"{device} {str(dtype).removeprefix('torch.')}"
             try:
                 rate = measure_matrix_rate(device, dtype)

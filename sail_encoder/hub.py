@@ -16,6 +16,15 @@ RAW = "raw/"
 """What the names of backbones begin with that are no SAIL checkpoints."""
 
 
+WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
+"""Files of weights, those that are taken first at the front."""
+
+
+def holds_weights(folder: Path) -> bool:
+    """Whether there are weights in a folder."""
+    return any(any(folder.glob(files)) for files in WEIGHTS)
+
+
 def find_checkpoint(name: str, revision: str | None = None, weights: bool = True) -> Path:
     """The folder of a checkpoint, downloaded if need be.
 
@@ -49,7 +58,7 @@ def _download(name: str, revision: str | None, weights: bool) -> Path:
     try:
         if not weights:
             return Path(snapshot_download(name, revision=revision, allow_patterns=settings))
-        for files in ("model*.safetensors", "pytorch_model*.bin"):
+        for files in WEIGHTS:
             folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*settings, files]))
             if any(folder.glob(files)):
                 return folder

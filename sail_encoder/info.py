@@ -17,7 +17,7 @@ PRECISIONS = {"float32": 4, "bfloat16": 2, "float16": 2}
 def info(model: str = TINY) -> int:
     """Describes a checkpoint.
 
-    Tells sizes, tokens, files, and the memory that features need.
+    Tells sizes, tokens, files, and the memory that features need. Downloads no weights.
 
     Args:
         model: sail-tiny, a folder, a Hub name, or timm/NAME.
@@ -31,14 +31,25 @@ def info(model: str = TINY) -> int:
     if model == TINY:
         rows["about"] = json.loads((TINY_FOLDER / "training.json").read_text(encoding="utf-8"))["about"]
     if not model.startswith((TIMM, RAW)):
-        from sail_encoder.hub import find_checkpoint
-        from sail_encoder.sail.checkpoint import open_sail
-
-        rows |= _sail_rows(open_sail(find_checkpoint(model)))
+        rows |= _checkpoint_rows(model)
     rows |= _backbone_rows(describe(model))
     width = max(map(len, rows))
     print("\n".join(f"{name:<{width}}  {value}" for name, value in rows.items()))
     return 0
+
+
+def _checkpoint_rows(model: str) -> dict[str, str]:
+    """What the files of a checkpoint tell; weights that are not on this machine stay where they are."""
+    from sail_encoder.hub import find_checkpoint, holds_weights
+    from sail_encoder.sail.checkpoint import open_sail
+
+    folder = find_checkpoint(model, weights=False)
+    if not holds_weights(folder) and not Path(model).is_dir():
+        return {
+            "folder": str(folder),
+            "contains": "settings alone; the first command that needs weights downloads them",
+        }
+    return _sail_rows(open_sail(folder))
 
 
 def _sail_rows(checkpoint: "SailCheckpoint") -> dict[str, str]:

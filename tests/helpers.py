@@ -37,6 +37,23 @@ def golden_cases():
         yield GoldenCase(GOLDEN / case["image"], tuple(case["size"]), tuple(case["grid"]), case["prompt_ids"], tensors)
 
 
+def left_padded(rows):
+    """Input ids and attention mask of prompts of different lengths."""
+    length = max(map(len, rows))
+    ids = torch.tensor([[0] * (length - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows])
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def golden_inputs(cases):
+    """Prompts of recorded cases as a batch."""
+    return {
+        **left_padded([case.tensors["input_ids"][0].tolist() for case in cases]),
+        "pixel_values": torch.cat([case.tensors["patches"] for case in cases]),
+        "image_grid_hw": torch.tensor([case.grid for case in cases]),
+    }
+
+
 def small_config(**changes):
     """A SAIL that runs in milliseconds."""
     sizes = {

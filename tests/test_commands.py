@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -9,10 +10,12 @@ import torch
 from helpers import noise
 from PIL import Image
 
+from sail_encoder.demo import demo
 from sail_encoder.doctor import doctor
 from sail_encoder.estimate import estimate, format_bytes
 from sail_encoder.info import info
 from sail_encoder.loading import describe
+from sail_encoder.store.reading import FeatureFolder
 from sail_encoder.visualize import heat_rgb, pca, pca_rgb, similarity
 
 
@@ -165,3 +168,30 @@ def test_embedded_checkpoint_is_small_and_complete():
     assert sum(file.stat().st_size for file in TINY_FOLDER.iterdir() if file.is_file()) < 16e6
     summary = json.loads((TINY_FOLDER / "training.json").read_text())
     assert {"about", "steps", "images", "loss", "accuracy"} <= summary.keys()
+
+
+def test_demo_may_be_given_again(tmp_path, capsys):
+    """Also with features of an earlier version, whose settings or weights differ."""
+    out = tmp_path / "demo"
+    assert demo(str(out)) == 0
+    run = json.loads((out / "features" / "run.json").read_text())
+    run["settings"]["weights"] = "others"
+    (out / "features" / "run.json").write_text(json.dumps(run))
+    assert demo(str(out)) == 0
+    features = FeatureFolder(out / "features")
+    assert sorted(entry.path for entry in features.entries) == ["china.png", "flower.png"]
+    assert sorted(path.name for path in out.glob("*.png")) == ["china_pca.png", "flower_pca.png"]
+
+
+def test_info_of_a_hub_name_downloads_no_weights(monkeypatch, capsys, small_checkpoint, tmp_path):
+    def download(name, revision=None, allow_patterns=()):
+        assert not any("model*" in pattern for pattern in allow_patterns)
+        for path in small_checkpoint.glob("*.json"):
+            shutil.copy(path, tmp_path)
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert info("somebody/model") == 0
+    out = capsys.readouterr().out
+    assert "settings alone; the first command that needs weights downloads them" in out
+    assert "14x14 pixels" in out

@@ -80,7 +80,7 @@ class SailGenerationMixin(GenerationMixin):
             ids = self._prompt_ids(input_ids, kwargs.get("inputs_embeds"))
             pixels, grids = _repeat_images(ids, pixels, grids, expand_size, self.config.vision_token_ids[0])
         if expand_size > 1 and positions is not None:
-            positions = positions.repeat_interleave(expand_size, dim=1)
+            positions = positions.repeat_interleave(expand_size, dim=-2)
         input_ids, kwargs = super()._expand_inputs_for_generation(
             expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **kwargs
         )

@@ -108,11 +108,13 @@ class SailModel(SailEncoder):
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
         input_ids, hidden = self._embed(input_ids, inputs_embeds, pixel_values)
         # Texts that are packed into one row are told apart by positions that begin anew.
         text_positions = position_ids if position_ids is not None and position_ids.ndim == 2 else None
+        if pixel_values is not None and text_positions is not None:
+            raise ValueError(
+                "positions [batch, length] would number patches like words; use [3, batch, length] or none"
+            )
         position_ids = self._place(input_ids, image_grid_hw, attention_mask, position_ids, past_key_values)
         blocks = None
         if pixel_values is not None:
@@ -125,6 +127,10 @@ class SailModel(SailEncoder):
             position_ids=text_positions,
             block_sequence_ids=blocks,
         )
+        if blocks is not None and mask is None:
+            raise ValueError(f"attention '{self.config._attn_implementation}' cannot see images in full; use sdpa")
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
         cached = {"past_key_values": past_key_values, "use_cache": use_cache}
         hidden = self._run_layers(hidden, position_ids, attention_mask=mask, **cached, **kwargs)
         if past_key_values is not None:
@@ -147,15 +153,21 @@ class SailModel(SailEncoder):
         return input_ids, self._add_pixels(tokens.flatten(0, 1), pixel_values, patch_index).view_as(tokens)
 
     def _embed_text(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> tuple[Tensor, Tensor]:
-        if inputs_embeds is not None:
-            return torch.full(inputs_embeds.shape[:2], -1, device=inputs_embeds.device), inputs_embeds
-        assert input_ids is not None, "forward refuses a call without input"
         # A prompt is looked through for images that came without pixels; the single tokens of decoding are not, for
         # that would make the device wait at each of them.
-        is_prompt = input_ids.shape[1] > 1 and not torch.compiler.is_compiling()
+        tokens = inputs_embeds if input_ids is None else input_ids
+        assert tokens is not None, "forward refuses a call without input"
+        is_prompt = tokens.shape[1] > 1 and not torch.compiler.is_compiling()
+        if inputs_embeds is None:
+            assert input_ids is not None
+            inputs_embeds = self.embed_tokens(input_ids)
+        elif is_prompt and self.config.image_token_id is not None:
+            input_ids = find_vision_tokens(inputs_embeds, self.embed_tokens.weight, self.config.vision_token_ids)
+        else:
+            input_ids = torch.full(inputs_embeds.shape[:2], -1, device=inputs_embeds.device)
         if is_prompt and holds_images(input_ids, self.config.image_token_id):
-            raise ValueError("input_ids holds an image, but there are no pixel_values")
-        return input_ids, self.embed_tokens(input_ids)
+            raise ValueError("the prompt holds an image, but there are no pixel_values")
+        return input_ids, inputs_embeds
 
     def _place(
         self,
@@ -183,6 +195,8 @@ class SailModel(SailEncoder):
 class SailForCausalLM(SailPreTrainedModel, SailGenerationMixin):
     """SAIL with its language head: answers questions about an image."""
 
+    # Trainer would divide by a count of labels that takes in those of images.
+    accepts_loss_kwargs = False
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
 
     def __init__(self, config: SailConfig) -> None:

@@ -1,8 +1,19 @@
 """`generate`: parity with the published code, and what it could not do."""
 
+import copy
+
 import pytest
 import torch
-from helpers import GOLDEN, GOLDEN_IDS, SMALL_IDS, prompt_ids, random_patches, small_config
+from helpers import (
+    GOLDEN,
+    GOLDEN_IDS,
+    SMALL_IDS,
+    golden_inputs,
+    left_padded,
+    prompt_ids,
+    random_patches,
+    small_config,
+)
 
 from sail_encoder import SailForCausalLM
 
@@ -12,22 +23,6 @@ GRIDS = [(2, 3), (4, 2), (1, 5)]
 @pytest.fixture(scope="module")
 def golden_model():
     return SailForCausalLM.from_pretrained(GOLDEN / "checkpoint", **GOLDEN_IDS)
-
-
-def left_padded(rows):
-    """Input ids and attention mask of prompts of different lengths."""
-    length = max(map(len, rows))
-    ids = torch.tensor([[0] * (length - len(row)) + row for row in rows])
-    mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows])
-    return {"input_ids": ids, "attention_mask": mask}
-
-
-def golden_inputs(cases):
-    return {
-        **left_padded([case.tensors["input_ids"][0].tolist() for case in cases]),
-        "pixel_values": torch.cat([case.tensors["patches"] for case in cases]),
-        "image_grid_hw": torch.tensor([case.grid for case in cases]),
-    }
 
 
 def check_golden(model, cases, **options):
@@ -186,3 +181,14 @@ def test_flash_attention_is_refused():
     """Its kernels would make the image causal without a word."""
     with pytest.raises((ValueError, ImportError)):
         SailForCausalLM._from_config(small_config(), attn_implementation="flash_attention_2")
+
+
+def test_flex_attention_sees_the_same(small_model):
+    """In eager mode, since compiling takes long; a mask that ignored the image would show here as well."""
+    inputs = inputs_of(small_model, [*GRIDS, None])
+    real = inputs["attention_mask"].bool()
+    expected = small_model(**inputs).logits
+    flexible = copy.deepcopy(small_model)
+    flexible.set_attn_implementation("flex_attention")
+    with torch.compiler.set_stance("force_eager"), torch.no_grad():
+        torch.testing.assert_close(flexible(**inputs).logits[real], expected[real], rtol=1e-4, atol=1e-5)

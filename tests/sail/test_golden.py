@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from helpers import GOLDEN, GOLDEN_IDS, relative_error
+from helpers import GOLDEN, GOLDEN_IDS, golden_inputs, relative_error
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -71,17 +71,15 @@ def test_every_hidden_state_through_transformers(golden):
             assert relative_error(state, reference) < 1e-5
 
 
-def test_first_logits(golden):
+@pytest.mark.parametrize("together", [False, True])
+def test_first_logits(golden, together):
+    """Singly, and all in one batch padded on the left."""
     model = SailForCausalLM.from_pretrained(GOLDEN / "checkpoint", **GOLDEN_IDS)
-    for case in golden:
+    for cases in [golden] if together else [[case] for case in golden]:
         with torch.no_grad():
-            out = model(
-                input_ids=case.tensors["input_ids"].long(),
-                pixel_values=case.tensors["patches"],
-                image_grid_hw=torch.tensor([case.grid]),
-                logits_to_keep=1,
-            )
-        assert relative_error(out.logits[0, -1], case.tensors["first_logits"]) < 1e-4
+            out = model(**golden_inputs(cases), logits_to_keep=1)
+        for logits, case in zip(out.logits[:, -1], cases, strict=True):
+            assert relative_error(logits, case.tensors["first_logits"]) < 1e-4
 
 
 @pytest.fixture

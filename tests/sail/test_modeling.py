@@ -3,6 +3,8 @@ import copy
 import pytest
 import torch
 from helpers import END, PATCH, prompt_ids, random_patches, relative_error, small_config
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from sail_encoder.sail.blocks import SailRotaryEmbedding
 from sail_encoder.sail.modeling_sail import SailForCausalLM, SailModel
@@ -89,6 +91,12 @@ def test_text_is_causal(small_model):
     assert relative_error(long[0][:, :8], short[0]) < 1e-5
 
 
+def image_prompt(grid=(2, 2)):
+    """A prompt about one image."""
+    ids = torch.tensor([prompt_ids(grid)])
+    return {"input_ids": ids, "pixel_values": random_patches([grid]), "image_grid_hw": torch.tensor([grid])}
+
+
 def test_text_alone(small_model):
     ids = torch.tensor([[1, 4, 5, 6]])
     with torch.no_grad():
@@ -101,6 +109,28 @@ def test_text_alone(small_model):
 def test_image_tokens_without_pixels_are_refused(small_model):
     with pytest.raises(ValueError, match="no pixel_values"):
         small_model(input_ids=torch.tensor([prompt_ids((2, 2))]))
+
+
+def test_embedded_image_tokens_without_pixels_are_refused(small_model):
+    ids = torch.tensor([prompt_ids((2, 2))])
+    with pytest.raises(ValueError, match="no pixel_values"):
+        small_model(inputs_embeds=small_model.get_input_embeddings()(ids))
+
+
+def test_positions_of_words_for_patches_are_refused(small_model):
+    inputs = image_prompt()
+    count = inputs["input_ids"].shape[1]
+    with pytest.raises(ValueError, match="would number patches like words"):
+        small_model(**inputs, position_ids=torch.arange(count)[None])
+
+
+def test_attention_that_would_be_causal_over_images_is_refused(small_checkpoint):
+    """transformers has no mask for an attention that others have registered, and its layers are causal without one."""
+    AttentionInterface.register("made_up", sdpa_attention_forward)
+    model = SailForCausalLM.from_pretrained(small_checkpoint, attn_implementation="made_up")
+    assert model(input_ids=torch.tensor([[1, 4, 5]])).logits.shape == (1, 3, 96)
+    with pytest.raises(ValueError, match="'made_up' cannot see images in full"):
+        model(**image_prompt())
 
 
 def test_pixels_that_do_not_fit_are_refused(small_model):
@@ -152,7 +182,7 @@ def test_texts_packed_into_a_row_do_not_see_each_other(small_model):
     """What transformers' DataCollatorWithFlattening makes of texts."""
     texts = [torch.tensor([[1, 4, 5, 6]]), torch.tensor([[1, 7, 8]])]
     positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2]])
-    together = small_model(input_ids=torch.cat(texts, 1), position_ids=positions, use_cache=False).logits
+    together = small_model(input_ids=torch.cat(texts, 1), position_ids=positions).logits
     alone = [small_model(input_ids=ids).logits for ids in texts]
     torch.testing.assert_close(together, torch.cat(alone, 1))
 
