@@ -1,5 +1,6 @@
 """An interactive conversation in a terminal."""
 
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from sail_encoder.errors import UserError
 from sail_encoder.interrupt import Interrupt
 
 HELP = "ask anything; /image PATH shows an image, /reset starts anew, /quit or Ctrl-D ends, Ctrl-C stops an answer"
+_TERMINATED = 128 + signal.SIGTERM
 
 
 class _AnswerStreamer(TextStreamer):
@@ -22,6 +24,12 @@ class _AnswerStreamer(TextStreamer):
         super().__init__(chat.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
         self.stop = stop
 
+    def stop_soon(self) -> None:
+        """Ends the answer at its next token; what comes before the first one can take long, so that is told."""
+        self.stop.set()
+        if not self.begun:
+            print("\nstopping at the first token; once more to stop at once", file=sys.stderr)
+
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         text = text if self.begun else text.lstrip()
         self.begun = self.begun or bool(text)
@@ -31,7 +39,7 @@ class _AnswerStreamer(TextStreamer):
 
 
 def converse(chat: Chat, sampling: Sampling, read: Callable[[str], str] = input) -> int:
-    """Talks until the input ends; mistakes are reported and the conversation goes on.
+    """Talks until the input ends; mistakes are reported, Ctrl-C stops what was asked, and the conversation goes on.
 
     Args:
         chat: The conversation, which may have been shown an image already.
@@ -39,7 +47,7 @@ def converse(chat: Chat, sampling: Sampling, read: Callable[[str], str] = input)
         read: Reads a line, showing what it is given.
 
     Returns:
-        Exit status 0.
+        Exit status: 0, or 143 where SIGTERM ended an answer.
     """
     print(HELP, file=sys.stderr)
     while True:
@@ -54,12 +62,18 @@ def converse(chat: Chat, sampling: Sampling, read: Callable[[str], str] = input)
         if line == "/quit":
             return 0
         try:
-            _respond(chat, sampling, line)
+            status = _respond(chat, sampling, line)
         except UserError as error:
             print(f"sail: {error}", file=sys.stderr)
+        except KeyboardInterrupt:
+            print("\n[stopped]", file=sys.stderr)
+        else:
+            if status == _TERMINATED:
+                return status
 
 
-def _respond(chat: Chat, sampling: Sampling, line: str) -> None:
+def _respond(chat: Chat, sampling: Sampling, line: str) -> int:
+    """Does what a line asks for; returns 0, or 130 or 143 where a signal ended an answer."""
     command, _, argument = line.partition(" ")
     if command == "/image":
         chat.look(argument.strip().strip("'\""))
@@ -70,7 +84,8 @@ def _respond(chat: Chat, sampling: Sampling, line: str) -> None:
     elif command.startswith("/"):
         raise UserError(f"no command {command}; {HELP}")
     elif line:
-        answer_streamed(chat, line, sampling)
+        return answer_streamed(chat, line, sampling)
+    return 0
 
 
 def answer_streamed(chat: Chat, prompt: str, sampling: Sampling) -> int:
@@ -81,6 +96,6 @@ def answer_streamed(chat: Chat, prompt: str, sampling: Sampling) -> int:
     """
     stop = threading.Event()
     streamer = _AnswerStreamer(chat, stop)
-    with Interrupt(stop.set, notice="") as interrupt:
+    with Interrupt(streamer.stop_soon, notice="") as interrupt:
         chat.ask(prompt, sampling=sampling, streamer=streamer, stop=stop)
     return interrupt.status
