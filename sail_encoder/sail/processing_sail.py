@@ -78,7 +78,7 @@ class SailProcessor(ProcessorMixin):
     Args:
         image_processor: Cuts images into patches.
         tokenizer: With the tokens `<vision>`, `<vpatch>` and `</vision>`. Where it has no padding token, `</s>` becomes
-            it.
+            it; it is set to pad on the left.
         chat_template: Jinja template of a conversation.
     """
 
@@ -93,6 +93,8 @@ class SailProcessor(ProcessorMixin):
     ) -> None:
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
+        # A tokenizer's file may say otherwise; both our own batches and those of transformers' pipeline go by this.
+        tokenizer.padding_side = "left"
         self.image_token = "<vpatch>"
         self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
         super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)

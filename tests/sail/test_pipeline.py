@@ -1,9 +1,12 @@
 """A converted checkpoint in the hands of transformers' own interfaces."""
 
+import json
+import shutil
+
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
+from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, pipeline
 
 from evals.scenes import draw_scene
 from sail_encoder import SailProcessor, load_chat
@@ -34,6 +37,22 @@ def test_pipeline_answers_what_chat_answers(converted):
     for image, prompt, [answer] in zip(scenes(), prompts, answers, strict=True):
         chat.reset()
         assert answer["generated_text"].strip() == chat.ask(prompt, image)
+
+
+def test_answers_in_a_batch_whatever_side_the_tokenizer_pads_on(converted, tmp_path):
+    folder = shutil.copytree(converted, tmp_path / "right")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "padding_side": "right"}))
+    assert AutoTokenizer.from_pretrained(folder).padding_side == "right"
+    prompts = ["What color is it?", "Describe the image. Say all that you see, and where it is."]
+    chats = [conversation(image, prompt) for image, prompt in zip(scenes(), prompts, strict=True)]
+    pipe = pipeline("image-text-to-text", model=str(folder), dtype=torch.float32, device="cpu")
+    options = {"return_full_text": False, "max_new_tokens": 16, "do_sample": False}
+    alone = [pipe(text=chat, **options)[0]["generated_text"] for chat in chats]
+    together = [answer["generated_text"] for [answer] in pipe(text=chats, batch_size=2, **options)]
+    assert together == alone
+    texts = ["<s>[INST] Hi [/INST]", "<s>[INST] What is it? [/INST]"]
+    assert pipe.processor(text=texts, padding=True)["attention_mask"][0][0] == 0
 
 
 def test_auto_classes_in_a_batch(converted):
