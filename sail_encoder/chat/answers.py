@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,15 +20,19 @@ _WAY_OUT = "use another --output or --overwrite true"
 class AnswerFile:
     """Answers to questions in their order, a line of JSON each; a run that was killed goes on behind the last of them.
 
+    Questions that ended in an error are open again: the file is cut at the first of them, and the answers behind it are
+    set aside until the run has come to their place.
+
     Args:
-        path: The file. Beside it stands `<path>.run.json`, which says how the answers were made.
+        path: The file. Beside it stand `<path>.run.json`, which says how the answers were made, and while errors are
+            tried again `<path>.aside.jsonl`, the answers behind the first of them.
         queries: The questions.
         settings: All that decides what the answers are.
         overwrite: Whether to drop the answers that are there.
 
     Attributes:
-        done: How many questions have an answer, or an error in its place.
-        failed: How many of them have an error.
+        done: How many lines the file has, an answer each, or an error in its place.
+        failed: How many of them are errors of this run.
 
     Raises:
         UserError: If the file cannot be written, or answers other questions or was made with other settings.
@@ -42,29 +47,63 @@ class AnswerFile:
         except UserError:
             self.log.close()
             raise
-        self.done, self.failed = len(lines), sum("error" in line for line in lines)
+        self._aside = self._set_aside(lines)
+        self.done = next((index for index, line in enumerate(lines) if "error" in line), len(lines))
+        self.failed = 0
+        self._put_back()
 
-    @property
-    def open_queries(self) -> Sequence[Query]:
-        """The questions that have no answer yet."""
-        return self.queries[self.done :]
+    def next_queries(self, count: int) -> list[Query]:
+        """Up to so many of the questions that have no answer yet, in their order."""
+        unanswered = (index for index in range(self.done, len(self.queries)) if index not in self._aside)
+        return [self.queries[index] for index in islice(unanswered, count)]
 
     def append(self, result: dict[str, str]) -> None:
         """Writes the `answer` to the next question, or the `error` in its place."""
+        self._write(result)
+        self.failed += "error" in result
+        self._put_back()
+
+    def _write(self, result: dict[str, str]) -> None:
         if not self.done:
             self._note_settings()
         self.log.append({**asdict(self.queries[self.done]), **result})
         self.done += 1
-        self.failed += "error" in result
+
+    def _set_aside(self, lines: Sequence[dict[str, Any]]) -> dict[int, dict[str, str]]:
+        """Cuts the file at its first error; returns the answers that belong behind it, by the question's number."""
+        aside = self._read_aside()
+        aside |= {index: {"answer": line["answer"]} for index, line in enumerate(lines) if "answer" in line}
+        if any("error" in line for line in lines):
+            answered = [{"index": index, **asdict(self.queries[index]), **aside[index]} for index in sorted(aside)]
+            _replace(self._aside_path, "".join(json.dumps(line) + "\n" for line in answered))
+            self.log.keep(lambda line: "error" not in line)
+        return aside
+
+    def _read_aside(self) -> dict[int, dict[str, str]]:
+        if not self._aside_path.is_file():
+            return {}
+        lines = map(json.loads, self._aside_path.read_text(encoding="utf-8").splitlines())
+        asked = {(index, query.prompt, query.image) for index, query in enumerate(self.queries)}
+        known = (line for line in lines if (line["index"], line["prompt"], line["image"]) in asked)
+        return {line["index"]: {"answer": line["answer"]} for line in known}
+
+    def _put_back(self) -> None:
+        """Writes the answers that were set aside and whose turn it is; behind the last question none is needed."""
+        while self.done in self._aside:
+            self._write(self._aside[self.done])
+        if self.done == len(self.queries):
+            self._aside_path.unlink(missing_ok=True)
+
+    @property
+    def _aside_path(self) -> Path:
+        return self.path.with_name(f"{self.path.name}.aside.jsonl")
 
     @property
     def _notes(self) -> Path:
         return self.path.with_name(f"{self.path.name}.run.json")
 
     def _note_settings(self) -> None:
-        unfinished = self._notes.with_suffix(".part")
-        unfinished.write_text(json.dumps({"settings": self.settings}, indent=1) + "\n", encoding="utf-8")
-        os.replace(unfinished, self._notes)
+        _replace(self._notes, json.dumps({"settings": self.settings}, indent=1) + "\n")
 
     def _read(self, overwrite: bool) -> list[dict[str, Any]]:
         try:
@@ -76,10 +115,11 @@ class AnswerFile:
             raise UserError(f"{self.path} holds something other than answers; use another --output")
         if overwrite:
             self.log.keep(lambda line: False)
+            self._aside_path.unlink(missing_ok=True)
         return [] if overwrite else lines
 
     def _check(self, lines: Sequence[dict[str, Any]]) -> None:
-        if lines:
+        if lines or self._aside_path.is_file():
             self._check_settings()
         for number, (line, query) in enumerate(zip(lines, self.queries, strict=False), 1):
             if (line.get("prompt"), line.get("image")) != (query.prompt, query.image):
@@ -106,6 +146,13 @@ class AnswerFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.log.close()
+
+
+def _replace(path: Path, text: str) -> None:
+    """Writes a whole file or, if that is interrupted, none of it."""
+    unfinished = path.with_suffix(".part")
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, path)
 
 
 def _is_answer(line: Any) -> bool:

@@ -3,18 +3,18 @@
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm import tqdm
-from transformers.feature_extraction_utils import BatchFeature
 
 from sail_encoder.chat.answers import AnswerFile
-from sail_encoder.chat.conversation import Chat, Sampling
+from sail_encoder.chat.conversation import Chat, Sampling, ask_together
 from sail_encoder.chat.questions import Query
-from sail_encoder.errors import ImageError, UserError
+from sail_encoder.errors import UserError
+from sail_encoder.extraction.pipeline import is_out_of_memory
 from sail_encoder.interrupt import Interrupt
-from sail_encoder.pixels import read_image
+
+_OUT_OF_MEMORY = "out of memory with this question alone; lower --max_tokens or --max_new_tokens"
 
 
 def answer_all(chat: Chat, answers: AnswerFile, folder: Path, sampling: Sampling, batch_size: int) -> int:
@@ -25,77 +25,76 @@ def answer_all(chat: Chat, answers: AnswerFile, folder: Path, sampling: Sampling
         answers: Holds the questions, and takes the answers.
         folder: What relative image paths start from.
         sampling: How answers are chosen.
-        batch_size: Questions that are answered together.
+        batch_size: Questions that are answered together; fewer from where memory does not allow that.
 
     Returns:
         Exit status: 0 done, 1 done with errors recorded, 130 or 143 stopped by a signal.
     """
     stop = threading.Event()
+    asker = Asker(chat, folder, sampling)
     bar = tqdm(total=len(answers.queries), initial=answers.done, unit="answer", disable=None)
     with bar, Interrupt(stop.set) as interrupt:
-        while answers.open_queries and not stop.is_set():
-            results = answer_together(chat, answers.open_queries[:batch_size], folder, sampling)
+        while (queries := answers.next_queries(batch_size)) and not stop.is_set():
+            results = asker.answer(queries)
+            if results is None:
+                batch_size = len(queries) // 2
+                continue
             for result in results:
                 answers.append(result)
-            bar.update(len(results))
+            bar.update(answers.done - bar.n)
     return interrupt.status or int(answers.failed > 0)
 
 
-def answer_together(chat: Chat, queries: Sequence[Query], folder: Path, sampling: Sampling) -> list[dict[str, str]]:
-    """Answers questions in one batch.
+class Asker:
+    """Answers questions in batches; an image is encoded once for all questions about it that follow each other.
 
     Args:
         chat: Model and processor; its own conversation is not touched.
-        queries: The questions.
         folder: What relative image paths start from.
         sampling: How answers are chosen.
-
-    Returns:
-        For each question `answer`, or `error`.
     """
-    results: list[dict[str, str]] = []
-    conversations = []
-    for query in queries:
+
+    def __init__(self, chat: Chat, folder: Path, sampling: Sampling) -> None:
+        self.chat, self.folder, self.sampling = chat, folder, sampling
+        self._seen: dict[str | None, Chat] = {}
+
+    def answer(self, queries: Sequence[Query]) -> list[dict[str, str]] | None:
+        """For each question `answer`, or `error`; None where memory does not allow so many together."""
         try:
-            images = [] if query.image is None else [{"type": "image", "image": read_image(folder / query.image)[0]}]
-        except ImageError as error:
-            results.append({"error": str(error)})
-            continue
-        results.append({})
-        conversations.append([{"role": "user", "content": [*images, {"type": "text", "text": query.prompt}]}])
-    answers = iter(_answer_or_tell(chat, conversations, sampling))
-    return [result or next(answers) for result in results]
+            return self._answer(queries)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        # Outside the except clause, so that the error no longer holds on to the tensors that did not fit.
+        self._seen = {}
+        if self.chat.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return None if len(queries) > 1 else [{"error": _OUT_OF_MEMORY}]
 
+    def _answer(self, queries: Sequence[Query]) -> list[dict[str, str]]:
+        results: list[dict[str, str]] = [{} for _ in queries]
+        shown: dict[int, Chat] = {}
+        for index, query in enumerate(queries):
+            try:
+                shown[index] = self._show(query.image)
+                shown[index].check_question(query.prompt)
+            except UserError as error:
+                shown.pop(index, None)
+                results[index] = {"error": str(error)}
+        # The next batch may begin with the image that this one ends with; the others are not asked about again.
+        self._seen = {image: seen for image, seen in self._seen.items() if image == queries[-1].image}
+        if shown:
+            prompts = [queries[index].prompt for index in shown]
+            answers = ask_together(list(shown.values()), prompts, self.sampling)
+            for index, answer in zip(shown, answers, strict=True):
+                results[index] = {"answer": answer}
+        return results
 
-Conversation = list[dict[str, Any]]
-
-
-def _answer_or_tell(chat: Chat, conversations: list[Conversation], sampling: Sampling) -> list[dict[str, str]]:
-    """Answers; where the longest prompt would cut the answers of the others short, one by one."""
-    if not conversations:
-        return []
-    inputs = _tokenize(chat, conversations)
-    length = inputs["input_ids"].shape[1]
-    if len(conversations) > 1 and length + sampling.max_new_tokens > chat.limit:
-        return [result for one in conversations for result in _answer_or_tell(chat, [one], sampling)]
-    try:
-        options = chat.options_for(length, sampling)
-    except UserError as error:
-        return [{"error": str(error)}]
-    return [{"answer": answer} for answer in _generate(chat, inputs, options)]
-
-
-def _tokenize(chat: Chat, conversations: list[Conversation]) -> BatchFeature:
-    return chat.processor.apply_chat_template(
-        conversations,
-        tokenize=True,
-        return_dict=True,
-        processor_kwargs={"padding": True, "return_tensors": "pt"},
-    ).to(chat.model.device)
-
-
-def _generate(chat: Chat, inputs: BatchFeature, options: dict[str, Any]) -> list[str]:
-    with torch.no_grad():
-        output = chat.model.generate(**inputs, **options, pad_token_id=chat.processor.tokenizer.pad_token_id)
-    texts = chat.processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    return [text.strip() for text in texts]
+    def _show(self, image: str | None) -> Chat:
+        """A conversation in which this image was shown, and nothing was said."""
+        if image not in self._seen:
+            conversation = Chat(self.chat.model, self.chat.processor)
+            if image is not None:
+                conversation.look(self.folder / image)
+            self._seen[image] = conversation
+        return self._seen[image]

@@ -27,7 +27,7 @@ def chat(
     """Answers questions about images.
 
     With an image and a prompt the answer is printed. Without a prompt a conversation begins. With --input and --output
-    a file of questions is answered, and a killed run goes on where it was.
+    a file of questions is answered; a killed run goes on where it was, and what ended in an error is tried again.
 
     Args:
         image: The image file.

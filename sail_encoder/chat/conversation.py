@@ -2,6 +2,7 @@
 
 import copy
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from transformers import AutoTokenizer, StoppingCriteria
 from transformers.cache_utils import DynamicCache
 from transformers.generation.streamers import BaseStreamer
 
+from sail_encoder.chat.joining import join_caches, pad_behind_prefixes
 from sail_encoder.chat.questions import check_prompt
 from sail_encoder.devices import choose_device, choose_dtype
 from sail_encoder.errors import UserError
@@ -149,16 +151,24 @@ class Chat:
             answer = shown.ask(prompt, None, sampling, streamer, stop)
             vars(self).update(vars(shown))
             return answer
-        content = [*({"type": "image"} for _ in self._next_images), {"type": "text", "text": prompt}]
-        messages = [*self.messages, {"role": "user", "content": content}]
-        rendered = self._render(messages)
-        ids = self._ids + self._new_ids(rendered)
+        messages, ids = self._next_turn(prompt)
         options = self.options_for(len(ids), sampling)
         cache = fork_cache(self._cache)
         said = self._generate(ids, cache, options, streamer, stop)
         answer = self.processor.decode(said, skip_special_tokens=True).strip()
         self._accept(messages, answer, [*ids, *said], cache)
         return answer
+
+    def check_question(self, prompt: str) -> None:
+        """Raises a `UserError` if a prompt is empty or stands for an image, or there is no room for it."""
+        check_prompt(prompt)
+        self.check_room(len(self._next_turn(prompt)[1]) + 1)
+
+    def _next_turn(self, prompt: str) -> tuple[list[dict[str, Any]], list[int]]:
+        """The conversation with one more question, as messages and as token ids."""
+        content = [*({"type": "image"} for _ in self._next_images), {"type": "text", "text": prompt}]
+        messages = [*self.messages, {"role": "user", "content": content}]
+        return messages, self._ids + self._new_ids(self._render(messages))
 
     def _render(self, messages: list[dict[str, Any]]) -> str:
         return self.processor.apply_chat_template(messages, tokenize=False)
@@ -247,6 +257,51 @@ def ask_each(chat: Chat, image: ImageLike, prompts: list[str], sampling: Samplin
     base = Chat(chat.model, chat.processor)
     base.look(image)
     return [base.fork().ask(prompt, sampling=sampling) for prompt in prompts]
+
+
+@torch.no_grad()
+def ask_together(chats: Sequence[Chat], prompts: Sequence[str], sampling: Sampling = Sampling()) -> list[str]:
+    """Asks each of several conversations a question, in one batch; the conversations stay as they are.
+
+    Args:
+        chats: Conversations of one model, each with one image that is encoded, or none; one may appear several times.
+        prompts: A question for each.
+        sampling: How the answers are chosen.
+
+    Raises:
+        UserError: If a prompt is empty or stands for an image, or a conversation has no room for it.
+    """
+    for prompt in prompts:
+        check_prompt(prompt)
+    rows = [chat._next_turn(prompt)[1] for chat, prompt in zip(chats, prompts, strict=True)]
+    prefixes = [len(chat._ids) for chat in chats]
+    options = chats[0].options_for(max(map(len, rows)), sampling)
+    if _do_not_mix(chats[0], rows, prefixes, sampling.max_new_tokens):
+        return [chat.fork().ask(prompt, sampling=sampling) for chat, prompt in zip(chats, prompts, strict=True)]
+    model, processor = chats[0].model, chats[0].processor
+    pad = processor.tokenizer.pad_token_id
+    input_ids, attention_mask = (part.to(model.device) for part in pad_behind_prefixes(rows, prefixes, pad))
+    grids = [image.grid for chat in chats for image in chat._next_images]
+    output = model.generate(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        image_grid_hw=torch.tensor(grids) if grids else None,
+        past_key_values=join_caches([chat._cache for chat in chats], model.config),
+        pad_token_id=pad,
+        **options,
+    )
+    texts = processor.batch_decode(output[:, input_ids.shape[1] :], skip_special_tokens=True)
+    return [text.strip() for text in texts]
+
+
+def _do_not_mix(chat: Chat, rows: list[list[int]], prefixes: list[int], new_tokens: int) -> bool:
+    """Whether prompts in one batch would change each other's answers."""
+    texts = [len(row) - prefix for row, prefix in zip(rows, prefixes, strict=True)]
+    window = chat.model.config.sliding_window
+    # Padding between an image and its question takes a place in the window.
+    is_bound = window is not None and max(prefixes) + max(texts) + new_tokens > window and min(texts) < max(texts)
+    # All would have to be as short as the longest prompt leaves room for.
+    return len(rows) > 1 and (is_bound or max(map(len, rows)) + new_tokens > chat.limit)
 
 
 def load_chat(

@@ -17,6 +17,7 @@ from sail_encoder import Chat, CheckpointError, ImageError, Sampling, UserError,
 from sail_encoder.chat import command
 from sail_encoder.chat.answers import AnswerFile
 from sail_encoder.chat.batch import answer_all
+from sail_encoder.chat.conversation import ask_together
 from sail_encoder.chat.questions import read_queries
 from sail_encoder.chat.terminal import answer_streamed, converse
 from sail_encoder.hub import TINY_FOLDER
@@ -346,6 +347,100 @@ def test_a_killed_file_run_goes_on(chat, questions, tmp_path, count_questions):
     answer_file(chat, questions, target)
     assert target.read_text() == whole.read_text()
     assert sum(count_questions) == 4 + 2
+
+
+def write_questions(path, rows):
+    path.write_text("\n".join(json.dumps({"image": image, "prompt": prompt}) for image, prompt in rows))
+    return path
+
+
+def test_questions_about_one_image_in_a_row_cost_one_encoding(chat, questions, tmp_path, count_images, count_questions):
+    source = write_questions(
+        tmp_path / "run.jsonl", [*(("3.png", q) for q in QUESTIONS), ("5.png", "What color is it?")]
+    )
+    answer_file(chat, source, tmp_path / "a.jsonl", batch_size=4)
+    assert len(count_images) == 2
+    assert count_questions == [4, 4, 3]
+    fresh = [chat.fork().ask(query.prompt, tmp_path / query.image, SHORT) for query in read_queries(source)]
+    assert [row["answer"] for row in answers_in(tmp_path / "a.jsonl")] == fresh
+
+
+@pytest.mark.parametrize("window", ["none", 12, 60, 400])
+def test_a_batch_of_conversations_says_what_each_says_alone(window):
+    """Whatever their images, the lengths of their questions, and how far back text sees."""
+    chat = load_chat("sail-tiny", sliding_window=window)
+    shown = []
+    for image in (noise(60, 90), noise(112, 112), None):
+        shown.append(chat.fork())
+        if image is not None:
+            shown[-1].look(image)
+    for prompts in (["What color is it?"] * 4, ["What color is it?", "Describe the image. " * 4, *QUESTIONS[2:4]]):
+        alone = [
+            one.fork().ask(prompt, sampling=SHORT) for one, prompt in zip([*shown, shown[0]], prompts, strict=True)
+        ]
+        assert ask_together([*shown, shown[0]], prompts, SHORT) == alone
+    assert all(one.messages == [] for one in shown)
+
+
+@pytest.fixture
+def little_memory(chat, monkeypatch):
+    """Lets two short questions through at a time, and no long one; tells of the batches that were tried."""
+    tried, generate = [], chat.model.generate
+
+    def try_to_generate(**inputs):
+        rows, length = inputs["input_ids"].shape
+        tried.append(rows)
+        if rows > 2 or length > 200:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return generate(**inputs)
+
+    monkeypatch.setattr(chat.model, "generate", try_to_generate)
+    return tried
+
+
+def test_batches_that_do_not_fit_into_memory_are_halved(chat, questions, tmp_path, little_memory):
+    rows = [(None, "What color is it?")] * 5 + [(None, "word " * 300), (None, "What color is it?")]
+    source = write_questions(tmp_path / "run.jsonl", rows)
+    assert answer_file(chat, source, tmp_path / "a.jsonl", batch_size=5) == 1
+    assert little_memory == [5, 2, 2, 2, 1, 1, 1]
+    lines = answers_in(tmp_path / "a.jsonl")
+    assert ["error" in line for line in lines] == [False] * 5 + [True, False]
+    assert lines[5]["error"] == "out of memory with this question alone; lower --max_tokens or --max_new_tokens"
+
+
+def test_other_errors_of_a_batch_are_told(chat, questions, tmp_path, monkeypatch):
+    monkeypatch.setattr(chat.model, "generate", lambda **inputs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        answer_file(chat, questions, tmp_path / "a.jsonl")
+
+
+def test_errors_are_tried_again(chat, questions, tmp_path, count_questions):
+    target, aside = tmp_path / "a.jsonl", tmp_path / "a.jsonl.aside.jsonl"
+    assert answer_file(chat, questions, target) == 1
+    first, asked = answers_in(target), sum(count_questions)
+    shutil.copy(tmp_path / "5.png", tmp_path / "nowhere.png")
+    assert answer_file(chat, questions, target) == 1
+    second = answers_in(target)
+    assert sum(count_questions) == asked + 1
+    assert second[2] == {"prompt": "What color is it?", "image": "nowhere.png", "answer": first[3]["answer"]}
+    assert [*second[:2], *second[3:]] == [*first[:2], *first[3:]]
+    assert not aside.exists()
+
+
+def test_a_kill_while_errors_are_tried_again_loses_no_answer(chat, questions, tmp_path, count_questions):
+    target = tmp_path / "a.jsonl"
+    answer_file(chat, questions, target)
+    first, asked = target.read_text(), sum(count_questions)
+    with AnswerFile(target, read_queries(questions), {"model": "sail-tiny", "temperature": 0.0}) as answers:
+        assert [query.image for query in answers.next_queries(5)] == ["nowhere.png", "3.png"]
+        assert len(answers_in(target)) == 2
+    with pytest.raises(UserError, match="temperature was"):
+        answer_file(chat, questions, target, Sampling(12, temperature=1.5))
+    assert answer_file(chat, questions, target) == 1
+    assert target.read_text() == first
+    assert sum(count_questions) == asked
+    with AnswerFile(target, read_queries(questions), {}, overwrite=True) as answers:
+        assert len(answers.next_queries(9)) == 6
 
 
 def test_answers_end_where_the_range_of_the_model_ends(chat, questions, tmp_path, monkeypatch):
