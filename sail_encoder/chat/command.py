@@ -54,10 +54,11 @@ def chat(
     from sail_encoder.chat.batch import answer_all
     from sail_encoder.chat.conversation import Sampling, load_chat
     from sail_encoder.chat.fingerprint import fingerprint_checkpoint
-    from sail_encoder.chat.questions import read_queries
+    from sail_encoder.chat.questions import check_prompt, read_queries
     from sail_encoder.chat.terminal import answer_streamed, converse
     from sail_encoder.devices import choose_device, choose_dtype
     from sail_encoder.hub import find_checkpoint
+    from sail_encoder.pixels import read_image
 
     sampling = Sampling(max_new_tokens, temperature, top_p)
     load = partial(load_chat, model, device, precision, max_tokens, sliding_window)
@@ -70,9 +71,13 @@ def chat(
         settings = {"model": model, "weights": weights, **asdict(sampling), **views, "precision": dtype}
         with AnswerFile(Path(output), queries, settings, overwrite) as answers:
             return answer_all(load(), answers, Path(input).parent, sampling, batch_size)
+    # So is what can be wrong with a single question.
+    if prompt is not None:
+        check_prompt(prompt)
+    picture = None if image is None else read_image(image)[0]
     conversation = load()
-    if image is not None:
-        conversation.look(image)
+    if picture is not None:
+        conversation.look(picture)
     if prompt is None:
         return converse(conversation, sampling)
     return answer_streamed(conversation, prompt, sampling)

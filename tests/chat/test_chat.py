@@ -585,6 +585,10 @@ def test_wrong_use_is_told_before_a_model_is_loaded(tmp_path, monkeypatch):
         ({**files, "prompt": "What?"}, "IMAGE and PROMPT do not go with --input"),
         ({**files, "batch_size": 0}, "--batch_size cannot be 0"),
         (files, "line 1 is not JSON"),
+        ({"image": str(tmp_path / "nowhere.png"), "prompt": "What?"}, r"nowhere\.png: no such file"),
+        ({"image": str(tmp_path / "nowhere.png")}, r"nowhere\.png: no such file"),
+        ({"image": str(tmp_path / "q.jsonl"), "prompt": "What?"}, r"q\.jsonl"),
+        ({"prompt": " "}, "the prompt is empty; ask something"),
     ):
         with pytest.raises(UserError, match=message):
             command.chat(**options)
