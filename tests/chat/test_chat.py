@@ -105,15 +105,24 @@ def _answer_positions(ids, loaded):
     return positions
 
 
+def storage(chat):
+    """Where the keys and values of a conversation lie."""
+    return [states.data_ptr() for layer in chat._cache.layers for states in (layer.keys, layer.values)]
+
+
 def test_forks_do_not_touch_each_other(chat):
     chat.look(scene())
     first, second = chat.fork(), chat.fork()
+    assert storage(first) == storage(second) == storage(chat), "what is encoded is shared, not copied"
+    before = storage(chat)
     answer = first.ask("What color is it?", sampling=SHORT)
     first.ask("How big is it?", sampling=SHORT)
     assert second.ask("What color is it?", sampling=SHORT) == answer
     assert len(first.messages) == 4
     assert len(second.messages) == 2
     assert not chat.messages
+    assert storage(chat) == before
+    assert not set(storage(first)) & {*storage(second), *before}
     layers = zip(first._cache.layers, chat._cache.layers, strict=True)
     assert all(mine.keys.shape[-2] > base.keys.shape[-2] for mine, base in layers)
 
@@ -124,6 +133,21 @@ def test_a_second_image_in_a_later_turn(chat, count_images):
     assert count_images == [88, 88]
     assert len(chat._grids) == 2
     assert chat._ids.count(chat.model.config.image_token_id) == 176
+
+
+@pytest.mark.parametrize("window", [20, 100])
+def test_an_answer_within_a_window_is_that_of_generate(window):
+    """One window is shorter than the image, of which a conversation keeps its end alone, the other longer."""
+    chat = load_chat("sail-tiny", sliding_window=window)
+    content = [{"type": "image", "image": Image.fromarray(scene())}, {"type": "text", "text": QUESTIONS[0]}]
+    inputs = chat.processor.apply_chat_template(
+        [{"role": "user", "content": content}], tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    said = chat.model.generate(**inputs, max_new_tokens=24, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    assert inputs["image_grid_hw"].tolist() == [[8, 11]]
+    answer = chat.ask(QUESTIONS[0], scene(), Sampling(max_new_tokens=24))
+    assert answer == chat.processor.decode(said, skip_special_tokens=True).strip()
+    assert len(answer.split()) > 3
 
 
 def test_text_alone(chat):

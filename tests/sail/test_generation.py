@@ -179,8 +179,9 @@ def test_sliding_window_hides_from_text_what_lies_behind_it(window):
 
 def test_flash_attention_is_refused():
     """Its kernels would make the image causal without a word."""
-    with pytest.raises((ValueError, ImportError)):
-        SailForCausalLM._from_config(small_config(), attn_implementation="flash_attention_2")
+    for kernels in ("flash_attention_2", "flash_attention_3"):
+        with pytest.raises(ValueError, match=r"^SailForCausalLM does not support Flash Attention"):
+            SailForCausalLM._from_config(small_config(), attn_implementation=kernels)
 
 
 def test_flex_attention_sees_the_same(small_model):
