@@ -1,8 +1,13 @@
 """The measurement of sail-tiny, on few scenes and made-up features."""
 
+import re
+
 import numpy as np
 
 from evals import tiny
+from evals.scene_questions import CAPTION_PROMPT
+from evals.scenes import COLORS, draw_scene
+from sail_encoder import Sampling, ask_each, load_chat
 
 
 def made_up(count, seed):
@@ -31,3 +36,20 @@ def test_everything_is_measured_and_printed(monkeypatch):
     table = tiny.as_markdown(results)
     assert table.count("\n|") > 8
     assert f"| raw pixels | {results['probes']['raw pixels']['shape']['accuracy']} %" in table
+
+
+def test_it_sees_colors():
+    """The model that is shipped answers what is true, not only what it answered before."""
+    chat, short = load_chat("sail-tiny"), Sampling(max_new_tokens=24)
+    scenes = [draw_scene(seed, things=1, height=140, width=154) for seed in range(100, 110)]
+    true = [scene.things[0].color for scene in scenes]
+    assert len(set(true)) >= 4
+    answers, captions = [], []
+    for scene in scenes:
+        question = f"What color is the {scene.things[0].shape}?"
+        answer, caption = ask_each(chat, scene.image, [question, CAPTION_PROMPT], short)
+        answers.append(answer)
+        captions.append(re.findall("|".join(COLORS), caption))
+    assert answers[0] == true[0]
+    assert sum(map(str.__eq__, answers, true)) >= 8
+    assert sum(caption == [color] for caption, color in zip(captions, true, strict=True)) >= 8
