@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 from helpers import END, PATCH, prompt_ids, random_patches, relative_error, small_config
-from transformers import AttentionInterface
+from transformers import AttentionInterface, Trainer, TrainingArguments
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from sail_encoder.sail.blocks import SailRotaryEmbedding
@@ -222,3 +222,25 @@ def test_labels_give_a_loss_and_gradients():
     loss.backward()
     assert loss > 0
     assert model.model.vis_embed.weight.grad.abs().sum() > 0
+
+
+def test_trainer_does_not_count_the_tokens_of_images(tmp_path):
+    """It divides by the number of labels where a model lets it, and those of images are many."""
+    model = SailForCausalLM(small_config()).eval()
+    inputs = image_prompt((4, 4))
+    ids = inputs["input_ids"][0]
+    masked = torch.where(ids > 80, -100, ids)
+    losses = []
+    for labels in (ids, masked):
+        example = {**inputs, "labels": labels[None]}
+        settings = TrainingArguments(str(tmp_path), max_steps=1, logging_steps=1, learning_rate=0.0, use_cpu=True)
+        trainer = Trainer(model, settings, train_dataset=[0], data_collator=lambda _, example=example: example)
+        trainer.train()
+        losses.append(trainer.state.log_history[0]["loss"])
+    expected = small_loss(model, inputs, masked)
+    assert losses == pytest.approx([expected, expected], rel=1e-3)
+
+
+def small_loss(model, inputs, labels):
+    with torch.no_grad():
+        return float(model(**inputs, labels=labels[None]).loss)
