@@ -9,6 +9,7 @@ from PIL import Image
 
 from evals.errors import DatasetError
 from evals.segmentation.labels import INVALID, ClassMap
+from evals.segmentation.layouts import LayoutName
 from evals.segmentation.pairs import Sample
 from sail_encoder.errors import ImageError
 from sail_encoder.pixels import Array, read_image
@@ -21,10 +22,12 @@ class SegmentationData:
     Attributes:
         samples: Images with their masks.
         class_map: Which class each id in a mask stands for.
+        layout: How the data set is laid out.
     """
 
     samples: Sequence[Sample]
     class_map: ClassMap
+    layout: LayoutName = "folder"
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -109,6 +109,20 @@ def plain(tmp_path):
     return tmp_path
 
 
+def test_folders_of_ade20k_are_no_plain_folders(tmp_path):
+    ade20k(tmp_path)
+    root = str(tmp_path / "ADEChallengeData2016")
+    for split, folder in (("train", "training"), ("val", "validation")):
+        with pytest.raises(
+            DatasetError, match=f"annotations/{folder} is a name of ADE20K, .*; use --layout ade20k, or"
+        ):
+            DataSource(root).open(split)
+    ids = write_map(tmp_path, {"0": None, "1": "wall", "2": "building", "150": "flag"})
+    (data,) = DataSource(root, class_map=str(ids)).open("train")
+    assert data.read_labels(0)[0, :3].tolist() == [IGNORE, 0, 2]
+    assert DataSource(root, "ade20k").open("val")[0].class_map.names == list(class_names.ADE20K)
+
+
 def test_any_folder(plain):
     train, val = DataSource(str(plain)).open("train", "val")
     assert [sample.name for sample in train.samples] == ["a", "b", "c"]
