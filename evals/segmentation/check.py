@@ -11,7 +11,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from evals.errors import DatasetError
-from evals.segmentation.data import mode_problem, read_ids
+from evals.segmentation.data import mask_problem, read_ids
 from evals.segmentation.labels import INVALID, ClassMap
 from evals.segmentation.pairs import Sample
 from sail_encoder.pixels import image_size
@@ -47,8 +47,9 @@ def _inspect(sample: Sample) -> Inspected:
         return Inspected(sample, "has an image that cannot be read")
     try:
         with Image.open(sample.mask) as mask:
-            if mask.mode not in ("L", "P"):
-                return Inspected(sample, mode_problem(mask.mode))
+            problem = mask_problem(mask)
+            if problem:
+                return Inspected(sample, problem)
             if (mask.height, mask.width) != size:
                 shapes = f"{mask.width}x{mask.height} for an image of {size[1]}x{size[0]}"
                 return Inspected(sample, f"has a mask of another size than the image ({shapes})")

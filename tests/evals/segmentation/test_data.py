@@ -2,6 +2,8 @@
 
 import json
 import os
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -216,6 +218,27 @@ def spoil_one_bit(root):
     Image.fromarray(np.zeros(SIZE, bool)).save(root / "masks/val/a.png")
 
 
+def write_gray_png(path, ids, bits):
+    """A gray PNG of few bits, which Pillow does not write."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", ids.shape[1], ids.shape[0], bits, 0, 0, 0, 0)
+    digits = (ids[..., None] >> np.arange(bits - 1, -1, -1)) & 1
+    rows = b"".join(b"\0" + np.packbits(row.reshape(-1)).tobytes() for row in digits)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
+
+
+def spoil_two_bits(root):
+    write_gray_png(root / "masks/val/a.png", np.ones(SIZE, np.uint8), 2)
+
+
+def spoil_four_bits(root):
+    write_gray_png(root / "masks/val/a.png", np.ones(SIZE, np.uint8), 4)
+
+
 def spoil_bytes(root):
     path = root / "masks/val/a.png"
     path.write_bytes(path.read_bytes()[:60])
@@ -249,6 +272,8 @@ def ignore_all(root):
         (spoil_bits, "a has more than 8 bits a pixel; save ids"),
         (spoil_colors, r"a has colors \(RGB\) in place of ids"),
         (spoil_one_bit, "a has 1 bit a pixel"),
+        (spoil_two_bits, "a has 2 gray bits a pixel, which read as 0, 85, 170 and so on; save it as an 8-bit index"),
+        (spoil_four_bits, "a has 4 gray bits a pixel, which read as 0, 17, 34 and so on; save it as an 8-bit index"),
         (spoil_bytes, "a has a mask that cannot be read"),
         (spoil_image_bytes, "a has an image that cannot be read"),
         (empty, "no images in .*images/train"),
@@ -301,6 +326,22 @@ def test_other_mistakes(plain, tmp_path):
     put(tmp_path / "VOC2012", "JPEGImages/there.jpg", "SegmentationClass/there.png")
     with pytest.raises(DatasetError, match="gone has no image in"):
         DataSource(str(tmp_path), "voc2012").open("train")
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_gray_pngs_of_few_bits_are_read_by_nothing_but_palettes(bits, plain):
+    path, ids = plain / "masks/train/a.png", np.resize(np.arange(3, dtype=np.uint8), SIZE)
+    write_gray_png(path, ids, bits)
+    assert np.asarray(Image.open(path)).max() == 2 * 255 // (2**bits - 1)
+    (plain / "classes.txt").write_text("sky\nroad\ncar\n")
+    (data,) = DataSource(str(plain)).open("train", check=False)
+    with pytest.raises(DatasetError, match=rf"a\.png has {bits} gray bits a pixel"):
+        data.read_labels(0)
+    indexed = Image.fromarray(ids).convert("P")
+    indexed.putpalette(list(range(48)))
+    indexed.save(path, bits=bits)
+    assert Image.open(path).tile[0][3] == f"P;{bits}"
+    np.testing.assert_array_equal(data.read_labels(0), ids)
 
 
 def test_links_in_circles_are_not_followed(plain):
