@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import struct
 import zlib
 
@@ -144,6 +145,34 @@ def test_a_single_id_is_not_taken_for_a_task(plain):
         DataSource(str(plain)).open("train")
     path = write_map(plain, {"0": "background", "255": "cell"})
     assert DataSource(str(plain), class_map=str(path)).open("train")[0].read_labels(0)[0, :2].tolist() == [0, 1]
+
+
+def put_pixel(root, value):
+    labels = np.resize(np.array([0, 1, 2], np.uint8), SIZE)
+    labels[0, 0] = value
+    Image.fromarray(labels).save(root / "masks/train/b.png")
+
+
+def test_ids_that_no_mask_has_are_told_and_too_many_are_refused(plain, capsys):
+    DataSource(str(plain)).open("train")
+    assert "no mask has" not in capsys.readouterr().err
+    put_pixel(plain, 13)
+    assert len(DataSource(str(plain)).open("train")[0].class_map.names) == 14
+    told = "no mask has 10 of the 13 ids below 13, the highest, which .*/masks/train/b.png has; use --ignore_label or"
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "no mask has" in line]
+    assert re.match(told, line)
+    put_pixel(plain, 200)
+    with pytest.raises(
+        DatasetError, match=r"no mask has 197 of the 200 ids below 200, .*b\.png has; use --ign"
+    ) as caught:
+        DataSource(str(plain)).open("train")
+    assert "\n" not in str(caught.value)
+    # 255 stays what it was in the other masks.
+    for path in (plain / "masks/train").glob("[ac].png"):
+        Image.fromarray(np.resize(np.array([0, 1, 2], np.uint8), SIZE)).save(path)
+    assert len(DataSource(str(plain), ignore_label=200).open("train")[0].class_map.names) == 3
+    (plain / "classes.txt").write_text("\n".join(f"name {index}" for index in range(201)))
+    assert len(DataSource(str(plain)).open("train")[0].class_map.names) == 201
 
 
 def write_map(folder, ids):
