@@ -16,6 +16,7 @@ from evals.segmentation import class_names
 from evals.segmentation.data_source import DataSource
 from evals.segmentation.labels import ClassMap, palette
 from heads.dense import IGNORE
+from sail_cli import main
 
 SIZE = (30, 40)
 
@@ -315,6 +316,36 @@ def test_faults_are_told_in_one_line(spoil, message, plain):
     with pytest.raises(DatasetError, match=message) as caught:
         DataSource(str(plain)).open("train", "val")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (spoil_size, "a has a mask of another size than the image (41x30 for an image of 40x30), and so do 1 more (b)"),
+        (spoil_ids, "ids that are none of the 3 classes: 9 (14 pixels in 2 masks: b, c); map them with --class_map"),
+        (spoil_bits, "a has more than 8 bits a pixel; save ids from 0 to 255 as an 8-bit index PNG"),
+        (spoil_colors, "a has colors (RGB) in place of ids; save the id of each color as an 8-bit index PNG"),
+        (
+            spoil_four_bits,
+            "a has 4 gray bits a pixel, which read as 0, 17, 34 and so on; save it as an 8-bit index PNG",
+        ),
+        (spoil_pairs, "b has no mask in "),
+        (spoil_images, "b has a mask but no image in "),
+    ],
+)
+def test_training_refuses_faults_before_the_backbone_is_loaded(spoil, message, plain, tmp_path, monkeypatch, capsys):
+    def load(*arguments, **options):
+        pytest.fail("the backbone is loaded")
+
+    for module in ("evals.segmentation.train_options", "sail_encoder.loading"):
+        monkeypatch.setattr(f"{module}.load_backbone", load)
+    spoil(plain)
+    for mode in ("online", "cached"):
+        out = tmp_path / f"out {mode}"
+        assert main(["segment", "train", str(plain), "--out", str(out), "--mode", mode, "--overlays", "0"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"sail: {message}")
+        assert not out.exists()
 
 
 def test_all_faults_are_told_at_once(plain):
