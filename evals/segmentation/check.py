@@ -1,6 +1,7 @@
 """Looking through a data set before anything is trained on it: what is wrong, where, and how much of it."""
 
 import os
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,12 +12,14 @@ from PIL import Image
 from tqdm import tqdm
 
 from evals.errors import DatasetError
-from evals.segmentation.data import mode_problem, read_ids
+from evals.segmentation.data import mask_problem, read_ids
 from evals.segmentation.labels import INVALID, ClassMap
 from evals.segmentation.pairs import Sample
 from sail_encoder.pixels import image_size
 
 _SHOWN = 3
+_MANY_MISSING = 10
+"""Ids that may be missing below the highest, however few there are."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,9 @@ def _inspect(sample: Sample) -> Inspected:
         return Inspected(sample, "has an image that cannot be read")
     try:
         with Image.open(sample.mask) as mask:
-            if mask.mode not in ("L", "P"):
-                return Inspected(sample, mode_problem(mask.mode))
+            problem = mask_problem(mask)
+            if problem:
+                return Inspected(sample, problem)
             if (mask.height, mask.width) != size:
                 shapes = f"{mask.width}x{mask.height} for an image of {size[1]}x{size[0]}"
                 return Inspected(sample, f"has a mask of another size than the image ({shapes})")
@@ -103,11 +107,25 @@ def _shorten(words: Sequence[str]) -> str:
 def highest_id(inspected: Sequence[Inspected], ignored: Iterable[int]) -> int:
     """The highest id in any mask, those that do not count left out.
 
+    Ids below it that no mask has are told, since a stray pixel may have made it the highest.
+
     Raises:
-        DatasetError: If no pixel counts.
+        DatasetError: If no pixel counts, or so many ids are missing that the highest is hardly a class.
     """
     left_out = set(ignored)
-    found = [key for item in inspected for key in item.pixels if key not in left_out]
-    if not found:
+    first_with = {key: item.sample.mask for item in reversed(inspected) for key in item.pixels if key not in left_out}
+    if not first_with:
         raise DatasetError("no mask has a pixel that counts; see --ignore_label and --reduce_zero_label")
-    return max(found)
+    highest = max(first_with)
+    below = set(range(highest)) - left_out
+    missing = len(below - first_with.keys())
+    story = (
+        f"no mask has {missing} of the {len(below)} ids below {highest}, the highest, which {first_with[highest]} has"
+    )
+    if missing > _MANY_MISSING and missing > len(below) / 2:
+        raise DatasetError(
+            f"{story}; use --ignore_label or --class_map if {highest} is no class, or name all classes in classes.txt"
+        )
+    if missing:
+        print(f"{story}; use --ignore_label or --class_map if {highest} is no class", file=sys.stderr)
+    return highest

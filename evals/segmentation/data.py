@@ -9,6 +9,7 @@ from PIL import Image
 
 from evals.errors import DatasetError
 from evals.segmentation.labels import INVALID, ClassMap
+from evals.segmentation.layouts import LayoutName
 from evals.segmentation.pairs import Sample
 from sail_encoder.errors import ImageError
 from sail_encoder.pixels import Array, read_image
@@ -21,10 +22,12 @@ class SegmentationData:
     Attributes:
         samples: Images with their masks.
         class_map: Which class each id in a mask stands for.
+        layout: How the data set is laid out.
     """
 
     samples: Sequence[Sample]
     class_map: ClassMap
+    layout: LayoutName = "folder"
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -63,17 +66,36 @@ def read_ids(path: Path) -> Array:
     """
     try:
         with Image.open(path) as mask:
-            if mask.mode not in ("L", "P"):
-                raise DatasetError(f"{path} {mode_problem(mask.mode)}")
+            problem = mask_problem(mask)
+            if problem:
+                raise DatasetError(f"{path} {problem}")
             return np.asarray(mask)
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise DatasetError(f"{path} cannot be read ({error})") from None
 
 
-def mode_problem(mode: str) -> str:
-    """What is wrong with a mask whose pixels are neither 8-bit levels nor 8-bit palette indices."""
+def mask_problem(mask: Image.Image) -> str | None:
+    """What is wrong with a mask whose pixels are neither 8-bit levels nor palette indices, from its header alone."""
+    mode = mask.mode
+    if mode == "P":
+        return None
+    if mode == "L":
+        bits = _gray_bits(mask)
+        levels = ", ".join(str(level * 255 // (2**bits - 1)) for level in range(3))
+        problem = f"has {bits} gray bits a pixel, which read as {levels} and so on; save it as an 8-bit index PNG"
+        return None if bits == 8 else problem
     if mode.startswith("I") or mode == "F":
         return "has more than 8 bits a pixel; save ids from 0 to 255 as an 8-bit index PNG"
     if mode == "1":
         return "has 1 bit a pixel, which reads as 0 and 255; save it as an 8-bit index PNG"
     return f"has colors ({mode}) in place of ids; save the id of each color as an 8-bit index PNG"
+
+
+def _gray_bits(mask: Image.Image) -> int:
+    """Bits of a gray pixel in the file; Pillow gives 2 and 4 the mode of 8, and scales their values to 0 to 255."""
+    for _, _, _, arguments in getattr(mask, "tile", ()):
+        raw_mode = arguments[0] if isinstance(arguments, tuple) else arguments
+        for bits in (2, 4):
+            if str(raw_mode).startswith(f"L;{bits}"):
+                return bits
+    return 8

@@ -45,29 +45,48 @@ class DataSource:
                 f"effect beside it; leave them out, and map these ids to null in {self.class_map}"
             )
 
-    def open(self, *splits: SplitName, check: bool = True, classes: Sequence[str] = ()) -> list[SegmentationData]:
+    def open(
+        self, *splits: SplitName, check: bool = True, classes: Sequence[str] = (), ids: ClassMap | None = None
+    ) -> list[SegmentationData]:
         """Finds the samples of these splits, and looks through them before any work starts.
 
         Args:
             splits: Which parts.
             check: Whether to look through all images and masks.
             classes: Their names, where neither the user nor the layout says what they are.
+            ids: What the ids mean, unless the user or the names in a `classes.txt` say otherwise.
 
         Raises:
             DatasetError: If something is wrong with them.
         """
+        if ids is None:
+            self._refuse_ade20k(splits)
         found = [LAYOUTS[self.layout].list_samples(self.root, split) for split in splits]
         inspected = inspect_samples([sample for samples in found for sample in samples]) if check else []
-        class_map = self._known_classes(classes) or self._derive_classes(inspected)
+        class_map = self._known_classes(classes, ids) or self._derive_classes(inspected)
         check_samples(inspected, class_map)
-        return [SegmentationData(samples, class_map) for samples in found]
+        return [SegmentationData(samples, class_map, self.layout) for samples in found]
 
-    def _known_classes(self, default: Sequence[str]) -> ClassMap | None:
+    def _refuse_ade20k(self, splits: Sequence[SplitName]) -> None:
+        """Refuses ADE20K's own folders as a plain folder, in which 0 would be a class and all others be shifted."""
+        if self.layout != "folder" or self.class_map is not None or self.reduce_zero_label:
+            return
+        for split in splits:
+            _, parts = LAYOUTS["folder"].find(self.root, split)
+            if parts in LAYOUTS["ade20k"].ways(split):
+                raise DatasetError(
+                    f"{self.root}/{parts[0].masks} is a name of ADE20K, where 0 does not count and classes start at 1; "
+                    "use --layout ade20k, or --class_map FILE if its ids mean something else"
+                )
+
+    def _known_classes(self, default: Sequence[str], ids: ClassMap | None) -> ClassMap | None:
         """The class map that the user, a `classes.txt`, the layout or the caller gives, in this order."""
         if self.class_map is not None:
             return ClassMap.read(self.class_map)
         own = LAYOUTS[self.layout].class_map
         names = self._read_names()
+        if ids is not None and names in ([], ids.names):
+            return ids
         if names:
             zero_is_ignored = own is not None and own.ids[0] is None
             return self._number(names, self.reduce_zero_label or zero_is_ignored)

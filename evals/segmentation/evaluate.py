@@ -2,13 +2,17 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from evals.segmentation.data_source import DataSource
+from evals.segmentation.labels import ClassMap
 from evals.segmentation.layouts import LayoutName
 from evals.segmentation.option_checks import check_folder, check_range
 from evals.segmentation.pairs import SplitName
 from sail_encoder.errors import UserError
+
+if TYPE_CHECKING:
+    from heads.dense.registry import TrainedHead
 
 
 def evaluate(
@@ -16,10 +20,10 @@ def evaluate(
     head: str,
     out: str | None = None,
     split: SplitName = "val",
-    layout: LayoutName = "folder",
+    layout: LayoutName | None = None,
     class_map: str | None = None,
-    reduce_zero_label: bool = False,
-    ignore_label: int = 255,
+    reduce_zero_label: bool | None = None,
+    ignore_label: int | None = None,
     model: str | None = None,
     window: str | int | None = None,
     stride: int | None = None,
@@ -33,18 +37,20 @@ def evaluate(
 ) -> int:
     """Scores a segmentation head on a data set.
 
-    Label maps are compared at the original size of the masks; the table is printed.
+    Label maps are compared at the original size of the masks; the table is printed. Masks are read as in training,
+    in the same layout and with the same meaning of the ids, unless options say otherwise.
 
     Args:
         data: Folder of the data set.
         head: Folder that sail segment train has written.
         out: Folder for results.json, overlays and label maps; without it the table is only printed.
         split: Which part of the data set.
-        layout: How the data set is laid out; folder is images/train with masks/train, and the same for val.
+        layout: How the data set is laid out; folder is images/train with masks/train, and the same for val. As in
+            training by default.
         class_map: JSON file with the name of each id in the masks, null where its pixels do not count; in place of
             reduce_zero_label and ignore_label.
-        reduce_zero_label: Whether 0 does not count and classes start at 1.
-        ignore_label: The id of pixels that do not count.
+        reduce_zero_label: Whether 0 does not count and classes start at 1; as in training by default.
+        ignore_label: The id of pixels that do not count; as in training by default.
         model: Where the backbone is, if it has moved since the head was trained.
         window: Windows of sliding inference in pixels, or whole; as in training by default.
         stride: How far a window is from the next; as in training by default.
@@ -61,7 +67,6 @@ def evaluate(
     """
     check_range("overlays", overlays, 0)
     check_folder("out", out)
-    source = DataSource(data, layout, class_map, reduce_zero_label, ignore_label)
     from evals.segmentation.inference_options import inference_of
     from evals.segmentation.report import write_report
     from evals.segmentation.scoring import Gallery, score
@@ -69,7 +74,8 @@ def evaluate(
     from heads.dense.segmenter import load_segmenter
 
     trained = load_dense_head(head)
-    (dataset,) = source.open(split, check=check, classes=trained.classes)
+    source, ids = _as_in_training(trained, data, layout, class_map, reduce_zero_label, ignore_label)
+    (dataset,) = source.open(split, check=check, classes=trained.classes, ids=ids)
     _check_classes(trained.classes, dataset.class_map.names)
     segmenter = load_segmenter(trained, model, device, precision)
     inference = inference_of(trained, segmenter.backbone.patch_size, window, stride, scales, flip)
@@ -78,6 +84,25 @@ def evaluate(
         scores = score(segmenter, inference, dataset, keep)
     print(write_report(folder, scores, trained, inference, len(dataset)))
     return 0
+
+
+def _as_in_training(
+    trained: "TrainedHead",
+    data: str,
+    layout: LayoutName | None,
+    class_map: str | None,
+    reduce_zero_label: bool | None,
+    ignore_label: int | None,
+) -> tuple[DataSource, ClassMap | None]:
+    """How to read masks, and what their ids meant in training where no option says that it is different here."""
+    known = cast("LayoutName", trained.layout or "folder")
+    source = DataSource(
+        data, layout or known, class_map, bool(reduce_zero_label), 255 if ignore_label is None else ignore_label
+    )
+    told = (class_map, reduce_zero_label, ignore_label) != (None, None, None)
+    if told or trained.ids is None or source.layout != known:
+        return source, None
+    return source, ClassMap(trained.ids)
 
 
 def _check_classes(trained: Sequence[str], found: Sequence[str]) -> None:

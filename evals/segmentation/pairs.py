@@ -80,10 +80,23 @@ class Layout:
         Raises:
             DatasetError: If the folders are not there or are empty, or images and masks do not pair up.
         """
-        ways = self.train if split == "train" else self.val
+        base, parts = self.find(root, split)
+        return [sample for part in parts for sample in _pair(base, part)]
+
+    def ways(self, split: SplitName) -> Sequence[Sequence[Part]]:
+        """Ways in which the images of a split may be stored."""
+        return self.train if split == "train" else self.val
+
+    def find(self, root: str | Path, split: SplitName) -> tuple[Path, Sequence[Part]]:
+        """The folder in which the data set lies, and the parts that make a split there.
+
+        Raises:
+            DatasetError: If the folders are not there.
+        """
+        ways = self.ways(split)
         for base, parts in product([Path(root), *(Path(root) / name for name in self.inside)], ways):
             if all(part.is_in(base) for part in parts):
-                return [sample for part in parts for sample in _pair(base, part)]
+                return base, parts
         if not Path(root).is_dir():
             raise DatasetError(f"no folder {root}")
         expected = " and ".join(f"{part.images} with {part.masks}" for part in ways[0])

@@ -113,7 +113,7 @@ def train(
     if not overwrite:
         check_run(request.folder, settings)
     features = train_options.cache(request, source, training_data) if mode == "cached" else None
-    segmenter, trained = train_options.build_segmenter(request, source, training_data.class_map.names)
+    segmenter, trained = train_options.build_segmenter(request, source, training_data)
     claim(request.folder, {**settings, "weights": trained.source.weights}, overwrite)
     batches = train_options.build_batches(request, segmenter, training_data, features)
     run = Run(request.folder, segmenter, trained, validation_data)

@@ -84,15 +84,18 @@ def cache(request: TrainRequest, source: FeatureSource, data: SegmentationData) 
     return cache_grids(data.samples, source, folder, request.cache_gb, request.precision, request.device)
 
 
-def build_segmenter(request: TrainRequest, source: FeatureSource, classes: list[str]) -> tuple[Segmenter, TrainedHead]:
+def build_segmenter(
+    request: TrainRequest, source: FeatureSource, data: SegmentationData
+) -> tuple[Segmenter, TrainedHead]:
     """The frozen backbone and a new head, which is a function of the seed."""
     depth = max(source.layers) + 1
     backbone = load_backbone(source.backbone, request.device, request.precision, depth)
     source = replace(source, weights=backbone.fingerprint(depth - 1))
     torch.manual_seed(request.seed)
+    classes, ids = data.class_map.names, data.class_map.ids
     head = _build_head(request, [backbone.embed_dim] * len(source.layers), len(classes))
     windows = read_windows(request.window, request.stride, backbone.patch_size)
-    trained = TrainedHead(request.head, head, source, classes, request.mode, *windows)
+    trained = TrainedHead(request.head, head, source, classes, request.mode, *windows, data.layout, ids)
     return Segmenter(backbone, head, source), trained
 
 

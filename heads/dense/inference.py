@@ -1,6 +1,7 @@
 """From images to label maps of their own size: whole or by sliding windows, mirrored, at several scales."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from heads.dense.segmenter import Segmenter
-from heads.dense.upsampling import most_likely
+from heads.dense.upsampling import add_probabilities, most_likely, most_voted
 from sail_encoder.extraction.threads import map_ahead
 from sail_encoder.packing import pack_consecutive
 from sail_encoder.pixels import Array, PatchedImage, patchify
@@ -90,8 +91,11 @@ class Canvas:
             for flipped in (False, True)[: 1 + inference.flip]:
                 self._add_view(np.asarray(resized)[:, :: -1 if flipped else 1], flipped, inference, patch_size)
         self.missing = len(self.tiles)
+        self.tiles_missing = Counter(tile.view for tile in self.tiles)
         self.sums: dict[int, Tensor] = {}
         self.weights: dict[int, Tensor] = {}
+        self.adds_up = self._is_smaller_added_up()
+        self.total: Tensor | None = None
 
     def _add_view(self, pixels: Array, flipped: bool, inference: Inference, p: int) -> None:
         size = (pixels.shape[0], pixels.shape[1])
@@ -108,7 +112,13 @@ class Canvas:
 
     def add(self, tile: Tile, logits: Tensor) -> None:
         """Takes the logits [classes, h, w] of a tile; where tiles overlap, they are averaged."""
+        self._place(tile, logits)
         self.missing -= 1
+        self.tiles_missing[tile.view] -= 1
+        if self.adds_up and not self.tiles_missing[tile.view]:
+            self._add_up(tile.view)
+
+    def _place(self, tile: Tile, logits: Tensor) -> None:
         size, extent = self.sizes[tile.view], tile.pixels.resized_size
         if extent == size:
             self.sums[tile.view] = logits
@@ -122,7 +132,29 @@ class Canvas:
 
     def labels(self) -> Tensor:
         """The class of each pixel of the original image, uint8 [height, width]."""
+        if self.total is not None:
+            return most_voted(self.total)
         return most_likely([self._view(index) for index in range(len(self.sizes))], self.size)
+
+    def _is_smaller_added_up(self) -> bool:
+        """Whether the sum of all views and one of them take less memory than all of them beside each other.
+
+        It does not where the image is much larger than its views. Those that are looked at as a whole are maps of
+        patches, which take next to nothing.
+        """
+        windowed = [
+            self.sizes[view][0] * self.sizes[view][1] for view, count in self.tiles_missing.items() if count > 1
+        ]
+        return self.size[0] * self.size[1] + max(windowed, default=0) < sum(windowed)
+
+    def _add_up(self, index: int) -> None:
+        """Adds a complete view to the sum of probabilities, and lets go of it."""
+        view = self._view(index)
+        if self.total is None:
+            self.total = view.new_zeros(*self.size, len(view))
+        add_probabilities(self.total, view)
+        del self.sums[index]
+        self.weights.pop(index, None)
 
     def _view(self, index: int) -> Tensor:
         logits = self.sums[index]

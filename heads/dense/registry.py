@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,8 @@ class TrainedHead:
         mode: What it was trained on: augmented images (`online`) or grids that were extracted once (`cached`).
         window: (height, width) in pixels of the windows by which images are looked at; None looks at them as a whole.
         stride: How far a window is from the next, in pixels.
+        layout: How the data set that it was trained on was laid out; None where that is not known.
+        ids: The class that each id in the masks stood for, None where its pixels did not count; None likewise.
     """
 
     kind: str
@@ -67,6 +70,8 @@ class TrainedHead:
     mode: str = "online"
     window: Size | None = None
     stride: Size | None = None
+    layout: str | None = None
+    ids: Mapping[int, str | None] | None = None
 
 
 _BESIDE_SETTINGS = ("classes", "mode", "window", "stride")
@@ -76,7 +81,10 @@ def save_dense_head(folder: str | Path, trained: TrainedHead) -> None:
     """Saves a head."""
     tensors = {name: tensor.cpu() for name, tensor in trained.head.state_dict().items()}
     settings = {**trained.head.settings, **{name: getattr(trained, name) for name in _BESIDE_SETTINGS}}
-    save_head(folder, SavedHead(trained.kind, settings, trained.source, tensors))
+    # JSON has no numbers for keys, so the ids are kept as pairs.
+    ids = None if trained.ids is None else sorted(trained.ids.items())
+    fitted = {"layout": trained.layout, "ids": ids}
+    save_head(folder, SavedHead(trained.kind, settings, trained.source, tensors, fitted))
 
 
 def load_dense_head(folder: str | Path) -> TrainedHead:
@@ -98,7 +106,9 @@ def load_dense_head(folder: str | Path) -> TrainedHead:
             f"the weights of the {saved.kind} head in {folder} do not fit its settings; train it again"
         ) from None
     window, stride = (tuple(size) if size else None for size in (window, stride))
-    return TrainedHead(saved.kind, head.eval(), saved.source, classes, mode, window, stride)
+    layout, ids = (saved.fitted.get(name) for name in ("layout", "ids"))
+    ids = None if ids is None else dict(ids)
+    return TrainedHead(saved.kind, head.eval(), saved.source, classes, mode, window, stride, layout, ids)
 
 
 def fingerprint_head(folder: str | Path) -> str:

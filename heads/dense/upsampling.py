@@ -50,6 +50,21 @@ def most_likely(views: Sequence[Tensor], size: Size) -> Tensor:
     return torch.cat(labels)
 
 
+def add_probabilities(total: Tensor, view: Tensor) -> None:
+    """Adds the probabilities of a view, logits [classes, h, w], to those of an image [height, width, classes]."""
+    size = (total.shape[0], total.shape[1])
+    top = 0
+    for block in _enlarge(view, size, rows_at_a_time(size[1], len(view), view.device)):
+        total[top : top + len(block)] += block.softmax(2)
+        top += len(block)
+
+
+def most_voted(total: Tensor) -> Tensor:
+    """The class of each pixel, uint8 [height, width], from sums of probabilities [height, width, classes]."""
+    rows = rows_at_a_time(total.shape[1], total.shape[2], total.device)
+    return torch.cat([block.argmax(2).byte() for block in total.split(rows)])
+
+
 def _enlarge(logits: Tensor, size: Size, rows: int) -> Iterator[Tensor]:
     """Blocks of enlarged logits [rows, width, classes], from the top; maps of any size, those of pixels too."""
     small = logits.permute(1, 2, 0).contiguous()

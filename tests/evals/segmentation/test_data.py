@@ -2,6 +2,9 @@
 
 import json
 import os
+import re
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from evals.segmentation import class_names
 from evals.segmentation.data_source import DataSource
 from evals.segmentation.labels import ClassMap, palette
 from heads.dense import IGNORE
+from sail_cli import main
 
 SIZE = (30, 40)
 
@@ -109,6 +113,20 @@ def plain(tmp_path):
     return tmp_path
 
 
+def test_folders_of_ade20k_are_no_plain_folders(tmp_path):
+    ade20k(tmp_path)
+    root = str(tmp_path / "ADEChallengeData2016")
+    for split, folder in (("train", "training"), ("val", "validation")):
+        with pytest.raises(
+            DatasetError, match=f"annotations/{folder} is a name of ADE20K, .*; use --layout ade20k, or"
+        ):
+            DataSource(root).open(split)
+    ids = write_map(tmp_path, {"0": None, "1": "wall", "2": "building", "150": "flag"})
+    (data,) = DataSource(root, class_map=str(ids)).open("train")
+    assert data.read_labels(0)[0, :3].tolist() == [IGNORE, 0, 2]
+    assert DataSource(root, "ade20k").open("val")[0].class_map.names == list(class_names.ADE20K)
+
+
 def test_any_folder(plain):
     train, val = DataSource(str(plain)).open("train", "val")
     assert [sample.name for sample in train.samples] == ["a", "b", "c"]
@@ -128,6 +146,34 @@ def test_a_single_id_is_not_taken_for_a_task(plain):
         DataSource(str(plain)).open("train")
     path = write_map(plain, {"0": "background", "255": "cell"})
     assert DataSource(str(plain), class_map=str(path)).open("train")[0].read_labels(0)[0, :2].tolist() == [0, 1]
+
+
+def put_pixel(root, value):
+    labels = np.resize(np.array([0, 1, 2], np.uint8), SIZE)
+    labels[0, 0] = value
+    Image.fromarray(labels).save(root / "masks/train/b.png")
+
+
+def test_ids_that_no_mask_has_are_told_and_too_many_are_refused(plain, capsys):
+    DataSource(str(plain)).open("train")
+    assert "no mask has" not in capsys.readouterr().err
+    put_pixel(plain, 13)
+    assert len(DataSource(str(plain)).open("train")[0].class_map.names) == 14
+    told = "no mask has 10 of the 13 ids below 13, the highest, which .*/masks/train/b.png has; use --ignore_label or"
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "no mask has" in line]
+    assert re.match(told, line)
+    put_pixel(plain, 200)
+    with pytest.raises(
+        DatasetError, match=r"no mask has 197 of the 200 ids below 200, .*b\.png has; use --ign"
+    ) as caught:
+        DataSource(str(plain)).open("train")
+    assert "\n" not in str(caught.value)
+    # 255 stays what it was in the other masks.
+    for path in (plain / "masks/train").glob("[ac].png"):
+        Image.fromarray(np.resize(np.array([0, 1, 2], np.uint8), SIZE)).save(path)
+    assert len(DataSource(str(plain), ignore_label=200).open("train")[0].class_map.names) == 3
+    (plain / "classes.txt").write_text("\n".join(f"name {index}" for index in range(201)))
+    assert len(DataSource(str(plain)).open("train")[0].class_map.names) == 201
 
 
 def write_map(folder, ids):
@@ -202,6 +248,27 @@ def spoil_one_bit(root):
     Image.fromarray(np.zeros(SIZE, bool)).save(root / "masks/val/a.png")
 
 
+def write_gray_png(path, ids, bits):
+    """A gray PNG of few bits, which Pillow does not write."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", ids.shape[1], ids.shape[0], bits, 0, 0, 0, 0)
+    digits = (ids[..., None] >> np.arange(bits - 1, -1, -1)) & 1
+    rows = b"".join(b"\0" + np.packbits(row.reshape(-1)).tobytes() for row in digits)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
+
+
+def spoil_two_bits(root):
+    write_gray_png(root / "masks/val/a.png", np.ones(SIZE, np.uint8), 2)
+
+
+def spoil_four_bits(root):
+    write_gray_png(root / "masks/val/a.png", np.ones(SIZE, np.uint8), 4)
+
+
 def spoil_bytes(root):
     path = root / "masks/val/a.png"
     path.write_bytes(path.read_bytes()[:60])
@@ -235,6 +302,8 @@ def ignore_all(root):
         (spoil_bits, "a has more than 8 bits a pixel; save ids"),
         (spoil_colors, r"a has colors \(RGB\) in place of ids"),
         (spoil_one_bit, "a has 1 bit a pixel"),
+        (spoil_two_bits, "a has 2 gray bits a pixel, which read as 0, 85, 170 and so on; save it as an 8-bit index"),
+        (spoil_four_bits, "a has 4 gray bits a pixel, which read as 0, 17, 34 and so on; save it as an 8-bit index"),
         (spoil_bytes, "a has a mask that cannot be read"),
         (spoil_image_bytes, "a has an image that cannot be read"),
         (empty, "no images in .*images/train"),
@@ -247,6 +316,36 @@ def test_faults_are_told_in_one_line(spoil, message, plain):
     with pytest.raises(DatasetError, match=message) as caught:
         DataSource(str(plain)).open("train", "val")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (spoil_size, "a has a mask of another size than the image (41x30 for an image of 40x30), and so do 1 more (b)"),
+        (spoil_ids, "ids that are none of the 3 classes: 9 (14 pixels in 2 masks: b, c); map them with --class_map"),
+        (spoil_bits, "a has more than 8 bits a pixel; save ids from 0 to 255 as an 8-bit index PNG"),
+        (spoil_colors, "a has colors (RGB) in place of ids; save the id of each color as an 8-bit index PNG"),
+        (
+            spoil_four_bits,
+            "a has 4 gray bits a pixel, which read as 0, 17, 34 and so on; save it as an 8-bit index PNG",
+        ),
+        (spoil_pairs, "b has no mask in "),
+        (spoil_images, "b has a mask but no image in "),
+    ],
+)
+def test_training_refuses_faults_before_the_backbone_is_loaded(spoil, message, plain, tmp_path, monkeypatch, capsys):
+    def load(*arguments, **options):
+        pytest.fail("the backbone is loaded")
+
+    for module in ("evals.segmentation.train_options", "sail_encoder.loading"):
+        monkeypatch.setattr(f"{module}.load_backbone", load)
+    spoil(plain)
+    for mode in ("online", "cached"):
+        out = tmp_path / f"out {mode}"
+        assert main(["segment", "train", str(plain), "--out", str(out), "--mode", mode, "--overlays", "0"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"sail: {message}")
+        assert not out.exists()
 
 
 def test_all_faults_are_told_at_once(plain):
@@ -287,6 +386,22 @@ def test_other_mistakes(plain, tmp_path):
     put(tmp_path / "VOC2012", "JPEGImages/there.jpg", "SegmentationClass/there.png")
     with pytest.raises(DatasetError, match="gone has no image in"):
         DataSource(str(tmp_path), "voc2012").open("train")
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_gray_pngs_of_few_bits_are_read_by_nothing_but_palettes(bits, plain):
+    path, ids = plain / "masks/train/a.png", np.resize(np.arange(3, dtype=np.uint8), SIZE)
+    write_gray_png(path, ids, bits)
+    assert np.asarray(Image.open(path)).max() == 2 * 255 // (2**bits - 1)
+    (plain / "classes.txt").write_text("sky\nroad\ncar\n")
+    (data,) = DataSource(str(plain)).open("train", check=False)
+    with pytest.raises(DatasetError, match=rf"a\.png has {bits} gray bits a pixel"):
+        data.read_labels(0)
+    indexed = Image.fromarray(ids).convert("P")
+    indexed.putpalette(list(range(48)))
+    indexed.save(path, bits=bits)
+    assert Image.open(path).tile[0][3] == f"P;{bits}"
+    np.testing.assert_array_equal(data.read_labels(0), ids)
 
 
 def test_links_in_circles_are_not_followed(plain):

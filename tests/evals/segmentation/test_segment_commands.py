@@ -71,6 +71,54 @@ def test_eval_repeats_the_scores_of_training(runs, data, tmp_path, capsys):
     assert "linear head, online training, layers 0 of raw/14" in out
 
 
+def write_ade20k(root):
+    """Drawn data under ADE20K's names: 0 does not count, and classes start at 1."""
+    write_data(root, train=4, val=2)
+    for split, other in (("train", "training"), ("val", "validation")):
+        (root / "images" / split).rename(root / "images" / other)
+        (root / "annotations").mkdir(exist_ok=True)
+        (root / "masks" / split).rename(root / "annotations" / other)
+    for path in (root / "annotations").rglob("*.png"):
+        ids = np.asarray(Image.open(path))
+        Image.fromarray(np.where(ids == 255, 0, ids + 1).astype(np.uint8)).save(path)
+
+
+def test_eval_reads_masks_as_in_training(tmp_path, capsys):
+    write_ade20k(data := tmp_path / "data")
+    out, layout = tmp_path / "run", ["--layout", "ade20k"]
+    options = ["--steps", "6", *FAST, "--overlays", "0"]
+    assert main(["segment", "train", str(data), "--out", str(out), *options, *layout]) == 0
+    for name, flags in (("with", layout), ("without", [])):
+        assert main(["segment", "eval", str(data), "--head", str(out), "--out", str(tmp_path / name), *flags]) == 0
+        assert results(tmp_path / name) == results(out)
+    for command in (["train", str(data), "--out", str(tmp_path / "x")], ["eval", str(data), "--head", str(out)]):
+        capsys.readouterr()
+        assert main(["segment", *command, "--layout", "folder"]) == 2
+        error = capsys.readouterr().err.strip()
+        assert "is a name of ADE20K, where 0 does not count and classes start at 1; use --layout ade20k" in error
+        assert "\n" not in error
+
+
+def test_ids_in_eval_mean_what_they_meant_in_training_unless_a_flag_is_given(data, tmp_path, capsys):
+    out, zero = tmp_path / "run", ["--reduce_zero_label", "true"]
+    assert main(["segment", "train", data, "--out", str(out), "--steps", "6", *FAST, "--overlays", "0", *zero]) == 0
+    evaluate = ["segment", "eval", data, "--head", str(out), "--out", str(tmp_path / "eval")]
+    for flags in ([], zero, ["--layout", "folder"]):
+        assert main([*evaluate, *flags]) == 0
+        assert results(tmp_path / "eval") == results(out)
+    assert main([*evaluate, "--reduce_zero_label", "false"]) == 2
+    assert "ids that are none of the 3 classes: 3" in capsys.readouterr().err
+    with_names = tmp_path / "named"
+    shutil.copytree(data, with_names)
+    evaluate[2] = str(with_names)
+    (with_names / "classes.txt").write_text("class 1\nclass 2\nclass 3\n")
+    assert main(evaluate) == 0
+    assert results(tmp_path / "eval") == results(out)
+    (with_names / "classes.txt").write_text("class 3\nclass 2\nclass 1\nclass 0\n")
+    assert main(evaluate) == 2
+    assert "this head tells 3 classes apart, the data set has 4; see --class_map" in capsys.readouterr().err
+
+
 def test_eval_in_other_ways(runs, data, tmp_path, capsys):
     ways = ["--window", "56", "--stride", "28", "--scales", "[1.0,1.5]", "--flip", "true"]
     assert main(["segment", "eval", data, "--head", str(runs["online"]), *ways, "--out", str(tmp_path)]) == 0
@@ -265,7 +313,10 @@ def test_scenes_are_drawn_in_the_layout_of_ade20k(tmp_path, monkeypatch):
     stamps = [mask.stat().st_mtime_ns for mask in masks]
     assert main(["segment", "train", "scenes", "--out", str(tmp_path), "--steps", "2", *FAST, "--warmup", "0"]) == 0
     assert stamps == [mask.stat().st_mtime_ns for mask in masks]
-    assert main(["segment", "eval", str(tmp_path / "scenes"), "--layout", "ade20k", "--head", str(tmp_path)]) == 0
+    for layout in ([], ["--layout", "ade20k"]):
+        command = ["segment", "eval", str(tmp_path / "scenes"), "--head", str(tmp_path), *layout]
+        assert main([*command, "--out", str(tmp_path / "eval")]) == 0
+        assert results(tmp_path / "eval")["scores"] == scores
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate", "predict"])
@@ -344,6 +395,7 @@ EVAL = ["segment", "eval", "DATA", "--head", "HEAD"]
         ([*EVAL, "--overlays", "-1"], "--overlays cannot be -1; allowed is 0 or more"),
         ([*EVAL, "--out", "FILE"], "--out cannot be FILE, because FILE is a file; name a folder"),
         ([*EVAL, "--ignore_label", "-1"], "--ignore_label cannot be -1; allowed is 0 to 255"),
+        ([*EVAL, "--layout", "ade"], "--layout cannot be ade; allowed is folder, ade20k"),
         ([*EVAL, "--window", "whole", "--stride", "14"], "--stride 14 needs a --window"),
         ([*EVAL, "--stride", "14"], "--stride 14 needs a --window"),
         ([*EVAL, "--model", "raw/7"], "this head was fitted on weights"),

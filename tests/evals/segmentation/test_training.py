@@ -64,9 +64,11 @@ def assert_same_run(folder, expected):
 def test_killed_and_resumed_is_as_uninterrupted(mode, data, small_checkpoint, uninterrupted, tmp_path):
     """Killed at a random time, with checkpoints that do not coincide with the lines of the log."""
     command = train(data, tmp_path, small_checkpoint, "--mode", mode, "--save_every", "3")
-    status, _ = run_until(command, tmp_path / LOG, random.Random(os.getpid()).randint(1, 5), signal.SIGKILL)
-    assert status == -signal.SIGKILL
-    assert 0 < torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] < 30
+    lines = random.Random(os.getpid()).randint(1, 5)
+    status, errors = run_until(command, tmp_path / LOG, lines, signal.SIGKILL)
+    assert status == -signal.SIGKILL, f"killed after {lines} lines of the log: {errors}"
+    step = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"]
+    assert 0 < step < 30, f"killed after {lines} lines of the log, at step {step}"
     assert main(command) == 0
     assert_same_run(tmp_path, uninterrupted[mode])
 

@@ -114,6 +114,50 @@ def test_overlapping_windows_are_averaged_with_exact_weights():
     np.testing.assert_array_equal(canvas.labels(), (expected / weights).argmax(0))
 
 
+def random_logits(canvas, classes=3):
+    """Logits of each tile of a canvas."""
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(classes, *tile.pixels.grid, generator=generator) for tile in canvas.tiles]
+
+
+@pytest.mark.parametrize("window", [(28, 42), (70, 70)])
+def test_views_are_let_go_of_when_they_are_added_up(window, monkeypatch):
+    image = Image.fromarray(noise(14 * 5, 14 * 7))
+    way = Inference(Resize(), window, (20, 30), scales=(0.6, 1.0, 1.4, 1.8), flip=True)
+    canvas = Canvas(image, way, 14, Image.Resampling.BILINEAR)
+    logits, held = random_logits(canvas), []
+    for tile, values in zip(canvas.tiles, logits, strict=True):
+        canvas.add(tile, values)
+        held.append(len(canvas.sums) + (canvas.total is not None))
+    assert max(held) == 2
+    assert not canvas.sums
+    assert not canvas.weights
+    monkeypatch.setattr(Canvas, "_is_smaller_added_up", lambda canvas: False)
+    beside = Canvas(image, way, 14, Image.Resampling.BILINEAR)
+    for tile, values in zip(beside.tiles, logits, strict=True):
+        beside.add(tile, values)
+    assert len(beside.sums) == 8
+    np.testing.assert_array_equal(canvas.labels(), beside.labels())
+
+
+@pytest.mark.parametrize(
+    ("size", "way"),
+    [
+        ((140, 140), Inference(Resize(), scales=(0.5, 1.0, 2.0), flip=True)),
+        ((140, 140), Inference(Resize(), (56, 56), (56, 56))),
+        ((700, 700), Inference(Resize.parse("short70"), (56, 56), (28, 28), scales=(0.9, 1.0), flip=True)),
+    ],
+    ids=["maps of patches", "one view", "views of a much larger image"],
+)
+def test_views_stay_as_they_are_where_their_sum_would_be_larger(size, way):
+    canvas = Canvas(Image.fromarray(noise(*size)), way, 14, Image.Resampling.BILINEAR)
+    for tile, values in zip(canvas.tiles, random_logits(canvas), strict=True):
+        canvas.add(tile, values)
+    assert canvas.total is None
+    assert len(canvas.sums) == len(canvas.sizes)
+    assert canvas.labels().shape == size
+
+
 @pytest.mark.parametrize(
     ("length", "window", "stride", "starts"),
     [
