@@ -24,6 +24,7 @@ from heads.ridge import RidgeProbe
 from heads.rows import Selection
 from heads.training import BankTraining
 from sail_cli import main
+from sail_encoder.backbone import VisionBackbone
 from sail_encoder.errors import StoreError
 from sail_encoder.loading import load_backbone
 from sail_encoder.store.reading import FeatureFolder
@@ -90,6 +91,18 @@ def test_nothing_is_done_twice(pets, small_checkpoint, tmp_path, monkeypatch, ca
     assert main([*command, "--probes", "ridge", "--layers", "0"]) == 0
     assert fitted == ["knn", "ridge"]
     assert len(list((out / "features").iterdir())) == 2
+
+
+def test_vectors_come_from_grids_that_are_there(pets, small_checkpoint, quick, tmp_path, monkeypatch):
+    out, encoded = tmp_path / "out", []
+    command = ["probe", str(pets), "--config", str(quick), "--out", str(out), "--model", str(small_checkpoint)]
+    assert main([*command, "--plots", "false"]) == 0
+    monkeypatch.setattr(VisionBackbone, "encode_packed", lambda *arguments: encoded.append(1))
+    (tmp_path / "ridge.yaml").write_text(json.dumps({"resize": "56"}))
+    command[3] = str(tmp_path / "ridge.yaml")
+    assert main([*command, "--plots", "false", "--probes", "ridge"]) == 0
+    assert not encoded
+    assert len(list((out / "features").iterdir())) == 1
 
 
 def test_other_precision_or_type_is_another_result(pets, small_checkpoint, tmp_path, monkeypatch):
