@@ -29,6 +29,7 @@ from evals.options import CropOptions
 from evals.probing import ChooseOn, build_probe, check_stepwise, decisive_settings, head_task, parts_for
 from evals.processes import Processes
 from evals.results import Result, ResultLog, digest, make_result
+from evals.saved_heads import holds_head_of, save_with_result
 from heads.contract import FeatureSource
 from heads.probe import Candidate
 from heads.targets import TargetSpace
@@ -85,7 +86,7 @@ class OnlineRun:
         self._open.close()
 
     def run(self, name: str, options: Mapping[str, Any], splits: Splits, seed: int) -> Result:
-        """Trains one probe and measures it, or gives the result of an earlier run of the same.
+        """Trains one probe and measures it, or gives the result of an earlier run whose head is still there.
 
         Raises:
             UserError: If the probe is not trained by gradient descent, or an unfinished training has other settings.
@@ -95,11 +96,15 @@ class OnlineRun:
         made_of = self._made_of(probe, parts[0])
         rest = [self._samples(index) for index in parts[1:]]
         key = digest([probe.kind, made_of, *rest, self.dataset.name, self.title, self.choose_on])
-        if key not in self.known:
+        head = self.out / "heads" / slug(self.title) / f"{probe.kind}-seed{seed}"
+        # The first process decides for all of them, since only it writes heads.
+        kept = self.processes.gather(holds_head_of(head, key))[0]
+        if key not in self.known or not kept:
             path = self.out / "online" / f"{probe.kind}-seed{seed}.pt"
             checkpoint = Checkpoint(path, made_of, self.processes)
             self.known[key] = self._fit(probe, parts, seed, checkpoint)
             if self.log:
+                save_with_result(head, probe, self._source(probe), key)
                 self.log.add(key, self.known[key])
             checkpoint.remove()
         return self.known[key]
@@ -134,8 +139,6 @@ class OnlineRun:
         outputs, rows = self._scores(probe, bank, test)
         scores = probe.targets_.restore(outputs[0])
         result = make_result(probe, self.title, seed, scores, self.dataset.targets[rows], started)
-        if self.processes.rank == 0:
-            probe.save(self.out / "heads" / slug(self.title) / f"{probe.kind}-seed{seed}", self._source(probe))
         return replace(result, left_out=len(test) - len(rows))
 
     def _train(self, probe: TrainedProbe, index: Array, seed: int, checkpoint: Checkpoint) -> HeadBank:

@@ -15,6 +15,7 @@ from evals.datasets.splits import Splits
 from evals.features import ImageFeatures, slug
 from evals.metrics import PRIMARY, measure
 from evals.results import LayerResult, Result, ResultLog, digest, make_result
+from evals.saved_heads import holds_head_of, save_with_result
 from heads.contract import HeadError
 from heads.probe import OF_THE_MACHINE, Probe
 from heads.registry import get_head
@@ -175,15 +176,18 @@ class ProbeRun:
         self._contents = digest([dataset.name, dataset.keys, dataset.targets.tolist()])
 
     def run(self, name: str, settings: dict[str, Any], features: ImageFeatures, splits: Splits, seed: int) -> Result:
-        """Fits one probe and measures it, or gives the result of an earlier run of the same.
+        """Fits one probe and measures it, or gives the result of an earlier run whose head is still there.
 
         Raises:
             UserError: If the probe cannot be fitted on these.
         """
         probe = build_probe(name, settings, head_task(self.dataset), seed, self.device, self.choose_on)
         key = self._key(probe, features, splits)
-        if key not in self.log.known:
-            self.log.add(key, self._fit(probe, features, splits, seed))
+        head = self.out / "heads" / slug(features.title) / f"{probe.kind}-seed{seed}"
+        if key not in self.log.known or not holds_head_of(head, key):
+            result = self._fit(probe, features, splits, seed)
+            save_with_result(head, probe, features.source(probe.takes), key)
+            self.log.add(key, result)
         return self.log.known[key]
 
     def _fit(self, probe: Probe, features: ImageFeatures, splits: Splits, seed: int) -> Result:
@@ -192,7 +196,6 @@ class ProbeRun:
         train, val, test = (self._samples(probe, features, index) for index in indices)
         probe.fit(*train, validation=val)
         result = make_result(probe, features.title, seed, probe.scores(test[0]), test[1], started)
-        probe.save(self.out / "heads" / slug(features.title) / f"{probe.kind}-seed{seed}", features.source(probe.takes))
         return replace(result, left_out=sum(not features.has(key) for key in self.dataset.keys))
 
     def _samples(self, probe: Probe, features: ImageFeatures, index: Array) -> Samples:

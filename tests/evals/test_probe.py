@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -105,15 +106,13 @@ def test_vectors_come_from_grids_that_are_there(pets, small_checkpoint, quick, t
     assert len(list((out / "features").iterdir())) == 1
 
 
-def test_other_precision_or_type_is_another_result(pets, small_checkpoint, tmp_path, monkeypatch):
-    fitted = []
-    original = evals.probing.ProbeRun._fit
-    monkeypatch.setattr(evals.probing.ProbeRun, "_fit", lambda self, *a: (fitted.append(1), original(self, *a))[1])
+def test_other_precision_or_type_is_another_result(pets, small_checkpoint, tmp_path):
     command = ["probe", str(pets), "--out", str(tmp_path), "--model", str(small_checkpoint), "--probes", "ridge"]
     changes = ([], ["--precision", "bfloat16"], ["--dtype", "float32"], ["--precision", "bfloat16"], [])
     for change in changes:
         assert main([*command, "--plots", "false", *change]) == 0
-    assert len(fitted) == 3
+    lines = (tmp_path / "results.jsonl").read_text().splitlines()
+    assert len({json.loads(line)["key"] for line in lines}) == 3
 
 
 def test_no_deeper_than_needed(pets, small_checkpoint, tmp_path, monkeypatch):
@@ -163,6 +162,21 @@ def test_heads_are_saved_for_their_features_alone(pets, small_checkpoint, tmp_pa
     source = json.loads((folder / "head.json").read_text())["source"]
     assert source["weights"] == stored.settings["weights"]
     assert source["pool"] == "mean"
+
+
+def test_a_saved_head_is_that_of_the_result(pets, small_checkpoint, tmp_path):
+    command = ["probe", str(pets), "--out", str(tmp_path / "out"), "--model", str(small_checkpoint), "--plots", "false"]
+
+    def run(k):
+        (tmp_path / "config.yaml").write_text(json.dumps({"probes": {"knn": {"k": k}}}))
+        assert main([*command, "--config", str(tmp_path / "config.yaml")]) == 0
+        (folder,) = (tmp_path / "out" / "heads").glob("*/knn-seed0")
+        assert (results(tmp_path / "out")[0]["chosen"], load_probe(folder).chosen_) == (k, k)
+
+    for k in (5, 20, 5):
+        run(k)
+    shutil.rmtree(tmp_path / "out" / "heads")
+    run(5)
 
 
 @pytest.mark.parametrize("pool", ["none", "mean"])
@@ -215,8 +229,6 @@ def test_labels_and_numbers(name, small_checkpoint, tmp_path, monkeypatch):
 
 
 def test_images_that_cannot_be_read_are_left_out(pets, small_checkpoint, tmp_path, capsys):
-    import shutil
-
     shutil.copytree(pets, tmp_path / "pets")
     (tmp_path / "pets" / "cat" / "00.png").write_bytes(b"nothing")
     command = ["probe", str(tmp_path / "pets"), "--out", str(tmp_path / "out"), "--probes", "ridge"]
@@ -382,6 +394,10 @@ def test_online_goes_on_from_a_checkpoint(pets, small_checkpoint, tmp_path, monk
     assert main([*command, *stopped]) == 0
     assert len(steps) == 8 + 12 - 5
     assert len((tmp_path / "stopped" / "results.jsonl").read_text().splitlines()) == 1
+    shutil.rmtree(tmp_path / "stopped" / "heads")
+    assert main([*command, *stopped]) == 0
+    assert len(steps) == 8 + 2 * 12 - 5
+    np.testing.assert_array_equal(weights_of(tmp_path / "whole"), weights_of(tmp_path / "stopped"))
 
 
 ON_A_DEVICE_EACH = """
