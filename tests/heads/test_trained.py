@@ -73,6 +73,18 @@ def test_linear_is_plain_sgd(digits):
     np.testing.assert_allclose(probe.scores(X), expected, atol=1e-5)
 
 
+def test_lars_adapts_the_rate_of_weights_without_weight_decay(digits):
+    X, y = torch.from_numpy(digits[0]), torch.from_numpy(digits[1])
+    probe = LinearProbe(lrs=0.5, optimizer="lars", momentum=0.9, steps=1, batch_size=600, lr_batch=600, seed=3)
+    probe.fit(digits[0], digits[1])
+    torch.manual_seed(3)
+    weight, bias = (0.01 * torch.randn(10, 64)).requires_grad_(), torch.zeros(10, requires_grad=True)
+    F.cross_entropy(X @ weight.T + bias, y).backward()
+    trust = 0.001 * weight.norm() / weight.grad.norm()
+    expected = X @ (weight - 0.5 * trust * weight.grad).T + bias - 0.5 * bias.grad
+    np.testing.assert_allclose(probe.scores(digits[0]), expected.detach().numpy(), atol=1e-6)
+
+
 def test_batch_norm_with_weights_is_that_of_torch(digits):
     X, y = digits[0], digits[1]
     probe = LinearProbe(lrs=0.5, batch_norm="affine", steps=20, batch_size=100, seed=3).fit(X, y)
