@@ -163,6 +163,23 @@ def test_knn_is_the_vote_of_the_protocol(digits, working_memory):
         np.testing.assert_allclose(probe.predict_proba(more), votes_one_by_one(X, y, more, k, 0.05, 10), atol=1e-9)
 
 
+@pytest.mark.parametrize("labels", [True, False])
+def test_knn_counts_votes_within_its_memory(digits, labels, monkeypatch):
+    X, more = digits[0].astype(np.float32), digits[2].astype(np.float32)
+    y = np.random.default_rng(0).integers(0, 2, (900, 30)) if labels else np.arange(900) // 2
+    sizes, original = [], KNNProbe._count
+
+    def count(self, similarities, index, ks):
+        sizes.append(len(index) * self.targets_.width * 8 * (max(ks) if labels else 1))
+        return original(self, similarities, index, ks)
+
+    monkeypatch.setattr(KNNProbe, "_count", count)
+    memory = 2**19
+    scores = KNNProbe(k=50, working_memory=memory).fit(X, y).scores(more)
+    assert max(sizes) <= memory / 4
+    np.testing.assert_allclose(scores, KNNProbe(k=50).fit(X, y).scores(more), rtol=1e-5, atol=1e-7)
+
+
 def test_knn_is_that_of_scikit_learn(digits):
     X, y, more, _ = digits
     theirs = make_pipeline(
