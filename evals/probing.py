@@ -12,6 +12,7 @@ import numpy as np
 
 from evals.datasets.labelled import LabelledImages
 from evals.datasets.splits import Splits
+from evals.errors import DatasetError
 from evals.features import ImageFeatures, slug
 from evals.metrics import PRIMARY, measure
 from evals.results import LayerResult, Result, ResultLog, digest, make_result
@@ -97,9 +98,20 @@ def head_task(dataset: LabelledImages) -> Task:
 
 
 def check_probes(
-    probes: Mapping[str, Mapping[str, Any]], dataset: LabelledImages, splits: Sequence[Splits], device: str
+    probes: Mapping[str, Mapping[str, Any]],
+    dataset: LabelledImages,
+    splits: Sequence[Splits],
+    device: str,
+    choose_on: ChooseOn = "validation",
 ) -> list[Probe]:
     """Finds what cannot work before any features are extracted.
+
+    Args:
+        probes: Names and settings.
+        dataset: Samples and targets.
+        splits: One a seed.
+        device: Where probes compute.
+        choose_on: Where hyper-parameters are chosen.
 
     Returns:
         The probes, not fitted.
@@ -111,8 +123,22 @@ def check_probes(
     for one in built:
         one.check()
     for one_split in splits:
-        TargetSpace.of(dataset.targets[one_split.train], head_task(dataset))
+        train, val, test = parts_for(one_split, choose_on)
+        TargetSpace.of(dataset.targets[train], head_task(dataset))
+        if dataset.task == "classification":
+            _check_classes(dataset, train, {"validation": val, "test": test})
     return built
+
+
+def _check_classes(dataset: LabelledImages, train: Array, others: Mapping[str, Array]) -> None:
+    """Makes sure that a probe can learn every class that it will be asked for."""
+    for name, index in others.items():
+        unknown = np.setdiff1d(dataset.targets[index], dataset.targets[train])
+        if len(unknown):
+            raise DatasetError(
+                f"{len(unknown)} classes of the {name} set of {dataset.name} are not in its training set, such as "
+                f"'{unknown[0]}'; add images of them to the training set, or leave them out of the {name} set"
+            )
 
 
 def check_stepwise(probe: Probe) -> TrainedProbe:

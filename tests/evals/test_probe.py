@@ -329,6 +329,22 @@ def test_one_class_is_told_before_anything_is_extracted(pets, small_checkpoint, 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("command", ["probe", "sweep"])
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_unknown_classes_are_told_before_anything_is_extracted(pets, small_checkpoint, tmp_path, command, part, capsys):
+    rows = [
+        f"{path},{path.parent.name},{('train', 'val', 'test')[n % 3]}" for n, path in enumerate(pets.rglob("*.png"))
+    ]
+    rows.append(f"{rows[0].split(',')[0]},fox,{part}")
+    (tmp_path / "list.csv").write_text("\n".join(["path,label,split", *rows]) + "\n")
+    options = [str(tmp_path / "list.csv"), "--out", str(tmp_path / "out"), "--model", str(small_checkpoint)]
+    assert main([command, *options, "--probes", "ridge"]) == 2
+    assert re.search(
+        r"1 classes of the (validation|test) set of .* training set, such as 'fox'", capsys.readouterr().err
+    )
+    assert not (tmp_path / "out").exists()
+
+
 ONLINE = {"linear": {"lrs": [0.01, 0.3], "steps": 12, "batch_size": 8}, "attentive": {"steps": 4, "batch_size": 8}}
 
 
