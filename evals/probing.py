@@ -32,6 +32,8 @@ Samples = tuple[Any, Any]
 GIVEN = ("task", "seed", "device")
 """Settings of a probe that the run decides."""
 
+PART_NAMES = ("training", "validation", "test")
+
 PROBES = ("linear", "logistic", "ridge", "knn", "attentive")
 STEPWISE = ("linear", "attentive")
 
@@ -165,6 +167,24 @@ def parts_for(splits: Splits, choose_on: ChooseOn) -> tuple[Array, Array, Array]
     return splits.train, splits.val, splits.test
 
 
+def require_readable(dataset: LabelledImages, name: str, read: Sequence[bool]) -> None:
+    """Makes sure that something is left of a part of a set.
+
+    Args:
+        dataset: The set.
+        name: Name of the part.
+        read: For each of its samples whether the image could be read.
+
+    Raises:
+        DatasetError: If none could.
+    """
+    if not any(read):
+        raise DatasetError(
+            f"none of the {len(read)} images of the {name} set of {dataset.name} can be read; replace them, or take "
+            "other images for it"
+        )
+
+
 def probe_layer(probe: Probe, layer: int, train: Samples, val: Samples, test: Samples) -> LayerResult:
     """Fits a probe on the vectors of one layer and measures it.
 
@@ -219,6 +239,8 @@ class ProbeRun:
     def _fit(self, probe: Probe, features: ImageFeatures, splits: Splits, seed: int) -> Result:
         started = time.perf_counter()
         indices = parts_for(splits, self.choose_on)
+        for name, index in zip(PART_NAMES, indices, strict=True):
+            require_readable(self.dataset, name, [features.has(self.dataset.keys[row]) for row in index])
         train, val, test = (self._samples(probe, features, index) for index in indices)
         probe.fit(*train, validation=val)
         result = make_result(probe, features.title, seed, probe.scores(test[0]), test[1], started)

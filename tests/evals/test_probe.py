@@ -237,6 +237,19 @@ def test_images_that_cannot_be_read_are_left_out(pets, small_checkpoint, tmp_pat
     assert f"1 images could not be read and were left out; {reasons} says why" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["probe", "sweep"])
+@pytest.mark.parametrize("part", ["train", "val", "test"])
+def test_a_part_of_which_nothing_can_be_read(pets, small_checkpoint, tmp_path, command, part, capsys):
+    for number, image in enumerate(sorted(pets.rglob("*.png"))):
+        path = tmp_path / "set" / ("train", "val", "test")[number % 3] / image.parent.name / image.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"nothing" if path.parts[-3] == part else image.read_bytes())
+    arguments = [str(tmp_path / "set"), "--out", str(tmp_path / "out"), "--model", str(small_checkpoint)]
+    assert main([command, *arguments, "--probes", "ridge"]) == 2
+    name = {"train": "training", "val": "validation"}.get(part, part)
+    assert f"none of the 20 images of the {name} set of set can be read" in capsys.readouterr().err
+
+
 def test_images_on_both_sides_are_told(pets, small_checkpoint, tmp_path, capsys):
     rows = [f"{path},{path.parent.name},train" for path in sorted(pets.rglob("*.png"))]
     rows += [row.replace(",train", ",test") for row in rows[:7] + rows[-7:]]
