@@ -303,6 +303,15 @@ def sources(pets, small_checkpoint, tmp_path_factory):
     return {"folder": str(pets), "made": "digits"} | {kind: str(folder / name) for kind, name in names.items()}
 
 
+def test_a_path_listed_twice_is_refused(sources, tmp_path, capsys):
+    paths = [entry.path for entry in FeatureFolder(sources["vectors"]).entries]
+    rows = [f"{path},{number % 2}" for number, path in enumerate([*paths, paths[3], f"./{paths[5]}"])]
+    (tmp_path / "labels.csv").write_text("\n".join(["path,label", *rows]) + "\n")
+    command = ["probe", sources["vectors"], "--out", str(tmp_path / "out"), "--probes", "ridge"]
+    assert main([*command, "--labels", str(tmp_path / "labels.csv")]) == 2
+    assert f"lists 2 paths more than once, such as {paths[3]}; keep one row of each" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("source", "option"),
     [
