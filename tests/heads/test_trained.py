@@ -11,6 +11,7 @@ from heads.attentive import AttentiveProbe
 from heads.contract import HeadError
 from heads.linear import LinearProbe
 from heads.pooling import AttentionPool, pack_patches, pool_grid
+from heads.targets import TargetSpace
 from heads.training import shuffled_batches
 
 RATES = (1e-3, 1e-2, 0.1)
@@ -154,6 +155,18 @@ def test_several_labels_and_numbers(digits):
     assert abs(regression.predict(more).mean() - (more[:, 20] * 300 + 1000).mean()) < 10
 
 
+@pytest.mark.parametrize(
+    "device",
+    ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))],
+)
+def test_targets_may_be_tensors(device):
+    classes, numbers = torch.tensor([2, 5, 5], device=device), torch.tensor([1.0, 3.0, 2.0], device=device)
+    space = TargetSpace.of(classes, "classification")
+    assert space.encode(classes).tolist() == [0, 1, 1]
+    learned = TargetSpace.of(numbers.requires_grad_(), "regression")
+    assert (learned.mean.tolist(), learned.encode(numbers).mean()) == ([2.0], pytest.approx(0))
+
+
 def test_a_head_that_diverges_is_not_chosen(digits):
     X, y, more, _ = digits
     probe = LinearProbe(lrs=(0.1, 1e30), task="regression", steps=10).fit(X, y.astype(float))
@@ -229,6 +242,8 @@ def test_pooling():
     grid = torch.tensor([[[1.0, -2.0], [3.0, 4.0]]])
     assert pool_grid(grid, "mean").tolist() == [2, 1]
     assert pool_grid(grid, "max").tolist() == [3, 4]
+    for how in ("mean", "max", "gem"):
+        torch.testing.assert_close(pool_grid(grid.numpy(), how), pool_grid(grid, how))
     torch.testing.assert_close(pool_grid(grid, "gem", 1), pool_grid(grid, "mean"))
     expected = torch.tensor([(28 / 2) ** (1 / 3), (64 / 2) ** (1 / 3) - (8 / 2) ** (1 / 3)])
     torch.testing.assert_close(pool_grid(grid, "gem", 3), expected)
