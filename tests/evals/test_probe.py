@@ -438,6 +438,21 @@ def test_online_goes_on_from_a_checkpoint(pets, small_checkpoint, tmp_path, monk
     np.testing.assert_array_equal(weights_of(tmp_path / "whole"), weights_of(tmp_path / "stopped"))
 
 
+def test_online_counts_what_cannot_be_read_in_all_parts(pets, small_checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("evals.online.TEST_BATCH", 1)
+    broken = {"train": 1, "val": 2, "test": 4}
+    for number, image in enumerate(sorted(pets.rglob("*.png"))):
+        part = ("train", "val", "test")[number % 3]
+        path = tmp_path / "set" / part / image.parent.name / image.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"nothing" if number // 3 < broken[part] else image.read_bytes())
+    options = {"probes": {"linear": ONLINE["linear"]}, "online": True, "crop": 28, "workers": 0, "plots": False}
+    (tmp_path / "config.yaml").write_text(json.dumps(options))
+    command = ["probe", str(tmp_path / "set"), "--out", str(tmp_path / "out"), "--model", str(small_checkpoint)]
+    assert main([*command, "--config", str(tmp_path / "config.yaml")]) == 1
+    assert "7 images could not be read and were left out" in capsys.readouterr().err
+
+
 ON_A_DEVICE_EACH = """
 import os, sys
 import evals.online
