@@ -125,6 +125,14 @@ def test_ridge_is_that_of_scikit_learn(digits, alpha, rows):
     np.testing.assert_allclose(regression.predict(more), Ridge(alpha, solver="svd").fit(X, numbers).predict(more))
 
 
+def test_ridge_of_labels(digits):
+    X, y = digits[0], digits[1]
+    labels = np.stack([y % 2, y > 4, y == 3], 1).astype(int)
+    ours, theirs = RidgeProbe(alphas=2.0).fit(X, labels), RidgeClassifier(alpha=2.0, solver="svd").fit(X, labels)
+    np.testing.assert_allclose(ours.decision_function(X), theirs.decision_function(X), atol=1e-7)
+    assert (ours.predict(X) == theirs.predict(X)).all()
+
+
 def test_ridge_of_two_classes(digits):
     X, y = digits[0], digits[1] > 4
     ours, theirs = RidgeProbe(alphas=(2.0,)).fit(X, y), RidgeClassifier(alpha=2.0).fit(X, y)
