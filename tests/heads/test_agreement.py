@@ -4,6 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 from sklearn.datasets import load_digits
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier
@@ -15,8 +16,9 @@ from sklearn.preprocessing import Normalizer, StandardScaler
 
 from heads.contract import HeadError
 from heads.knn import KNNProbe
-from heads.logistic import LogisticProbe
+from heads.logistic import LogisticProbe, LogisticSolver
 from heads.ridge import RidgePath, RidgeProbe
+from heads.rows import Rows
 from heads.targets import TargetSpace
 from sail_encoder.errors import UserError
 
@@ -55,6 +57,18 @@ def test_logistic_does_not_depend_on_how_its_curvature_is_estimated(digits, rows
     ours = LogisticProbe(C=(1.0,)).fit(X, y)
     theirs = LogisticRegression(C=1.0, tol=1e-9, max_iter=10_000).fit(X, y)
     np.testing.assert_allclose(ours.coef_, theirs.coef_, atol=1e-3)
+
+
+def test_logistic_takes_fewer_steps_from_the_last_penalty(digits):
+    rows, penalties = Rows([(digits[0], None)], torch.device("cpu"), 2**30), 10.0 ** np.linspace(-3, 2, 11)
+    path, steps, alone = LogisticSolver(rows, digits[1], 10), 0, 0
+    for C in penalties:
+        path.solve(C, 1000, 1e-6)
+        steps += path.steps
+        single = LogisticSolver(rows, digits[1], 10)
+        single.solve(C, 1000, 1e-6)
+        alone += single.steps
+    assert steps < 0.8 * alone
 
 
 def test_logistic_of_two_classes_is_one_sigmoid(digits):
