@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from evals.datasets.labelled import LabelledImages
-from evals.errors import DatasetError
 from evals.features import FeatureSettings
 from heads.pooling import pool_grid
 from sail_encoder.backbone import VisionBackbone
@@ -63,16 +62,16 @@ class CroppedImages(Dataset[tuple[Tensor | None, int]]):
         return torch.from_numpy(patch_image(cropped, self.resize, self.patch_size).patches), row
 
     def load(self, batches: Iterable[list[Item]], workers: int) -> DataLoader[Any]:
-        """Patches [images, patches, 3 * p * p] and rows of each batch, read by other processes."""
+        """Batches as `_collate` makes them, read by other processes."""
         return DataLoader(self, batch_sampler=batches, num_workers=workers, collate_fn=_collate)  # type: ignore[arg-type]
 
 
-def _collate(items: Sequence[tuple[Tensor | None, int]]) -> tuple[Tensor, Tensor]:
-    """Patches [images, patches, 3 * p * p] of those that could be read, and their rows."""
+def _collate(items: Sequence[tuple[Tensor | None, int]]) -> tuple[Tensor | None, Tensor, list[int]]:
+    """Patches [images, patches, 3 * p * p] of those that could be read, their rows, and the rows of the others."""
     good = [(patches, row) for patches, row in items if patches is not None]
-    if not good:
-        raise DatasetError(f"none of the {len(items)} images of a batch can be read")
-    return torch.stack([patches for patches, _ in good]), torch.tensor([row for _, row in good])
+    unread = [row for patches, row in items if patches is None]
+    stacked = torch.stack([patches for patches, _ in good]) if good else None
+    return stacked, torch.tensor([row for _, row in good], dtype=torch.int64), unread
 
 
 class CropEncoder:

@@ -171,7 +171,7 @@ def extract_features(dataset: LabelledImages, settings: FeatureSettings, cache: 
     """Extracts what the cache does not hold.
 
     The folder of the cache is named after all that decides the features, so that other settings, other weights or
-    another data set never meet the same files.
+    another data set never meet the same files. Where only vectors are needed, grids that are there are pooled.
 
     Args:
         dataset: The images.
@@ -183,19 +183,31 @@ def extract_features(dataset: LabelledImages, settings: FeatureSettings, cache: 
         StoreError: If the disk cannot hold them.
         SystemExit: If a signal has stopped it; the status says which.
     """
-    plan = _plan(dataset, settings, grids)
+    plans = [_plan(dataset, settings, some) for some in ((True,) if grids else (False, True))]
     backbone = load_backbone(
-        settings.model, settings.device, settings.precision, plan.depth, pretrained=settings.pretrained
+        settings.model, settings.device, settings.precision, plans[0].depth, pretrained=settings.pretrained
     )
-    decisive = {**plan.settings, "weights": backbone.fingerprint(plan.depth - 1), "name": dataset.name}
-    digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:10]
-    folder = cache / f"{slug(settings.title)}-{digest}"
+    weights = backbone.fingerprint(plans[0].depth - 1)
+    folders = [_cache_folder(cache, settings.title, dataset.name, weights, plan) for plan in plans]
+    plan, folder = _first_finished(list(zip(plans, folders, strict=True)))
     print(forecast(plan, WHOLE, folder, overwrite=False), file=sys.stderr)
     run = run_plan(backbone, plan, folder)
     if run.status:
         print(f"stopped; {run.progress.done:,} images are safe, the same command goes on", file=sys.stderr)
         raise SystemExit(run.status)
     return ImageFeatures(settings.title, FeatureFolder(folder), settings.model, settings.fuse, settings.pool)
+
+
+def _cache_folder(cache: Path, title: str, name: str, weights: str, plan: Plan) -> Path:
+    """Where the features of a plan are kept."""
+    decisive = {**plan.settings, "weights": weights, "name": name}
+    digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:10]
+    return cache / f"{slug(title)}-{digest}"
+
+
+def _first_finished(choices: Sequence[tuple[Plan, Path]]) -> tuple[Plan, Path]:
+    """The first plan whose folder is finished, or the first of all."""
+    return next((choice for choice in choices if (choice[1] / "index.parquet").exists()), choices[0])
 
 
 def _plan(dataset: LabelledImages, settings: FeatureSettings, grids: bool) -> Plan:

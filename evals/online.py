@@ -24,11 +24,21 @@ from evals.checkpoint import Checkpoint
 from evals.crops import CropEncoder, CroppedImages, Item
 from evals.datasets.labelled import LabelledImages
 from evals.datasets.splits import Splits
+from evals.errors import DatasetError
 from evals.features import FeatureSettings, slug
 from evals.options import CropOptions
-from evals.probing import ChooseOn, build_probe, check_stepwise, decisive_settings, head_task, parts_for
+from evals.probing import (
+    ChooseOn,
+    build_probe,
+    check_stepwise,
+    decisive_settings,
+    head_task,
+    parts_for,
+    require_readable,
+)
 from evals.processes import Processes
 from evals.results import Result, ResultLog, digest, make_result
+from evals.saved_heads import holds_head_of, save_with_result
 from heads.contract import FeatureSource
 from heads.probe import Candidate
 from heads.targets import TargetSpace
@@ -72,6 +82,7 @@ class OnlineRun:
         device = processes.device(settings.device)
         self.backbone = load_backbone(settings.model, device, settings.precision, max(self.layers) + 1)
         self.encode = CropEncoder(self.backbone, self.layers, settings, crops.side)
+        self._unread: set[int] = set()
         self._open = ExitStack()
         self.log = self._open.enter_context(ResultLog(out)) if processes.rank == 0 else None
         self.known: dict[str, Result] = processes.gather(self.log.known if self.log else {})[0]
@@ -85,7 +96,7 @@ class OnlineRun:
         self._open.close()
 
     def run(self, name: str, options: Mapping[str, Any], splits: Splits, seed: int) -> Result:
-        """Trains one probe and measures it, or gives the result of an earlier run of the same.
+        """Trains one probe and measures it, or gives the result of an earlier run whose head is still there.
 
         Raises:
             UserError: If the probe is not trained by gradient descent, or an unfinished training has other settings.
@@ -95,11 +106,15 @@ class OnlineRun:
         made_of = self._made_of(probe, parts[0])
         rest = [self._samples(index) for index in parts[1:]]
         key = digest([probe.kind, made_of, *rest, self.dataset.name, self.title, self.choose_on])
-        if key not in self.known:
+        head = self.out / "heads" / slug(self.title) / f"{probe.kind}-seed{seed}"
+        # The first process decides for all of them, since only it writes heads.
+        kept = self.processes.gather(holds_head_of(head, key))[0]
+        if key not in self.known or not kept:
             path = self.out / "online" / f"{probe.kind}-seed{seed}.pt"
             checkpoint = Checkpoint(path, made_of, self.processes)
             self.known[key] = self._fit(probe, parts, seed, checkpoint)
             if self.log:
+                save_with_result(head, probe, self._source(probe), key)
                 self.log.add(key, self.known[key])
             checkpoint.remove()
         return self.known[key]
@@ -124,19 +139,18 @@ class OnlineRun:
 
     def _fit(self, probe: TrainedProbe, parts: tuple[Array, Array, Array], seed: int, checkpoint: Checkpoint) -> Result:
         started = time.perf_counter()
+        self._unread = set()
         train, val, test = parts
         probe.targets_ = TargetSpace.of(self.dataset.targets[train], probe.task)
         bank = self._train(probe, train, seed, checkpoint)
-        outputs, rows = self._scores(probe, bank, val)
+        outputs, rows = self._scores(probe, bank, val, "validation")
         encoded = probe.targets_.encode(self.dataset.targets[rows])
         qualities = [probe.targets_.quality(probe.targets_.restore(one), encoded) for one in outputs]
         probe.keep(bank, [Candidate("lr", *pair) for pair in zip(probe.recipe.lrs, qualities, strict=True)])
-        outputs, rows = self._scores(probe, bank, test)
+        outputs, rows = self._scores(probe, bank, test, "test")
         scores = probe.targets_.restore(outputs[0])
         result = make_result(probe, self.title, seed, scores, self.dataset.targets[rows], started)
-        if self.processes.rank == 0:
-            probe.save(self.out / "heads" / slug(self.title) / f"{probe.kind}-seed{seed}", self._source(probe))
-        return replace(result, left_out=len(test) - len(rows))
+        return replace(result, left_out=len(set().union(*self.processes.gather(self._unread))))
 
     def _train(self, probe: TrainedProbe, index: Array, seed: int, checkpoint: Checkpoint) -> HeadBank:
         recipe = effective(probe.recipe, len(index))
@@ -148,7 +162,11 @@ class OnlineRun:
         images = CroppedImages(self.dataset, self.backbone.patch_size, self.crops.side, seed)
         loader = images.load(self._batches(index, recipe, steps, seed, done), self.crops.workers)
         quiet = True if self.processes.rank else None
-        for step, (patches, rows) in enumerate(tqdm(loader, probe.kind, steps, initial=done, disable=quiet), done + 1):
+        bar = tqdm(loader, probe.kind, steps, initial=done, disable=quiet)
+        for step, (patches, rows, unread) in enumerate(bar, done + 1):
+            self._unread.update(unread)
+            if patches is None:
+                raise DatasetError(f"none of the {len(unread)} images of a batch can be read; replace them")
             # The index is sorted, so that a row of the data set is found in it.
             targets = encoded[np.searchsorted(index, rows.numpy())]
             training.step(self.encode(patches, probe.takes), targets)
@@ -172,17 +190,22 @@ class OnlineRun:
             yield [(int(row), step) for row in mine]
 
     @torch.no_grad()
-    def _scores(self, probe: TrainedProbe, bank: HeadBank, index: Array) -> tuple[Array, Array]:
+    def _scores(self, probe: TrainedProbe, bank: HeadBank, index: Array, name: str) -> tuple[Array, Array]:
         """Scores float64 [heads, images, outputs] of the images that could be read, and their rows."""
         bank.eval()
         mine = index[self.processes.rank :: self.processes.count].tolist()
         batches = [[(row, 0) for row in mine[at : at + TEST_BATCH]] for at in range(0, len(mine), TEST_BATCH)]
         images = CroppedImages(self.dataset, self.backbone.patch_size, self.crops.side, None)
         scores, rows = [], []
-        for patches, where in images.load(batches, self.crops.workers):
+        for patches, where, unread in images.load(batches, self.crops.workers):
+            self._unread.update(unread)
+            if patches is None:
+                continue
             scores.append(_finite(bank(self.encode(patches, probe.takes))))
             rows += where.tolist()
         gathered = self.processes.gather((scores, rows))
+        found = {row for _, part in gathered for row in part}
+        require_readable(self.dataset, name, [row in found for row in index])
         everything = np.concatenate([one for part, _ in gathered for one in part], 1)
         order = np.array([row for _, part in gathered for row in part])
         ascending = order.argsort()

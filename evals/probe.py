@@ -102,7 +102,7 @@ def probe(
     grids = features is None or features.has_grids
     chosen = parse_probes(default_probes(dataset.task, grids, online) if probes is None else probes)
     splits = split_each_seed(dataset, val_share, test_share, seeds)
-    built = check_probes(chosen, dataset, splits, device)
+    built = check_probes(chosen, dataset, splits, device, choose_on)
     _check_use(built, online, features)
     if online:
         crops = CropOptions.of(crop, workers)

@@ -12,9 +12,11 @@ import numpy as np
 
 from evals.datasets.labelled import LabelledImages
 from evals.datasets.splits import Splits
+from evals.errors import DatasetError
 from evals.features import ImageFeatures, slug
 from evals.metrics import PRIMARY, measure
 from evals.results import LayerResult, Result, ResultLog, digest, make_result
+from evals.saved_heads import holds_head_of, save_with_result
 from heads.contract import HeadError
 from heads.probe import OF_THE_MACHINE, Probe
 from heads.registry import get_head
@@ -29,6 +31,8 @@ Samples = tuple[Any, Any]
 
 GIVEN = ("task", "seed", "device")
 """Settings of a probe that the run decides."""
+
+PART_NAMES = ("training", "validation", "test")
 
 PROBES = ("linear", "logistic", "ridge", "knn", "attentive")
 STEPWISE = ("linear", "attentive")
@@ -96,9 +100,20 @@ def head_task(dataset: LabelledImages) -> Task:
 
 
 def check_probes(
-    probes: Mapping[str, Mapping[str, Any]], dataset: LabelledImages, splits: Sequence[Splits], device: str
+    probes: Mapping[str, Mapping[str, Any]],
+    dataset: LabelledImages,
+    splits: Sequence[Splits],
+    device: str,
+    choose_on: ChooseOn = "validation",
 ) -> list[Probe]:
     """Finds what cannot work before any features are extracted.
+
+    Args:
+        probes: Names and settings.
+        dataset: Samples and targets.
+        splits: One a seed.
+        device: Where probes compute.
+        choose_on: Where hyper-parameters are chosen.
 
     Returns:
         The probes, not fitted.
@@ -110,8 +125,22 @@ def check_probes(
     for one in built:
         one.check()
     for one_split in splits:
-        TargetSpace.of(dataset.targets[one_split.train], head_task(dataset))
+        train, val, test = parts_for(one_split, choose_on)
+        TargetSpace.of(dataset.targets[train], head_task(dataset))
+        if dataset.task == "classification":
+            _check_classes(dataset, train, {"validation": val, "test": test})
     return built
+
+
+def _check_classes(dataset: LabelledImages, train: Array, others: Mapping[str, Array]) -> None:
+    """Makes sure that a probe can learn every class that it will be asked for."""
+    for name, index in others.items():
+        unknown = np.setdiff1d(dataset.targets[index], dataset.targets[train])
+        if len(unknown):
+            raise DatasetError(
+                f"{len(unknown)} classes of the {name} set of {dataset.name} are not in its training set, such as "
+                f"'{unknown[0]}'; add images of them to the training set, or leave them out of the {name} set"
+            )
 
 
 def check_stepwise(probe: Probe) -> TrainedProbe:
@@ -136,6 +165,24 @@ def parts_for(splits: Splits, choose_on: ChooseOn) -> tuple[Array, Array, Array]
     if choose_on == "test":
         return np.union1d(splits.train, splits.val), splits.test, splits.test
     return splits.train, splits.val, splits.test
+
+
+def require_readable(dataset: LabelledImages, name: str, read: Sequence[bool]) -> None:
+    """Makes sure that something is left of a part of a set.
+
+    Args:
+        dataset: The set.
+        name: Name of the part.
+        read: For each of its samples whether the image could be read.
+
+    Raises:
+        DatasetError: If none could.
+    """
+    if not any(read):
+        raise DatasetError(
+            f"none of the {len(read)} images of the {name} set of {dataset.name} can be read; replace them, or take "
+            "other images for it"
+        )
 
 
 def probe_layer(probe: Probe, layer: int, train: Samples, val: Samples, test: Samples) -> LayerResult:
@@ -175,24 +222,28 @@ class ProbeRun:
         self._contents = digest([dataset.name, dataset.keys, dataset.targets.tolist()])
 
     def run(self, name: str, settings: dict[str, Any], features: ImageFeatures, splits: Splits, seed: int) -> Result:
-        """Fits one probe and measures it, or gives the result of an earlier run of the same.
+        """Fits one probe and measures it, or gives the result of an earlier run whose head is still there.
 
         Raises:
             UserError: If the probe cannot be fitted on these.
         """
         probe = build_probe(name, settings, head_task(self.dataset), seed, self.device, self.choose_on)
         key = self._key(probe, features, splits)
-        if key not in self.log.known:
-            self.log.add(key, self._fit(probe, features, splits, seed))
+        head = self.out / "heads" / slug(features.title) / f"{probe.kind}-seed{seed}"
+        if key not in self.log.known or not holds_head_of(head, key):
+            result = self._fit(probe, features, splits, seed)
+            save_with_result(head, probe, features.source(probe.takes), key)
+            self.log.add(key, result)
         return self.log.known[key]
 
     def _fit(self, probe: Probe, features: ImageFeatures, splits: Splits, seed: int) -> Result:
         started = time.perf_counter()
         indices = parts_for(splits, self.choose_on)
+        for name, index in zip(PART_NAMES, indices, strict=True):
+            require_readable(self.dataset, name, [features.has(self.dataset.keys[row]) for row in index])
         train, val, test = (self._samples(probe, features, index) for index in indices)
         probe.fit(*train, validation=val)
         result = make_result(probe, features.title, seed, probe.scores(test[0]), test[1], started)
-        probe.save(self.out / "heads" / slug(features.title) / f"{probe.kind}-seed{seed}", features.source(probe.takes))
         return replace(result, left_out=sum(not features.has(key) for key in self.dataset.keys))
 
     def _samples(self, probe: Probe, features: ImageFeatures, index: Array) -> Samples:

@@ -97,11 +97,12 @@ def _probe_layers(
     import numpy as np
     from tqdm import tqdm
 
-    from evals.probing import build_probe, head_task, probe_layer
+    from evals.probing import PART_NAMES, build_probe, head_task, probe_layer, require_readable
 
     rows = {key: row for row, key in enumerate(layers.keys)}
     parts = []
-    for index in (splits.train, splits.val, splits.test):
+    for name, index in zip(PART_NAMES, (splits.train, splits.val, splits.test), strict=True):
+        require_readable(dataset, name, [dataset.keys[sample] in rows for sample in index])
         known = [sample for sample in index if dataset.keys[sample] in rows]
         parts.append((np.array([rows[dataset.keys[sample]] for sample in known], int), dataset.targets[known]))
     todo = [(layer, name) for layer in range(len(layers.vectors)) for name in probes]

@@ -88,7 +88,9 @@ class KNNProbe(VectorProbe):
         """Scores [queries, outputs] for each number of neighbours, from one search for the largest."""
         precision = torch.promote_types(queries.precision, self._neighbors.rows.precision)
         votes = {k: np.empty((len(queries), self.targets_.width)) for k in ks}
-        rows = queries.rows_per_block(16 * queries.width * precision.itemsize)
+        counted = min(max(ks), len(self._encoded)) if self._encoded.ndim > 1 else 1
+        # The targets of the neighbours or, of classes, the votes; a few arrays of their size are there at once.
+        rows = queries.rows_per_block(16 * queries.width * precision.itemsize + 4 * counted * self.targets_.width * 8)
         for where, block in queries.blocks(precision, rows):
             nearest = self._search(_on_the_sphere(block), max(ks))
             for k, share in zip(sorted(ks), self._count(*nearest, sorted(ks)), strict=True):

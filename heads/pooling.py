@@ -5,22 +5,24 @@ to each.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from heads.contract import HeadError
 
+Array = np.ndarray[Any, Any]
 Pooling = Literal["mean", "max", "gem"]
 POOLINGS: tuple[Pooling, ...] = ("mean", "max", "gem")
 
 
-def pool_grid(grid: Tensor, how: Pooling = "mean", power: float = 3.0) -> Tensor:
+def pool_grid(grid: Tensor | Array, how: Pooling = "mean", power: float = 3.0) -> Tensor:
     """Pools the patches of one image.
 
     Args:
-        grid: [nh, nw, C], or any [..., C].
+        grid: [nh, nw, C], or any [..., C]; a tensor or an array.
         how: `mean`, `max`, or `gem`, the generalized mean with the sign of each feature kept apart from its size
             (Radenović et al. 2019, arXiv 1711.02512, for features that may be negative).
         power: Exponent of the generalized mean; 1 is the mean, and the larger it is, the closer to the largest.
@@ -31,7 +33,8 @@ def pool_grid(grid: Tensor, how: Pooling = "mean", power: float = 3.0) -> Tensor
     Raises:
         HeadError: If the pooling is unknown or the power is not positive.
     """
-    patches = grid.flatten(0, -2)
+    # A copy, since a memory map cannot be written to, of which PyTorch would warn.
+    patches = (torch.tensor(grid) if isinstance(grid, np.ndarray) else grid).flatten(0, -2)
     if how == "mean":
         return patches.mean(0)
     if how == "max":

@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from sklearn.metrics import accuracy_score, average_precision_score, r2_score
 from sklearn.utils.multiclass import check_classification_targets
+from torch import Tensor
 
 from heads.contract import HeadError
 
@@ -47,7 +48,7 @@ class TargetSpace:
         Raises:
             HeadError: If they cannot be learned: none at all, a single class, not finite, ...
         """
-        targets = np.asarray(targets)
+        targets = _as_array(targets)
         if not targets.size:
             raise HeadError("there are no targets, so nothing can be learned; give samples to train on")
         if targets.ndim not in (1, 2):
@@ -105,7 +106,7 @@ class TargetSpace:
         Raises:
             HeadError: If a class was not among those of training, or there are more or fewer numbers or labels.
         """
-        targets = np.asarray(targets)
+        targets = _as_array(targets)
         if self.kind == "classification":
             return self._encode_classes(targets)
         values = _as_numbers(targets)
@@ -161,6 +162,11 @@ class TargetSpace:
         """The inverse of `to_json`."""
         arrays = {name: np.asarray(fields[name]) for name in ("classes", "mean", "scale")}
         return cls(fields["kind"], flat=fields["flat"], **arrays)
+
+
+def _as_array(targets: Any) -> Array:
+    """Targets as an array; those that are a tensor come from its device."""
+    return np.asarray(targets.detach().cpu() if isinstance(targets, Tensor) else targets)
 
 
 def _as_numbers(targets: Array) -> Array:

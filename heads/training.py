@@ -186,13 +186,15 @@ def loss_of(scores: Tensor, targets: Tensor, kind: Kind) -> Tensor:
 
 def build_optimizer(bank: HeadBank, recipe: Recipe) -> Optimizer:
     """An optimizer with a learning rate of its own for each head."""
-    groups = []
+    groups: list[dict[str, Any]] = []
+    # LARS adapts the rate of weights alone, as MAE has it, but timm's does so without weight decay only if told.
+    adapted, plain = ({"always_adapt": one} if recipe.optimizer == "lars" else {} for one in (True, False))
     for lr, parameters in zip(recipe.lrs, bank.head_parameters(), strict=True):
         scaled = lr * recipe.batch_size / recipe.lr_batch
         weights = [parameter for parameter in parameters if parameter.ndim > 1]
         biases = [parameter for parameter in parameters if parameter.ndim == 1]
-        groups.append({"params": weights, "lr": scaled, "weight_decay": recipe.weight_decay})
-        groups.append({"params": biases, "lr": scaled, "weight_decay": 0.0})
+        groups.append({"params": weights, "lr": scaled, "weight_decay": recipe.weight_decay, **adapted})
+        groups.append({"params": biases, "lr": scaled, "weight_decay": 0.0, **plain})
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups)
     if recipe.optimizer == "lars":

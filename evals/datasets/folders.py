@@ -86,9 +86,11 @@ def _validation_synsets(labels: Path, names: list[str]) -> list[str]:
             raise DatasetError(f"{labels} cannot be read ({error.strerror})") from None
         if labels.suffix == ".csv":
             rows = csv.reader(lines)
-            named = {row[0]: row[1].split()[0] for row in rows if len(row) > 1 and SYNSET.match(row[1])}
+            first_words = {row[0]: row[1].split()[0] for row in rows if len(row) > 1 and row[1].strip()}
+            named = {name: word for name, word in first_words.items() if SYNSET.fullmatch(word)}
             return _by_name(named, names, labels)
         words = [line.split() for line in lines if line.strip()]
+        _check_synsets([pair[-1] for pair in words], labels)
         if all(len(pair) == 2 for pair in words):
             return _by_name({Path(name).stem: synset for name, synset in words}, names, labels)
         listed = [word[0] for word in words]
@@ -96,6 +98,15 @@ def _validation_synsets(labels: Path, names: list[str]) -> list[str]:
         raise DatasetError(f"{labels} has {len(listed)} labels for {len(names)} validation images")
     order = np.argsort(names).argsort()
     return [listed[position] for position in order]
+
+
+def _check_synsets(listed: list[str], labels: Path) -> None:
+    wrong = [synset for synset in listed if not SYNSET.fullmatch(synset)]
+    if wrong:
+        raise DatasetError(
+            f"{labels} has '{wrong[0]}' where a synset such as n01440764 is needed; give the devkit or a list of "
+            "synsets as --labels"
+        )
 
 
 def _by_name(named: dict[str, str], names: list[str], labels: Path) -> list[str]:

@@ -1,5 +1,6 @@
 """Labels for features that `sail extract` has left."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,9 @@ def _by_table(folder: FeatureFolder, table: Path, column: str | None, task: Kind
     rows = read_table(table)
     where = path_column(rows, table)
     paths = [_key(str(row[where]), folder.settings["root"]) for row in rows]
+    twice = [path for path, count in Counter(paths).items() if count > 1]
+    if twice:
+        raise DatasetError(f"{table} lists {len(twice)} paths more than once, such as {twice[0]}; keep one row of each")
     values = dict(zip(paths, label_values(rows, column, table), strict=True))
     parts = {path: read_part(row.get("split")) for path, row in zip(paths, rows, strict=True)}
     keys = [entry.path for entry in folder.entries]

@@ -171,6 +171,13 @@ def test_imagenet_with_wrong_labels(imagenet):
         load_dataset(str(imagenet), labels=str(imagenet / "broken"))
 
 
+def test_numbers_are_no_synsets(imagenet):
+    lines = [f"ILSVRC2012_val_0000000{number}.JPEG {number + 64}" for number in (1, 2, 3)]
+    (imagenet / "val.txt").write_text("\n".join(lines))
+    with pytest.raises(DatasetError, match="has '65' where a synset such as n01440764 is needed; give the devkit"):
+        load_dataset(str(imagenet))
+
+
 def write_csv(path, rows):
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -24,6 +25,7 @@ from heads.ridge import RidgeProbe
 from heads.rows import Selection
 from heads.training import BankTraining
 from sail_cli import main
+from sail_encoder.backbone import VisionBackbone
 from sail_encoder.errors import StoreError
 from sail_encoder.loading import load_backbone
 from sail_encoder.store.reading import FeatureFolder
@@ -92,15 +94,25 @@ def test_nothing_is_done_twice(pets, small_checkpoint, tmp_path, monkeypatch, ca
     assert len(list((out / "features").iterdir())) == 2
 
 
-def test_other_precision_or_type_is_another_result(pets, small_checkpoint, tmp_path, monkeypatch):
-    fitted = []
-    original = evals.probing.ProbeRun._fit
-    monkeypatch.setattr(evals.probing.ProbeRun, "_fit", lambda self, *a: (fitted.append(1), original(self, *a))[1])
+def test_vectors_come_from_grids_that_are_there(pets, small_checkpoint, quick, tmp_path, monkeypatch):
+    out, encoded = tmp_path / "out", []
+    command = ["probe", str(pets), "--config", str(quick), "--out", str(out), "--model", str(small_checkpoint)]
+    assert main([*command, "--plots", "false"]) == 0
+    monkeypatch.setattr(VisionBackbone, "encode_packed", lambda *arguments: encoded.append(1))
+    (tmp_path / "ridge.yaml").write_text(json.dumps({"resize": "56"}))
+    command[3] = str(tmp_path / "ridge.yaml")
+    assert main([*command, "--plots", "false", "--probes", "ridge"]) == 0
+    assert not encoded
+    assert len(list((out / "features").iterdir())) == 1
+
+
+def test_other_precision_or_type_is_another_result(pets, small_checkpoint, tmp_path):
     command = ["probe", str(pets), "--out", str(tmp_path), "--model", str(small_checkpoint), "--probes", "ridge"]
     changes = ([], ["--precision", "bfloat16"], ["--dtype", "float32"], ["--precision", "bfloat16"], [])
     for change in changes:
         assert main([*command, "--plots", "false", *change]) == 0
-    assert len(fitted) == 3
+    lines = (tmp_path / "results.jsonl").read_text().splitlines()
+    assert len({json.loads(line)["key"] for line in lines}) == 3
 
 
 def test_no_deeper_than_needed(pets, small_checkpoint, tmp_path, monkeypatch):
@@ -150,6 +162,21 @@ def test_heads_are_saved_for_their_features_alone(pets, small_checkpoint, tmp_pa
     source = json.loads((folder / "head.json").read_text())["source"]
     assert source["weights"] == stored.settings["weights"]
     assert source["pool"] == "mean"
+
+
+def test_a_saved_head_is_that_of_the_result(pets, small_checkpoint, tmp_path):
+    command = ["probe", str(pets), "--out", str(tmp_path / "out"), "--model", str(small_checkpoint), "--plots", "false"]
+
+    def run(k):
+        (tmp_path / "config.yaml").write_text(json.dumps({"probes": {"knn": {"k": k}}}))
+        assert main([*command, "--config", str(tmp_path / "config.yaml")]) == 0
+        (folder,) = (tmp_path / "out" / "heads").glob("*/knn-seed0")
+        assert (results(tmp_path / "out")[0]["chosen"], load_probe(folder).chosen_) == (k, k)
+
+    for k in (5, 20, 5):
+        run(k)
+    shutil.rmtree(tmp_path / "out" / "heads")
+    run(5)
 
 
 @pytest.mark.parametrize("pool", ["none", "mean"])
@@ -202,14 +229,25 @@ def test_labels_and_numbers(name, small_checkpoint, tmp_path, monkeypatch):
 
 
 def test_images_that_cannot_be_read_are_left_out(pets, small_checkpoint, tmp_path, capsys):
-    import shutil
-
     shutil.copytree(pets, tmp_path / "pets")
     (tmp_path / "pets" / "cat" / "00.png").write_bytes(b"nothing")
     command = ["probe", str(tmp_path / "pets"), "--out", str(tmp_path / "out"), "--probes", "ridge"]
     assert main([*command, "--model", str(small_checkpoint)]) == 1
     (reasons,) = (tmp_path / "out" / "features").glob("*/failures.csv")
     assert f"1 images could not be read and were left out; {reasons} says why" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["probe", "sweep"])
+@pytest.mark.parametrize("part", ["train", "val", "test"])
+def test_a_part_of_which_nothing_can_be_read(pets, small_checkpoint, tmp_path, command, part, capsys):
+    for number, image in enumerate(sorted(pets.rglob("*.png"))):
+        path = tmp_path / "set" / ("train", "val", "test")[number % 3] / image.parent.name / image.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"nothing" if path.parts[-3] == part else image.read_bytes())
+    arguments = [str(tmp_path / "set"), "--out", str(tmp_path / "out"), "--model", str(small_checkpoint)]
+    assert main([command, *arguments, "--probes", "ridge"]) == 2
+    name = {"train": "training", "val": "validation"}.get(part, part)
+    assert f"none of the 20 images of the {name} set of set can be read" in capsys.readouterr().err
 
 
 def test_images_on_both_sides_are_told(pets, small_checkpoint, tmp_path, capsys):
@@ -265,6 +303,15 @@ def sources(pets, small_checkpoint, tmp_path_factory):
     return {"folder": str(pets), "made": "digits"} | {kind: str(folder / name) for kind, name in names.items()}
 
 
+def test_a_path_listed_twice_is_refused(sources, tmp_path, capsys):
+    paths = [entry.path for entry in FeatureFolder(sources["vectors"]).entries]
+    rows = [f"{path},{number % 2}" for number, path in enumerate([*paths, paths[3], f"./{paths[5]}"])]
+    (tmp_path / "labels.csv").write_text("\n".join(["path,label", *rows]) + "\n")
+    command = ["probe", sources["vectors"], "--out", str(tmp_path / "out"), "--probes", "ridge"]
+    assert main([*command, "--labels", str(tmp_path / "labels.csv")]) == 2
+    assert f"lists 2 paths more than once, such as {paths[3]}; keep one row of each" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("source", "option"),
     [
@@ -301,6 +348,22 @@ def test_one_class_is_told_before_anything_is_extracted(pets, small_checkpoint, 
     (tmp_path / "one" / "cat").symlink_to(pets / "cat")
     assert main(["probe", str(tmp_path / "one"), *command[2:]]) == 2
     assert "labels are one class, 'cat'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["probe", "sweep"])
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_unknown_classes_are_told_before_anything_is_extracted(pets, small_checkpoint, tmp_path, command, part, capsys):
+    rows = [
+        f"{path},{path.parent.name},{('train', 'val', 'test')[n % 3]}" for n, path in enumerate(pets.rglob("*.png"))
+    ]
+    rows.append(f"{rows[0].split(',')[0]},fox,{part}")
+    (tmp_path / "list.csv").write_text("\n".join(["path,label,split", *rows]) + "\n")
+    options = [str(tmp_path / "list.csv"), "--out", str(tmp_path / "out"), "--model", str(small_checkpoint)]
+    assert main([command, *options, "--probes", "ridge"]) == 2
+    assert re.search(
+        r"1 classes of the (validation|test) set of .* training set, such as 'fox'", capsys.readouterr().err
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -369,6 +432,25 @@ def test_online_goes_on_from_a_checkpoint(pets, small_checkpoint, tmp_path, monk
     assert main([*command, *stopped]) == 0
     assert len(steps) == 8 + 12 - 5
     assert len((tmp_path / "stopped" / "results.jsonl").read_text().splitlines()) == 1
+    shutil.rmtree(tmp_path / "stopped" / "heads")
+    assert main([*command, *stopped]) == 0
+    assert len(steps) == 8 + 2 * 12 - 5
+    np.testing.assert_array_equal(weights_of(tmp_path / "whole"), weights_of(tmp_path / "stopped"))
+
+
+def test_online_counts_what_cannot_be_read_in_all_parts(pets, small_checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("evals.online.TEST_BATCH", 1)
+    broken = {"train": 1, "val": 2, "test": 4}
+    for number, image in enumerate(sorted(pets.rglob("*.png"))):
+        part = ("train", "val", "test")[number % 3]
+        path = tmp_path / "set" / part / image.parent.name / image.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"nothing" if number // 3 < broken[part] else image.read_bytes())
+    options = {"probes": {"linear": ONLINE["linear"]}, "online": True, "crop": 28, "workers": 0, "plots": False}
+    (tmp_path / "config.yaml").write_text(json.dumps(options))
+    command = ["probe", str(tmp_path / "set"), "--out", str(tmp_path / "out"), "--model", str(small_checkpoint)]
+    assert main([*command, "--config", str(tmp_path / "config.yaml")]) == 1
+    assert "7 images could not be read and were left out" in capsys.readouterr().err
 
 
 ON_A_DEVICE_EACH = """

@@ -4,6 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 from sklearn.datasets import load_digits
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier
@@ -15,8 +16,9 @@ from sklearn.preprocessing import Normalizer, StandardScaler
 
 from heads.contract import HeadError
 from heads.knn import KNNProbe
-from heads.logistic import LogisticProbe
+from heads.logistic import LogisticProbe, LogisticSolver
 from heads.ridge import RidgePath, RidgeProbe
+from heads.rows import Rows
 from heads.targets import TargetSpace
 from sail_encoder.errors import UserError
 
@@ -55,6 +57,18 @@ def test_logistic_does_not_depend_on_how_its_curvature_is_estimated(digits, rows
     ours = LogisticProbe(C=(1.0,)).fit(X, y)
     theirs = LogisticRegression(C=1.0, tol=1e-9, max_iter=10_000).fit(X, y)
     np.testing.assert_allclose(ours.coef_, theirs.coef_, atol=1e-3)
+
+
+def test_logistic_takes_fewer_steps_from_the_last_penalty(digits):
+    rows, penalties = Rows([(digits[0], None)], torch.device("cpu"), 2**30), 10.0 ** np.linspace(-3, 2, 11)
+    path, steps, alone = LogisticSolver(rows, digits[1], 10), 0, 0
+    for C in penalties:
+        path.solve(C, 1000, 1e-6)
+        steps += path.steps
+        single = LogisticSolver(rows, digits[1], 10)
+        single.solve(C, 1000, 1e-6)
+        alone += single.steps
+    assert steps < 0.8 * alone
 
 
 def test_logistic_of_two_classes_is_one_sigmoid(digits):
@@ -125,6 +139,14 @@ def test_ridge_is_that_of_scikit_learn(digits, alpha, rows):
     np.testing.assert_allclose(regression.predict(more), Ridge(alpha, solver="svd").fit(X, numbers).predict(more))
 
 
+def test_ridge_of_labels(digits):
+    X, y = digits[0], digits[1]
+    labels = np.stack([y % 2, y > 4, y == 3], 1).astype(int)
+    ours, theirs = RidgeProbe(alphas=2.0).fit(X, labels), RidgeClassifier(alpha=2.0, solver="svd").fit(X, labels)
+    np.testing.assert_allclose(ours.decision_function(X), theirs.decision_function(X), atol=1e-7)
+    assert (ours.predict(X) == theirs.predict(X)).all()
+
+
 def test_ridge_of_two_classes(digits):
     X, y = digits[0], digits[1] > 4
     ours, theirs = RidgeProbe(alphas=(2.0,)).fit(X, y), RidgeClassifier(alpha=2.0).fit(X, y)
@@ -161,6 +183,23 @@ def test_knn_is_the_vote_of_the_protocol(digits, working_memory):
     for k in (1, 7, 100):
         probe = KNNProbe(k=(k,), temperature=0.05, working_memory=working_memory).fit(X, y)
         np.testing.assert_allclose(probe.predict_proba(more), votes_one_by_one(X, y, more, k, 0.05, 10), atol=1e-9)
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_knn_counts_votes_within_its_memory(digits, labels, monkeypatch):
+    X, more = digits[0].astype(np.float32), digits[2].astype(np.float32)
+    y = np.random.default_rng(0).integers(0, 2, (900, 30)) if labels else np.arange(900) // 2
+    sizes, original = [], KNNProbe._count
+
+    def count(self, similarities, index, ks):
+        sizes.append(len(index) * self.targets_.width * 8 * (max(ks) if labels else 1))
+        return original(self, similarities, index, ks)
+
+    monkeypatch.setattr(KNNProbe, "_count", count)
+    memory = 2**19
+    scores = KNNProbe(k=50, working_memory=memory).fit(X, y).scores(more)
+    assert max(sizes) <= memory / 4
+    np.testing.assert_allclose(scores, KNNProbe(k=50).fit(X, y).scores(more), rtol=1e-5, atol=1e-7)
 
 
 def test_knn_is_that_of_scikit_learn(digits):

@@ -11,6 +11,7 @@ from heads.attentive import AttentiveProbe
 from heads.contract import HeadError
 from heads.linear import LinearProbe
 from heads.pooling import AttentionPool, pack_patches, pool_grid
+from heads.targets import TargetSpace
 from heads.training import shuffled_batches
 
 RATES = (1e-3, 1e-2, 0.1)
@@ -71,6 +72,18 @@ def test_linear_is_plain_sgd(digits):
         schedule.step()
     expected = plain(torch.from_numpy(X)).detach().numpy()
     np.testing.assert_allclose(probe.scores(X), expected, atol=1e-5)
+
+
+def test_lars_adapts_the_rate_of_weights_without_weight_decay(digits):
+    X, y = torch.from_numpy(digits[0]), torch.from_numpy(digits[1])
+    probe = LinearProbe(lrs=0.5, optimizer="lars", momentum=0.9, steps=1, batch_size=600, lr_batch=600, seed=3)
+    probe.fit(digits[0], digits[1])
+    torch.manual_seed(3)
+    weight, bias = (0.01 * torch.randn(10, 64)).requires_grad_(), torch.zeros(10, requires_grad=True)
+    F.cross_entropy(X @ weight.T + bias, y).backward()
+    trust = 0.001 * weight.norm() / weight.grad.norm()
+    expected = X @ (weight - 0.5 * trust * weight.grad).T + bias - 0.5 * bias.grad
+    np.testing.assert_allclose(probe.scores(digits[0]), expected.detach().numpy(), atol=1e-6)
 
 
 def test_batch_norm_with_weights_is_that_of_torch(digits):
@@ -140,6 +153,18 @@ def test_several_labels_and_numbers(digits):
     assert regression.score(more, more[:, 20] * 300 + 1000) > 0.8
     assert np.corrcoef(regression.predict(more), more[:, 20])[0, 1] > 0.9
     assert abs(regression.predict(more).mean() - (more[:, 20] * 300 + 1000).mean()) < 10
+
+
+@pytest.mark.parametrize(
+    "device",
+    ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))],
+)
+def test_targets_may_be_tensors(device):
+    classes, numbers = torch.tensor([2, 5, 5], device=device), torch.tensor([1.0, 3.0, 2.0], device=device)
+    space = TargetSpace.of(classes, "classification")
+    assert space.encode(classes).tolist() == [0, 1, 1]
+    learned = TargetSpace.of(numbers.requires_grad_(), "regression")
+    assert (learned.mean.tolist(), learned.encode(numbers).mean()) == ([2.0], pytest.approx(0))
 
 
 def test_a_head_that_diverges_is_not_chosen(digits):
@@ -217,6 +242,8 @@ def test_pooling():
     grid = torch.tensor([[[1.0, -2.0], [3.0, 4.0]]])
     assert pool_grid(grid, "mean").tolist() == [2, 1]
     assert pool_grid(grid, "max").tolist() == [3, 4]
+    for how in ("mean", "max", "gem"):
+        torch.testing.assert_close(pool_grid(grid.numpy(), how), pool_grid(grid, how))
     torch.testing.assert_close(pool_grid(grid, "gem", 1), pool_grid(grid, "mean"))
     expected = torch.tensor([(28 / 2) ** (1 / 3), (64 / 2) ** (1 / 3) - (8 / 2) ** (1 / 3)])
     torch.testing.assert_close(pool_grid(grid, "gem", 3), expected)

@@ -1,0 +1,25 @@
+"""Heads beside the results they have reached: each folder says of which result its head is."""
+
+import json
+from pathlib import Path
+
+from heads.contract import DESCRIPTION, WEIGHTS, FeatureSource
+from heads.probe import Probe
+from sail_encoder.files import write_json
+
+RESULT = "result.json"
+
+
+def save_with_result(folder: Path, probe: Probe, source: FeatureSource, key: str) -> None:
+    """Saves a fitted probe, and under which key its result is in the log."""
+    # Written last, so that a run that is stopped in between leaves no head with another's key.
+    (folder / RESULT).unlink(missing_ok=True)
+    probe.save(folder, source)
+    write_json(folder / RESULT, {"key": key})
+
+
+def holds_head_of(folder: Path, key: str) -> bool:
+    """Whether a folder holds the head of the result with this key."""
+    if not all((folder / name).exists() for name in (WEIGHTS, DESCRIPTION, RESULT)):
+        return False
+    return bool(json.loads((folder / RESULT).read_text(encoding="utf-8")).get("key") == key)

@@ -1,0 +1,32 @@
+"""Features of crops: those that the backbone gives for the same pictures."""
+
+import pytest
+import torch
+
+from evals.crops import CropEncoder, CroppedImages
+from evals.datasets.loading import load_dataset
+from evals.features import FeatureSettings
+from heads.pooling import pool_grid
+from sail_encoder.pixels import read_image
+
+
+@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize(("fuse", "pool"), [("concat", "mean"), ("mean", "max"), ("mean", "gem")])
+def test_features_of_crops_are_those_of_encode(pets, small_backbone, norm, fuse, pool, monkeypatch):
+    monkeypatch.setattr(small_backbone, "default_token_budget", lambda: 9, raising=False)
+    dataset, layers = load_dataset(str(pets)), [0, 2]
+    images = CroppedImages(dataset, small_backbone.patch_size, 28, None)
+    encode = CropEncoder(small_backbone, layers, FeatureSettings(norm=norm, fuse=fuse, pool=pool), 28)
+    patches = torch.stack([images[row, 0][0] for row in range(5)])
+    crops = [images.transform(read_image(images.images[key].open())[0]) for key in dataset.keys[:5]]
+    grids = []
+    for one in small_backbone.encode(crops, layers=layers, norm=norm, resize="28"):
+        states = [one.layers[layer] for layer in layers]
+        grids.append(torch.cat(states, 2) if fuse == "concat" else torch.stack(states).mean(0))
+    with torch.no_grad():
+        packed, counts = encode(patches, "grids")
+        vectors = encode(patches, "vectors")
+    assert counts.tolist() == [4] * 5
+    assert encode.dim == packed.shape[1]
+    torch.testing.assert_close(packed, torch.cat([grid.flatten(0, 1) for grid in grids]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(vectors, torch.stack([pool_grid(grid, pool) for grid in grids]), rtol=1e-4, atol=1e-5)
