@@ -8,7 +8,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 
-from sail_encoder import CheckpointError, SailForCausalLM, SailImageProcessor, UserError, load_backbone
+from sail_encoder import CheckpointError, SailForCausalLM, SailImageProcessor, UserError, load_backbone, weights
 from sail_encoder.hub import find_checkpoint
 from sail_encoder.loading import describe
 from sail_encoder.sail.checkpoint import open_sail
@@ -45,18 +45,30 @@ def test_encoder_loads_only_what_features_need(checkpoint):
     assert backbone.fingerprint(1) == whole.fingerprint(1) != whole.fingerprint(2)
 
 
-def test_weights_are_not_in_memory_twice(checkpoint, monkeypatch):
-    """Tensors are placed one at a time: while one is read, no other is waiting."""
-    placed = []
-    original = SailModel.get_submodule
+def as_pickle(folder):
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
 
-    def watch(self, target):
-        placed.append(sum(p.device.type != "meta" for p in self.parameters()))
-        return original(self, target)
 
-    monkeypatch.setattr(SailModel, "get_submodule", watch)
-    load_backbone(str(checkpoint))
-    assert placed == list(range(len(placed)))
+@pytest.mark.parametrize(
+    ("reader", "prepare"), [(weights._SafetensorsReader, lambda folder: None), (weights._PickleReader, as_pickle)]
+)
+def test_weights_are_read_one_at_a_time_and_only_those_of_the_layers(checkpoint, monkeypatch, reader, prepare):
+    """When one is read, those before it have been placed: none is waiting in memory."""
+    prepare(checkpoint)
+    read, placed, set_one = [], [], SailModel.get_submodule
+    original = reader.read
+
+    def watch(self, key, rows):
+        assert len(read) == len(placed)
+        read.append(key)
+        return original(self, key, rows)
+
+    monkeypatch.setattr(reader, "read", watch)
+    monkeypatch.setattr(SailModel, "get_submodule", lambda self, name: placed.append(name) or set_one(self, name))
+    load_backbone(str(checkpoint), layers=2)
+    assert len(placed) == len(read) == len(set(read))
+    assert not [key for key in read if "layers.2." in key or "lm_head" in key]
 
 
 def test_dtype_and_device(checkpoint):
