@@ -100,13 +100,28 @@ def test_grids_are_those_of_the_stored_pixels(extracted):
             assert np.isfinite(grid).all()
 
 
-def test_same_picture_same_pixels(extracted):
-    folder = extracted[0]
-    reference = np.asarray(read_image(folder / "3" / "png_named.jpg")[0])
-    for name in ("alpha.png", "sixteen.png"):
-        pixels = np.asarray(read_image(folder / "3" / name)[0])
-        expected = reference if name == "alpha.png" else np.repeat(reference[..., :1], 3, axis=2)
-        assert (pixels == expected).all()
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("alpha.png", lambda image, folder: image),
+        ("sixteen.png", lambda image, folder: image.getchannel(0).convert("RGB")),
+        ("palette.png", lambda image, folder: image.convert("P").convert("RGB")),
+        ("animated.gif", lambda image, folder: Image.open(folder / "animated.gif").convert("RGB")),
+        ("turned.jpg", lambda image, folder: Image.open(folder / "jpeg_named.png")),
+    ],
+)
+def test_same_picture_same_pixels(extracted, name, expected):
+    """An animation stands for its first picture, and EXIF's rotation is not applied."""
+    folder = extracted[0] / "3"
+    pixels = np.asarray(read_image(folder / name)[0])
+    assert (pixels == np.asarray(expected(picture(3), folder))).all()
+
+
+def test_inks_are_turned_into_colors(extracted):
+    """A JPEG in CMYK keeps its noise only roughly, but inverted inks would turn the sign."""
+    pixels = np.asarray(read_image(extracted[0] / "3" / "cmyk.jpg")[0])
+    for channel in range(3):
+        assert np.corrcoef(pixels[..., channel].ravel(), noise(40, 60, 3)[..., channel].ravel())[0, 1] > 0.3
 
 
 def test_failures_say_why(extracted):
