@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from drawn_data import COLORS, write_data
@@ -17,8 +18,9 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import PARAM_SCHEDULERS, init_default_scope
 from mmengine.runner import Runner, load_checkpoint
 from mmengine.structures import PixelData
-from mmseg.registry import MODELS
+from mmseg.registry import DATASETS, MODELS
 from mmseg.structures import SegDataSample
+from PIL import Image
 
 from evals.segmentation.inference_options import inference_of
 from heads.contract import HeadError
@@ -128,6 +130,39 @@ def test_every_config_is_built_and_trains_a_step(path, small_checkpoint):
     changed = [name for name, value in model.named_parameters() if not torch.equal(before[name], value)]
     assert any(name.startswith("decode_head") for name in changed)
     assert config.train_cfg.max_iters == config.param_scheduler[-1].end
+
+
+def write_official(root, name, ids):
+    """An image of each split, with a mask of these ids, where ADE20K and Cityscapes have theirs."""
+    for ade, city in (("training", "train"), ("validation", "val")):
+        places = {
+            "ade20k": (f"images/{ade}/a.jpg", f"annotations/{ade}/a.png"),
+            "cityscapes": (f"leftImg8bit/{city}/x/a_leftImg8bit.png", f"gtFine/{city}/x/a_gtFine_labelTrainIds.png"),
+        }
+        for place, values in zip(places[name], (noise(80, 120), np.resize(ids, (80, 120))), strict=True):
+            (root / place).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.asarray(values, np.uint8)).save(root / place)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)
+def test_the_data_of_every_config_is_read(path, tmp_path):
+    """0 does not count in ADE20K, whose classes start at 1; 255 does not count in Cityscapes."""
+    config = Config.fromfile(path)
+    name = path.stem.partition("_")[2]
+    classes, ids, labels = (150, [0, 1, 150], [255, 0, 149]) if name == "ade20k" else (19, [0, 18, 255], [0, 18, 255])
+    write_official(tmp_path, name, ids)
+    for split in ("train", "val", "test"):
+        dataset = DATASETS.build({**config[f"{split}_dataloader"].dataset, "data_root": str(tmp_path)})
+        assert len(dataset) == 1
+        assert len(dataset.metainfo["classes"]) == classes == config.model.decode_head.num_classes
+        sample = dataset[0]
+        found = sample["data_samples"].gt_sem_seg.data
+        assert set(found.unique().tolist()) == set(labels)
+        if split == "train":
+            assert sample["inputs"].shape[1:] == found.shape[1:]
+            assert all(0 < side <= most for side, most in zip(found.shape[1:], config.crop_size, strict=True))
+        else:
+            assert found.shape[1:] == (80, 120), "scores are taken at the size of the mask"
 
 
 def small_run(data, checkpoint, work_dir):
