@@ -93,6 +93,11 @@ def save_images(folder, count, seed=0, sides=(20, 150)):
     return folder
 
 
+def results_in(out):
+    """What a run of probes has reported."""
+    return json.loads((out / "results.json").read_text())["results"]
+
+
 def bomb():
     """A small file that unpacks to 30,000 x 30,000 pixels."""
     header = b"IHDR" + (30000).to_bytes(4, "big") * 2 + bytes([1, 0, 0, 0, 0])
