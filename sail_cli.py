@@ -60,7 +60,7 @@ COMMANDS = {
     ),
     "info": Command("sail_encoder.info:info", "Describes a checkpoint.", ("model",)),
     "convert": Command(
-        "sail_encoder.sail.convert:convert", "Writes a SAIL checkpoint in the native format.", ("model", "out")
+        "sail_encoder.models.sail.convert:convert", "Writes a SAIL checkpoint in the native format.", ("model", "out")
     ),
     "pca": Command(
         "sail_encoder.visualize:pca", "Draws the principal components of an image's features beside it.", ("image",)

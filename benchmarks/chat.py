@@ -25,8 +25,9 @@ from transformers.cache_utils import Cache, DynamicCache, StaticCache
 from benchmarks import published
 from benchmarks.models import SIZES, build_model, synchronize
 from sail_encoder.chat.conversation import fork_cache
+from sail_encoder.models.cache_name import CACHE
+from sail_encoder.models.sail.modeling_sail import SailForCausalLM
 from sail_encoder.resizing import Size
-from sail_encoder.sail.modeling_sail import SailForCausalLM
 
 BUFFER_BYTES = 2**29
 
@@ -66,7 +67,7 @@ def generate(
         attention_mask=torch.ones_like(setting.input_ids),
         pixel_values=None if image_is_cached else setting.pixels,
         image_grid_hw=torch.tensor([setting.grid]),
-        past_key_values=cache,
+        **{CACHE: cache},
         do_sample=False,
         min_new_tokens=new_tokens,
         max_new_tokens=new_tokens,

@@ -31,15 +31,15 @@ from transformers.cache_utils import DynamicCache
 
 from benchmarks.models import SIZES, build_model, synchronize
 from benchmarks.published import encode_image
-from sail_encoder.attention import Segments, packed_attention
 from sail_encoder.devices import measure_matrix_rate
 from sail_encoder.extraction.pipeline import Pipeline
 from sail_encoder.extraction.plan import Request
 from sail_encoder.images import list_images
+from sail_encoder.models.sail.backbone import SailVisionBackbone
+from sail_encoder.models.sail.modeling_sail import SailForCausalLM
+from sail_encoder.models.sail.packed_images import cumulative, packed_attention
 from sail_encoder.pixels import patch_image
 from sail_encoder.resizing import Resize, Size
-from sail_encoder.sail.backbone import SailVisionBackbone
-from sail_encoder.sail.modeling_sail import SailForCausalLM
 from sail_encoder.store.store import FeatureStore
 
 PIXELS = ((160, 120), (224, 224), (320, 240), (240, 427), (448, 448))
@@ -98,14 +98,14 @@ def bare(setting: Setting, depth: int) -> float:
     shapes = [_shapes(setting, sorted(lengths)) for lengths in packs]
     synchronize(setting.device)
     start = time.perf_counter()
-    for tokens, wide, heads, segments in shapes:
+    for tokens, wide, heads, lengths, cu_seqlens in shapes:
         layers: Any = setting.model.model.layers
         for layer in layers[:depth]:
             attention, mlp = layer.self_attn, layer.mlp
             F.linear(tokens, attention.q_proj.weight)
             F.linear(tokens, attention.k_proj.weight)
             F.linear(tokens, attention.v_proj.weight)
-            packed_attention(*heads, segments, attention.scaling)
+            packed_attention(*heads, lengths, cu_seqlens, attention.scaling)
             F.linear(tokens, attention.o_proj.weight)
             F.linear(tokens, mlp.gate_proj.weight)
             F.linear(tokens, mlp.up_proj.weight)
@@ -114,7 +114,7 @@ def bare(setting: Setting, depth: int) -> float:
     return time.perf_counter() - start
 
 
-def _shapes(setting: Setting, lengths: list[int]) -> tuple[Tensor, Tensor, Heads, Segments]:
+def _shapes(setting: Setting, lengths: list[int]) -> tuple[Tensor, Tensor, Heads, list[int], Tensor]:
     config, total = setting.model.config, sum(lengths)
     head_dim = config.attention_width // config.num_attention_heads
 
@@ -123,7 +123,8 @@ def _shapes(setting: Setting, lengths: list[int]) -> tuple[Tensor, Tensor, Heads
 
     keys = config.key_value_width // head_dim
     heads = new(config.num_attention_heads, head_dim), new(keys, head_dim), new(keys, head_dim)
-    return new(config.hidden_size), new(config.intermediate_size), heads, Segments.of(lengths, setting.device)
+    cu_seqlens = cumulative(torch.tensor(lengths)).to(setting.device)
+    return new(config.hidden_size), new(config.intermediate_size), heads, lengths, cu_seqlens
 
 
 def published(setting: Setting) -> float:

@@ -2,8 +2,8 @@
 
 import torch
 
-from sail_encoder.sail.configuration_sail import SailConfig
-from sail_encoder.sail.modeling_sail import SailForCausalLM
+from sail_encoder.models.sail.configuration_sail import SailConfig
+from sail_encoder.models.sail.modeling_sail import SailForCausalLM
 
 SIZES = {
     "small": {

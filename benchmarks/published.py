@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers.cache_utils import DynamicCache
-from transformers.models.mistral.modeling_mistral import apply_rotary_pos_emb, repeat_kv
 
+from sail_encoder.models.sail.modeling_sail import SailForCausalLM, rotate
+from sail_encoder.models.sail.packed_images import PackedImages
+from sail_encoder.models.sail.positions import text_and_image_positions
 from sail_encoder.resizing import Size
-from sail_encoder.sail.modeling_sail import SailForCausalLM
-from sail_encoder.sail.positions import text_and_image_positions
-from sail_encoder.sail.prefixes import ImagePrefixes
 
 
 @torch.no_grad()
@@ -34,16 +33,15 @@ def run_layers(
     groups = config.attention_width // config.key_value_width
     states = [hidden]
     for index, layer in enumerate(trunk.layers):
-        cos, sin = trunk.rotary_emb(hidden, position_ids)
+        rotary = trunk.rotary_emb(hidden, position_ids)
         normed, attention = layer.input_layernorm(hidden), layer.self_attn
-        shape = (1, length, -1, config.head_dim)
         query, key, value = (
-            projection(normed).view(shape).transpose(1, 2)
+            projection(normed).view(1, length, -1, config.head_dim)
             for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
         )
-        query, key = apply_rotary_pos_emb(query, key, cos[None], sin[None])
-        key, value = cache.update(key, value, index)
-        key, value = repeat_kv(key, groups).contiguous(), repeat_kv(value, groups).contiguous()
+        query, key = (rotate(heads, rotary).transpose(1, 2) for heads in (query, key))
+        key, value = cache.update(key, value.transpose(1, 2), index)
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
         attended = F.scaled_dot_product_attention(query.contiguous(), key, value, attn_mask=mask)
         hidden = hidden + attention.o_proj(attended.transpose(1, 2).reshape(1, length, -1))
         hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
@@ -55,11 +53,11 @@ def run_layers(
 @torch.no_grad()
 def encode_image(model: SailForCausalLM, pixels: Tensor, grid: Size, cache: DynamicCache) -> list[Tensor]:
     """All hidden states of one image's prefix."""
-    prefixes = ImagePrefixes.of(pixels, torch.tensor([grid]), model.config)
-    hidden = next(model.model.residual_stream(pixels, prefixes))[None]
+    images = PackedImages.from_grids(torch.tensor([grid]), pixels, model.config)
+    hidden = next(model.model.residual_stream(pixels, images))[None]
     length = hidden.shape[1]
     allowed = torch.ones(length, length, dtype=torch.bool, device=pixels.device)
-    return run_layers(model, hidden, prefixes.position_ids, additive(allowed, hidden.dtype), cache)[0]
+    return run_layers(model, hidden, images.position_ids, additive(allowed, hidden.dtype), cache)[0]
 
 
 def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from sail_encoder.extraction.command import extract
     from sail_encoder.features import Features
     from sail_encoder.loading import load_backbone
+    from sail_encoder.models.sail.configuration_sail import SailConfig
+    from sail_encoder.models.sail.image_processing_sail import SailImageProcessor
+    from sail_encoder.models.sail.modeling_sail import SailForCausalLM, SailModel
+    from sail_encoder.models.sail.processing_sail import SailProcessor
     from sail_encoder.resizing import Resize
-    from sail_encoder.sail.configuration_sail import SailConfig
-    from sail_encoder.sail.image_processing_sail import SailImageProcessor
-    from sail_encoder.sail.modeling_sail import SailForCausalLM, SailModel
-    from sail_encoder.sail.processing_sail import SailProcessor
     from sail_encoder.store.reading import FeatureFolder
 
 __version__ = "0.1.0"
@@ -38,11 +38,11 @@ _HOMES = {
     "Features": "features",
     "ImageError": "errors",
     "Resize": "resizing",
-    "SailConfig": "sail.configuration_sail",
-    "SailForCausalLM": "sail.modeling_sail",
-    "SailImageProcessor": "sail.image_processing_sail",
-    "SailModel": "sail.modeling_sail",
-    "SailProcessor": "sail.processing_sail",
+    "SailConfig": "models.sail.configuration_sail",
+    "SailForCausalLM": "models.sail.modeling_sail",
+    "SailImageProcessor": "models.sail.image_processing_sail",
+    "SailModel": "models.sail.modeling_sail",
+    "SailProcessor": "models.sail.processing_sail",
     "Sampling": "chat.conversation",
     "SourceError": "errors",
     "StoreError": "errors",

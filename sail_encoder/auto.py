@@ -20,14 +20,14 @@ def register_when_needed() -> None:
 
 
 def _register_config(auto: ModuleType) -> None:
-    from sail_encoder.sail.configuration_sail import SailConfig
+    from sail_encoder.models.sail.configuration_sail import SailConfig
 
     auto.AutoConfig.register("sail", SailConfig)
 
 
 def _register_image_processor(auto: ModuleType) -> None:
-    from sail_encoder.sail.configuration_sail import SailConfig
-    from sail_encoder.sail.image_processing_sail import SailImageProcessor
+    from sail_encoder.models.sail.configuration_sail import SailConfig
+    from sail_encoder.models.sail.image_processing_sail import SailImageProcessor
 
     # One class for both backends: the published resizing is Pillow's.
     backends = dict.fromkeys(("pil", "torchvision"), SailImageProcessor)
@@ -35,8 +35,8 @@ def _register_image_processor(auto: ModuleType) -> None:
 
 
 def _register_processor(auto: ModuleType) -> None:
-    from sail_encoder.sail.configuration_sail import SailConfig
-    from sail_encoder.sail.processing_sail import SailProcessor
+    from sail_encoder.models.sail.configuration_sail import SailConfig
+    from sail_encoder.models.sail.processing_sail import SailProcessor
 
     auto.AutoProcessor.register(SailConfig, SailProcessor)
 
@@ -46,9 +46,9 @@ def register_models() -> None:
     """Registers the models; called when a `SailConfig` is made."""
     from transformers import AutoBackbone, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
 
-    from sail_encoder.sail.configuration_sail import SailConfig
-    from sail_encoder.sail.modeling_sail import SailForCausalLM, SailModel
-    from sail_encoder.sail.modeling_sail_backbone import SailBackbone
+    from sail_encoder.models.sail.configuration_sail import SailConfig
+    from sail_encoder.models.sail.modeling_sail import SailForCausalLM, SailModel
+    from sail_encoder.models.sail.modeling_sail_backbone import SailBackbone
 
     AutoBackbone.register(SailConfig, SailBackbone)
     AutoModel.register(SailConfig, SailModel)

@@ -8,7 +8,7 @@ from sail_encoder.estimate import format_bytes
 from sail_encoder.hub import RAW, TIMM, TINY, TINY_FOLDER
 
 if TYPE_CHECKING:
-    from sail_encoder.sail.checkpoint import SailCheckpoint
+    from sail_encoder.models.sail.checkpoint import SailCheckpoint
     from sail_encoder.spec import BackboneSpec
 
 PRECISIONS = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -41,7 +41,7 @@ def info(model: str = TINY) -> int:
 def _checkpoint_rows(model: str) -> dict[str, str]:
     """What the files of a checkpoint tell; weights that are not on this machine stay where they are."""
     from sail_encoder.hub import find_checkpoint, holds_weights
-    from sail_encoder.sail.checkpoint import open_sail
+    from sail_encoder.models.sail.checkpoint import open_sail
 
     folder = find_checkpoint(model, weights=False)
     if not holds_weights(folder) and not Path(model).is_dir():

@@ -65,7 +65,7 @@ def load_backbone(
         from sail_encoder.raw_patches import load_raw
 
         return load_raw(name, where, precision, layers)
-    from sail_encoder.sail.backbone import load_sail
+    from sail_encoder.models.sail.backbone import load_sail
 
     return load_sail(name, where, precision, layers, revision, pretrained, **given)
 
@@ -89,6 +89,6 @@ def describe(name: str, revision: str | None = None) -> "BackboneSpec":
         from sail_encoder.raw_patches import describe_raw
 
         return describe_raw(name)
-    from sail_encoder.sail.backbone import describe_sail
+    from sail_encoder.models.sail.backbone import describe_sail
 
     return describe_sail(name, revision)

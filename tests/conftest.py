@@ -6,7 +6,7 @@ from helpers import GOLDEN, GOLDEN_IDS, golden_cases, small_config
 
 from sail_encoder import load_backbone
 from sail_encoder.hub import find_checkpoint
-from sail_encoder.sail.modeling_sail import SailForCausalLM
+from sail_encoder.models.sail.modeling_sail import SailForCausalLM
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from sail_encoder.attention import Segments, packed_attention
+from sail_encoder.models.sail.packed_images import cumulative, packed_attention, runs_of_equal_length
 from sail_encoder.packing import Pack, pack_consecutive
 from sail_encoder.pixels import PatchedImage
 
@@ -38,9 +38,8 @@ def test_attention_stays_within_segments():
     torch.manual_seed(0)
     lengths = [3, 3, 7, 1, 7]
     query, key, value = torch.randn(21, 4, 8), torch.randn(21, 2, 8), torch.randn(21, 2, 8)
-    segments = Segments.of(lengths, torch.device("cpu"))
-    assert segments.runs == [(2, 3), (1, 7), (1, 1), (1, 7)]
-    out = packed_attention(query, key, value, segments, 0.3)
+    assert runs_of_equal_length(lengths) == [(2, 3), (1, 7), (1, 1), (1, 7)]
+    out = packed_attention(query, key, value, lengths, cumulative(torch.tensor(lengths)), 0.3)
     start = 0
     for length in lengths:
         q, k, v = (x[start : start + length] for x in (query, key, value))

@@ -7,8 +7,8 @@ from helpers import small_config
 from tests.test_backbone_common import BackboneTesterMixin
 from transformers.testing_utils import torch_device
 
-from sail_encoder.sail.configuration_sail import SailConfig
-from sail_encoder.sail.modeling_sail_backbone import SailBackbone
+from sail_encoder.models.sail.configuration_sail import SailConfig
+from sail_encoder.models.sail.modeling_sail_backbone import SailBackbone
 
 
 class SailBackboneTester:

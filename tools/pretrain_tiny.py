@@ -24,9 +24,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
-from sail_encoder.sail.image_processing_sail import SailImageProcessor
-from sail_encoder.sail.modeling_sail import SailForCausalLM
-from sail_encoder.sail.processing_sail import SailProcessor
+from sail_encoder.models.sail.image_processing_sail import SailImageProcessor
+from sail_encoder.models.sail.modeling_sail import SailForCausalLM
+from sail_encoder.models.sail.processing_sail import SailProcessor
 from tools import tiny_recipe as recipe
 
 LOG_EVERY, SAVE_EVERY, WARM_UP = 50, 250, 150

@@ -17,12 +17,13 @@ from sail_encoder.chat.questions import check_prompt
 from sail_encoder.devices import choose_device, choose_dtype
 from sail_encoder.errors import UserError
 from sail_encoder.hub import TINY, find_checkpoint
+from sail_encoder.models.cache_name import CACHE
+from sail_encoder.models.sail.checkpoint import load_language_model, open_sail, read_preprocessing
+from sail_encoder.models.sail.image_processing_sail import SailImageProcessor
+from sail_encoder.models.sail.modeling_sail import SailForCausalLM
+from sail_encoder.models.sail.positions import Grid
+from sail_encoder.models.sail.processing_sail import SailProcessor
 from sail_encoder.pixels import ImageLike, read_image
-from sail_encoder.sail.checkpoint import load_language_model, open_sail, read_preprocessing
-from sail_encoder.sail.image_processing_sail import SailImageProcessor
-from sail_encoder.sail.modeling_sail import SailForCausalLM
-from sail_encoder.sail.positions import Grid
-from sail_encoder.sail.processing_sail import SailProcessor
 
 
 @dataclass(frozen=True)
@@ -195,10 +196,10 @@ class Chat:
             attention_mask=torch.ones_like(input_ids),
             pixel_values=torch.cat(pixels) if pixels else None,
             image_grid_hw=torch.tensor(grids) if grids else None,
-            past_key_values=cache,
             streamer=streamer,
             stopping_criteria=[_StopWhenSet(stop)] if stop is not None else None,
             pad_token_id=self.processor.tokenizer.pad_token_id,
+            **{CACHE: cache},
             **options,
         )
         return output[0, len(ids) :].tolist()
@@ -286,8 +287,8 @@ def ask_together(chats: Sequence[Chat], prompts: Sequence[str], sampling: Sampli
         input_ids=input_ids,
         attention_mask=attention_mask,
         image_grid_hw=torch.tensor(grids) if grids else None,
-        past_key_values=join_caches([chat._cache for chat in chats], model.config),
         pad_token_id=pad,
+        **{CACHE: join_caches([chat._cache for chat in chats], model.config)},
         **options,
     )
     texts = processor.batch_decode(output[:, input_ids.shape[1] :], skip_special_tokens=True)

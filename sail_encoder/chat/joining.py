@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.cache_utils import DynamicCache
 
-from sail_encoder.sail.configuration_sail import SailConfig
+from sail_encoder.models.sail.configuration_sail import SailConfig
 
 
 def pad_behind_prefixes(rows: Sequence[list[int]], prefixes: Sequence[int], pad_id: int) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from sail_encoder import load_backbone
 from sail_encoder.errors import StoreError, UserError
 from sail_encoder.extraction import pipeline
 from sail_encoder.extraction.command import extract
-from sail_encoder.sail.backbone import SailVisionBackbone
+from sail_encoder.models.sail.backbone import SailVisionBackbone
 from sail_encoder.store import sinks
 
 
@@ -146,7 +146,9 @@ def test_another_model_or_another_source_in_the_same_folder_is_refused(run, tmp_
 
 def test_a_run_that_raises_lets_go_of_the_folder(run, monkeypatch):
     with monkeypatch.context() as broken:
-        broken.setattr("sail_encoder.sail.backbone.SailVisionBackbone.encode_packed", fail_with(RuntimeError("a bug")))
+        broken.setattr(
+            "sail_encoder.models.sail.backbone.SailVisionBackbone.encode_packed", fail_with(RuntimeError("a bug"))
+        )
         with pytest.raises(RuntimeError) as kept:
             run()
     folder, status = run()
@@ -305,7 +307,7 @@ def test_an_image_that_is_too_large_alone_is_a_failure(run, monkeypatch, device)
         "cuda": torch.OutOfMemoryError("CUDA out of memory"),
         "mps": RuntimeError("MPS backend out of memory (...)"),
     }
-    monkeypatch.setattr("sail_encoder.sail.backbone.SailVisionBackbone.encode_packed", fail_with(error[device]))
+    monkeypatch.setattr("sail_encoder.models.sail.backbone.SailVisionBackbone.encode_packed", fail_with(error[device]))
     folder, status = run()
     assert status == 1
     assert (folder / "failures.csv").read_text().count("out of memory with its") == 12
@@ -324,7 +326,9 @@ def test_a_copy_that_nothing_can_wait_for_is_waited_for_at_once(monkeypatch):
 
 
 def test_other_errors_are_not_mistaken_for_memory(run, monkeypatch):
-    monkeypatch.setattr("sail_encoder.sail.backbone.SailVisionBackbone.encode_packed", fail_with(RuntimeError("a bug")))
+    monkeypatch.setattr(
+        "sail_encoder.models.sail.backbone.SailVisionBackbone.encode_packed", fail_with(RuntimeError("a bug"))
+    )
     with pytest.raises(RuntimeError, match="a bug"):
         run()
 

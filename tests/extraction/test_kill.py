@@ -34,7 +34,7 @@ def server():
     context = multiprocessing.get_context("forkserver")
     modules = [
         "sail_encoder.extraction.command",
-        "sail_encoder.sail.backbone",
+        "sail_encoder.models.sail.backbone",
         "sail_encoder.extraction.run",
         "pyarrow.parquet",
     ]

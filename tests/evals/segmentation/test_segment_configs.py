@@ -14,7 +14,7 @@ from PIL import Image
 from evals.segmentation import scene_data
 from evals.segmentation.inference_options import whole_patches
 from sail_cli import main
-from sail_encoder.sail.modeling_sail import SailForCausalLM
+from sail_encoder.models.sail.modeling_sail import SailForCausalLM
 
 CONFIGS = sorted(Path("configs/segmentation").glob("*.yaml"))
 

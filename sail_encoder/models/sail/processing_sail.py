@@ -10,8 +10,8 @@ from transformers.image_utils import ImageInput, make_flat_list_of_images
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, Unpack
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from sail_encoder.sail.image_processing_sail import SailImageProcessor
-from sail_encoder.sail.positions import Grid, as_grids
+from sail_encoder.models.sail.image_processing_sail import SailImageProcessor
+from sail_encoder.models.sail.positions import Grid, as_grids
 
 PLACEHOLDER = "<vision><vpatch></vision>"
 """What stands for an image in a text before its size is known."""

@@ -9,7 +9,7 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from sail_encoder.auto import register_models
 from sail_encoder.errors import UserError
-from sail_encoder.sail.published import complete_config, find_described
+from sail_encoder.models.sail.published import complete_config, find_described
 
 
 # Not a subclass of MistralConfig: the Auto classes import this module while transformers itself is being imported, and
@@ -55,7 +55,7 @@ class SailConfig(BackboneConfigMixin, PreTrainedConfig):
 
     model_type = "sail"
     attribute_map = {"patch_size": "vision_patch_size"}
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]
 
     vocab_size: int = 32000
     hidden_size: int = 4096

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import torch
     from huggingface_hub import StateDictSplit
 
-    from sail_encoder.sail.checkpoint import SailCheckpoint
-    from sail_encoder.sail.configuration_sail import SailConfig
+    from sail_encoder.models.sail.checkpoint import SailCheckpoint
+    from sail_encoder.models.sail.configuration_sail import SailConfig
 
 LANGUAGE_FILES = (
     "generation_config.json",
@@ -60,7 +60,7 @@ def convert(
         Exit status 0.
     """
     from sail_encoder.hub import find_checkpoint
-    from sail_encoder.sail.checkpoint import open_sail
+    from sail_encoder.models.sail.checkpoint import open_sail
 
     folder = Path(out)
     _check_folder(folder)
@@ -169,8 +169,8 @@ def _new_folder(folder: Path) -> Iterator[Path]:
 
 def _write_settings(content: _Content, folder: Path) -> None:
     """Writes everything but the weights."""
-    from sail_encoder.sail.checkpoint import read_preprocessing
-    from sail_encoder.sail.image_processing_sail import SailImageProcessor
+    from sail_encoder.models.sail.checkpoint import read_preprocessing
+    from sail_encoder.models.sail.image_processing_sail import SailImageProcessor
 
     content.config.save_pretrained(folder)
     source = content.checkpoint.folder

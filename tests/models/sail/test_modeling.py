@@ -6,9 +6,9 @@ from helpers import END, PATCH, prompt_ids, random_patches, relative_error, smal
 from transformers import AttentionInterface, Trainer, TrainingArguments
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from sail_encoder.sail.blocks import SailRotaryEmbedding
-from sail_encoder.sail.modeling_sail import SailForCausalLM, SailModel
-from sail_encoder.sail.positions import image_positions, prefix_positions, text_and_image_positions
+from sail_encoder.models.cache_name import CACHE
+from sail_encoder.models.sail.modeling_sail import SailForCausalLM, SailModel, SailRotaryEmbedding
+from sail_encoder.models.sail.positions import image_positions, prefix_positions, text_and_image_positions
 
 
 def test_positions_of_a_3x5_image():
@@ -149,7 +149,7 @@ def test_pixels_and_grids_go_together(small_model):
             with pytest.raises(ValueError, match="go together"):
                 small_model.model(**text, **given)
     cache = small_model.model.encode_prefix(patches, grids)
-    for given in ({"pixel_values": patches}, {"past_key_values": cache}):
+    for given in ({"pixel_values": patches}, {CACHE: cache}):
         with pytest.raises(ValueError, match="needs image_grid_hw"):
             small_model.generate(input_ids=ids, **given, max_new_tokens=2)
 

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from sail_encoder.backbone import Encoded, VisionBackbone
 from sail_encoder.hub import find_checkpoint
+from sail_encoder.models.sail.checkpoint import load_encoder, open_sail, random_encoder, read_preprocessing
+from sail_encoder.models.sail.configuration_sail import SailConfig
+from sail_encoder.models.sail.modeling_sail import SailModel
+from sail_encoder.models.sail.published import find_described, read_config
 from sail_encoder.pixels import IMAGENET_MEAN, IMAGENET_STD
 from sail_encoder.resizing import MAX_TOKENS, Resize, Size
-from sail_encoder.sail.checkpoint import load_encoder, open_sail, random_encoder, read_preprocessing
-from sail_encoder.sail.configuration_sail import SailConfig
-from sail_encoder.sail.modeling_sail import SailModel
-from sail_encoder.sail.published import find_described, read_config
 from sail_encoder.spec import BackboneSpec
 
 

@@ -11,8 +11,8 @@ from tokenizers import Tokenizer, models
 from sail_encoder import CheckpointError, SailForCausalLM, SailImageProcessor, UserError, load_backbone, weights
 from sail_encoder.hub import find_checkpoint
 from sail_encoder.loading import describe
-from sail_encoder.sail.checkpoint import open_sail
-from sail_encoder.sail.modeling_sail import SailModel
+from sail_encoder.models.sail.checkpoint import open_sail
+from sail_encoder.models.sail.modeling_sail import SailModel
 
 
 @pytest.fixture

@@ -13,12 +13,11 @@ from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_outputs import BackboneOutput
 from transformers.utils.generic import can_return_tuple
 
+from sail_encoder.models.sail.configuration_sail import SailConfig
+from sail_encoder.models.sail.modeling_sail import SailModel, SailPreTrainedModel
+from sail_encoder.models.sail.packed_images import PackedImages
 from sail_encoder.pixels import patchify_batch
 from sail_encoder.resizing import Size
-from sail_encoder.sail.configuration_sail import SailConfig
-from sail_encoder.sail.modeling_sail import SailModel
-from sail_encoder.sail.modeling_sail_encoder import SailPreTrainedModel
-from sail_encoder.sail.prefixes import ImagePrefixes
 
 
 class SailBackbone(BackboneMixin, SailPreTrainedModel):
@@ -71,8 +70,8 @@ class SailBackbone(BackboneMixin, SailPreTrainedModel):
         wanted = {self.stage_names.index(stage) for stage in self.out_features}
         if run_all:
             wanted = set(range(len(self.stage_names)))
-        prefixes = ImagePrefixes.of(patches, torch.tensor(grids), self.config)
-        stream = self.model.residual_stream(patches, prefixes)
+        images = PackedImages.from_grids(torch.tensor(grids), patches, self.config)
+        stream = self.model.residual_stream(patches, images)
         states = {}
         for stage in range(max(wanted) + 1):
             hidden = next(stream)
