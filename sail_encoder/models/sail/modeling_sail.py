@@ -274,7 +274,7 @@ class SailModel(SailPreTrainedModel):
             hidden_size]. `hidden_states`: the embedding, then each block's output, the last one after the final norm.
 
         Raises:
-            ValueError: If there is no input, tokens, pixels and grids disagree, or the cache does not tell its positions.
+            ValueError: If there is no input, image tokens, pixels and grids disagree, or nothing tells the positions.
         """
         if (pixel_values is None) != (image_grid_hw is None):
             raise ValueError("pixel_values and image_grid_hw [images, 2] go together; only one of them was given")

@@ -7,6 +7,8 @@ import torch
 from helpers import prompt_ids, random_patches, relative_error
 from transformers.cache_utils import DynamicCache, StaticCache
 
+from sail_encoder.models.cache_name import CACHE
+
 GRIDS = [(2, 3), (4, 2)]
 TAIL = [7, 8, 9, 10]
 
@@ -40,6 +42,26 @@ def go_on(model, cache, tokens, seen):
     ids = torch.tensor([tokens] * len(GRIDS))
     mask = torch.cat((prompts()["attention_mask"], torch.ones(len(GRIDS), seen + len(tokens) - 13)), dim=1)
     return model(input_ids=ids, attention_mask=mask.long(), past_key_values=cache).logits
+
+
+@pytest.mark.parametrize("name", ["past_key_values", "cache"])
+def test_a_cache_that_is_given_is_filled(small_model, name):
+    """Under either name that releases of transformers have for it, and it comes back under that of this release."""
+    for cache in caches(small_model):
+        output = small_model(**prompts(), **images(), **{name: cache}, use_cache=True)
+        assert output[CACHE] is cache
+        assert cache.get_seq_length() == 13
+        assert all(layer.keys[:, :, :13].abs().amin(dim=(0, 1, 3)).min() > 0 for layer in cache.layers)
+    grid = GRIDS[1]
+    cache = small_model.model.encode_prefix(**images([grid]))
+    assert [layer.get_seq_length() for layer in cache.layers] == [10] * small_model.config.num_hidden_layers
+
+
+def test_generate_fills_the_cache_that_is_given(small_model):
+    cache = DynamicCache(config=small_model.config)
+    output = small_model.generate(**prompts(), **images(), **{CACHE: cache}, max_new_tokens=4, min_new_tokens=4)
+    assert output.shape[1] == 13 + 4
+    assert cache.get_seq_length() == 13 + 3
 
 
 @pytest.mark.parametrize("kind", [0, 1])

@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 from helpers import END, PATCH, prompt_ids, random_patches, relative_error, small_config
-from transformers import AttentionInterface, Trainer, TrainingArguments
+from transformers import AttentionInterface, DynamicCache, Trainer, TrainingArguments
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from sail_encoder.models.cache_name import CACHE
@@ -222,6 +222,26 @@ def test_labels_give_a_loss_and_gradients():
     loss.backward()
     assert loss > 0
     assert model.model.vis_embed.weight.grad.abs().sum() > 0
+
+
+def test_gradient_checkpointing_gives_the_same_gradients_and_no_cache():
+    torch.manual_seed(0)
+    model = SailForCausalLM(small_config()).train()
+    inputs = {**image_prompt(), "labels": image_prompt()["input_ids"]}
+    gradients = []
+    for checkpoint in (False, True):
+        if checkpoint:
+            # Its name until transformers 5.23, and from then on.
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable()
+        model.zero_grad()
+        output = model(**inputs)
+        output.loss.backward()
+        gradients.append(model.model.vis_embed.weight.grad.clone())
+    torch.testing.assert_close(*gradients)
+    assert output.get(CACHE) is None
+    with pytest.raises(ValueError, match="filled twice by gradient checkpointing"):
+        model(**inputs, cache=DynamicCache())
 
 
 def test_trainer_does_not_count_the_tokens_of_images(tmp_path):
