@@ -1,22 +1,53 @@
-# Both targets work from nothing: they make the virtual environment and install into it.
+# `make demo` and `make test` work from nothing: they make a virtual environment and install into it the versions that
+# constraints.txt names. uv does the installing where there is one, pip otherwise.
 PYTHON ?= python3
-VENV := .venv
+VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
+UV := $(shell command -v uv 2>/dev/null)
+INSTALL = $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/pip install --quiet) \
+	$(addprefix --constraint ,$(CONSTRAINTS))
 
-.PHONY: demo test common install clean
+.PHONY: demo test lint newest lowest constraints common clean
 
-demo: install
+demo: $(VENV)/core
 	$(BIN)/sail demo --out demo
 
-test: install
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
+
+lint: $(VENV)/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
+
+# The tests with the newest release of everything, and with the oldest that pyproject.toml allows.
+newest:
+	$(MAKE) $(VENV)-newest/dev VENV=$(VENV)-newest CONSTRAINTS=
+	$(call run_tests,$(VENV)-newest)
+
+lowest: $(VENV)-lowest/bounds.txt
+	$(MAKE) $(VENV)-lowest/test VENV=$(VENV)-lowest CONSTRAINTS=$(VENV)-lowest/bounds.txt
+	$(call run_tests,$(VENV)-lowest)
+
+$(VENV)-lowest/bounds.txt: pyproject.toml tools/lower_bounds.py
+	$(PYTHON) -m venv $(VENV)-lowest
+	$(VENV)-lowest/bin/pip install --quiet --no-deps --editable .
+	$(VENV)-lowest/bin/python -m tools.lower_bounds > $@
+
+define run_tests
+	$(1)/bin/python -c "from sail_encoder.versions import versions; print(versions())"
+	OMP_NUM_THREADS=1 $(1)/bin/pytest -n auto --maxprocesses 4 --dist loadfile
+endef
+
+# Needs uv, which resolves for all supported releases of Python at once.
+constraints:
+	uv pip compile --quiet --universal --python-version 3.10 --all-extras --no-emit-package sail-encoder \
+		--no-annotate --no-header --upgrade --output-file constraints.txt pyproject.toml
 
 # The model classes under transformers' own common tests, which come with its source distribution.
-common: install $(VENV)/transformers-source
+common: $(VENV)/dev $(VENV)/transformers-source
 	$(BIN)/pytest -c tests_transformers/pytest.ini tests_transformers
 
 $(VENV)/transformers-source:
@@ -26,12 +57,23 @@ $(VENV)/transformers-source:
 	tar -xf $(VENV)/download/transformers-*.tar.gz --strip-components 1 -C $@.part
 	touch $@.part/tests/__init__.py && mv $@.part $@
 
-install: $(VENV)/installed
-
-$(VENV)/installed: pyproject.toml
+$(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable ".[dev]"
+
+$(VENV)/core: $(BIN)/python pyproject.toml $(CONSTRAINTS)
+	@echo "Installing what sail-encoder runs on (PyTorch, transformers, timm, ...) into $(VENV); this takes minutes once."
+	$(INSTALL) --editable .
+	touch $@
+
+$(VENV)/test: $(VENV)/core
+	@echo "Installing what its tests need into $(VENV)."
+	$(INSTALL) --editable ".[test]"
+	touch $@
+
+$(VENV)/dev: $(VENV)/core
+	@echo "Installing what its tests and checks need into $(VENV)."
+	$(INSTALL) --editable ".[dev]"
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) $(VENV)-newest $(VENV)-lowest demo
