@@ -27,6 +27,9 @@ PARTS = {
 }
 """Names of folders, splits and shards that say which part of a set an image belongs to."""
 
+LABEL_NAMES = ("label", "labels", "fine_label", "class", "cls", "target")
+"""Names under which JSON and the columns of a data set may hold the label, in order of preference."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MadeImage(ImageFile):

@@ -5,9 +5,10 @@ import glob
 from pathlib import Path
 
 from evals.datasets.folders import image_folder, imagenet, is_imagenet
+from evals.datasets.hugging_face import is_saved_dataset, saved_dataset
 from evals.datasets.labelled import LabelledImages
 from evals.datasets.made import MADE
-from evals.datasets.shards import is_saved_dataset, saved_dataset, webdataset
+from evals.datasets.shards import webdataset
 from evals.datasets.tables import TABLE_SUFFIXES, image_table
 from evals.errors import DatasetError
 from heads.targets import Kind

@@ -1,16 +1,14 @@
-"""UperNet on a plain backbone: transformers' head behind a simple feature pyramid."""
+"""UperNet on a plain backbone: its decode heads on a simple feature pyramid."""
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
-from transformers import UperNetConfig
-from transformers.models.upernet.modeling_upernet import UperNetFCNHead
-from transformers.models.upernet.modeling_upernet import UperNetHead as PyramidPoolingHead
+from torch import Tensor
 
 from heads.contract import HeadError
 from heads.dense.contract import DenseHead
 from heads.dense.loss import upsampled_cross_entropy
 from heads.dense.pyramid import SCALES, SimpleFeaturePyramid
+from heads.dense.pyramid_pooling import AuxiliaryHead, PyramidHead, set_starting_weights
 
 
 class UperNetHead(DenseHead):
@@ -48,16 +46,15 @@ class UperNetHead(DenseHead):
             "auxiliary_weight": auxiliary_weight,
             "auxiliary_level": auxiliary_level,
         }
-        self.auxiliary_weight = auxiliary_weight
+        self.auxiliary_weight, self.auxiliary_level = auxiliary_weight, auxiliary_level
         self.pyramid = SimpleFeaturePyramid(in_channels)
-        config = UperNetConfig(hidden_size=channels, num_labels=num_classes, auxiliary_channels=auxiliary_channels)
         widths = self.pyramid.out_channels
-        self.head = PyramidPoolingHead(config, widths)
-        self.head.classifier = nn.Sequential(nn.Dropout2d(dropout), _small(self.head.classifier))
+        self.head = PyramidHead(widths, num_classes, channels, dropout)
+        set_starting_weights(self.head)
         self.auxiliary = None
         if auxiliary_weight:
-            self.auxiliary = UperNetFCNHead(config, widths, in_index=auxiliary_level)
-            self.auxiliary.classifier = nn.Sequential(nn.Dropout2d(dropout), _small(self.auxiliary.classifier))
+            self.auxiliary = AuxiliaryHead(widths[auxiliary_level], num_classes, auxiliary_channels, dropout)
+            set_starting_weights(self.auxiliary)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         return self.head(self._levels(maps))
@@ -66,17 +63,11 @@ class UperNetHead(DenseHead):
         levels = self._levels(maps)
         loss = upsampled_cross_entropy(self.head(levels), labels)
         if self.auxiliary is not None:
-            loss = loss + self.auxiliary_weight * upsampled_cross_entropy(self.auxiliary(levels), labels)
+            logits = self.auxiliary(levels[self.auxiliary_level])
+            loss = loss + self.auxiliary_weight * upsampled_cross_entropy(logits, labels)
         return loss
 
     def _levels(self, maps: Sequence[Tensor]) -> list[Tensor]:
         if self.training and len(maps[0]) < 2:
             raise HeadError("UperNet normalises over the batch, which needs 2 images or more; raise --batch_size")
         return self.pyramid(maps)
-
-
-def _small(classifier: nn.Conv2d) -> nn.Conv2d:
-    """A classifier that starts from N(0, 0.01), as mmsegmentation's does."""
-    nn.init.normal_(classifier.weight, std=0.01)
-    nn.init.zeros_(classifier.bias)  # type: ignore[arg-type]
-    return classifier

@@ -2,8 +2,9 @@
 
 import csv
 import io
-import json
+import sys
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow
@@ -19,6 +20,7 @@ from evals.datasets.made import MADE, SCENE_PARTS
 from evals.datasets.splits import split
 from evals.errors import DatasetError
 from evals.scenes import TRAINING_SEEDS
+from sail_encoder.errors import ImageError
 from sail_encoder.images import ImageList
 from sail_encoder.pixels import read_image
 
@@ -296,27 +298,18 @@ def test_captions_are_not_taken_for_labels(tmp_path, order):
         load_dataset(str(tmp_path / "b.tar"))
 
 
-def save_to_disk(folder, images, labels):
-    """What Hugging Face's `Dataset.save_to_disk` writes."""
-    folder.mkdir(parents=True)
-    cells = [{"bytes": image, "path": None} for image in images]
-    table = pyarrow.table({"image": cells, "label": labels})
-    path = folder / "data-00000-of-00001.arrow"
-    with path.open("wb") as file, pyarrow.ipc.new_stream(file, table.schema) as writer:
-        writer.write_table(table)
-    state = {"_data_files": [{"filename": "data-00000-of-00001.arrow"}], "_indices_data_files": None}
-    (folder / "state.json").write_text(json.dumps(state))
-    features = {
-        "image": {"_type": "Image"},
-        "label": {"_type": "ClassLabel", "names": ["cat", "dog"]},
-    }
-    (folder / "dataset_info.json").write_text(json.dumps({"features": features}))
+def pets(values, labels):
+    """A Hugging Face dataset of one-colored images."""
+    datasets = pytest.importorskip("datasets")
+    kinds = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    cells = [{"bytes": png(value), "path": None} for value in values]
+    return datasets.Dataset.from_dict({"image": cells, "label": labels}, features=kinds)
 
 
 def test_hugging_face_datasets_on_disk(tmp_path):
-    save_to_disk(tmp_path / "pets" / "train", [png(1), png(2)], [0, 1])
-    save_to_disk(tmp_path / "pets" / "test", [png(3)], [1])
-    (tmp_path / "pets" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    datasets = pytest.importorskip("datasets")
+    whole = datasets.DatasetDict({"train": pets([1, 2], [0, 1]), "test": pets([3], [1])})
+    whole.save_to_disk(tmp_path / "pets")
     dataset = load_dataset(str(tmp_path / "pets"))
     assert samples(dataset) == [
         ("test/00000000", "dog", "test"),
@@ -324,16 +317,56 @@ def test_hugging_face_datasets_on_disk(tmp_path):
         ("train/00000001", "dog", "train"),
     ]
     assert opened(dataset) == {"train/00000000": 1, "train/00000001": 2, "test/00000000": 3}
+    assert [image.size for image in dataset.images.images] == [len(png(value)) for value in (1, 2, 3)]
     assert samples(load_dataset(str(tmp_path / "pets" / "test"))) == [("test/00000000", "dog", "")]
     with pytest.raises(DatasetError, match="no column of labels; there is image, label"):
         load_dataset(str(tmp_path / "pets"), label_column="kind")
-    save_to_disk(tmp_path / "unlabelled", [png(1)], [-1])
+    pets([1], [-1]).save_to_disk(tmp_path / "unlabelled")
     with pytest.raises(DatasetError, match="1 of 1 labels are missing"):
         load_dataset(str(tmp_path / "unlabelled"))
-    state = tmp_path / "unlabelled" / "state.json"
-    state.write_text(state.read_text().replace("null", '[{"filename": "indices.arrow"}]'))
-    with pytest.raises(DatasetError, match="flatten_indices"):
-        load_dataset(str(tmp_path / "unlabelled"))
+
+
+def test_selections_and_formats_of_hugging_face_datasets_are_kept(tmp_path):
+    everything = pets(range(600), [value % 2 for value in range(600)]).with_format("numpy")
+    everything.select(range(599, -1, -2)).save_to_disk(tmp_path / "odd", num_shards=3)
+    dataset = load_dataset(str(tmp_path / "odd"))
+    assert dataset.targets.tolist() == ["dog"] * 300
+    with ThreadPoolExecutor(4) as threads:
+        contents = list(threads.map(lambda image: image.open(), dataset.images.images))
+    assert contents == [png(value) for value in range(599, -1, -2)]
+    assert [image.size for image in dataset.images.images] == [len(content) for content in contents]
+
+
+def test_images_of_hugging_face_datasets_may_lie_beside_them(tmp_path, monkeypatch):
+    """As old versions of the library have left them."""
+    datasets = pytest.importorskip("datasets")
+    (tmp_path / "beside.png").write_bytes(png(7))
+    (tmp_path / "state.json").touch()
+    paths = [str(tmp_path / name) for name in ("beside.png", "gone.png")]
+    kinds = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
+    cells = [*({"bytes": None, "path": path} for path in paths), None]
+    made = datasets.Dataset.from_dict({"image": cells, "label": ["a", "b", "c"]}, features=kinds)
+    monkeypatch.setattr(datasets, "load_from_disk", lambda folder, keep_in_memory: made)
+    beside, gone, none = load_dataset(str(tmp_path)).images.images
+    assert beside.open() == png(7)
+    with pytest.raises(FileNotFoundError, match=r"gone\.png"):
+        gone.open()
+    with pytest.raises(ImageError):
+        read_image(none.open())
+
+
+def test_a_damaged_hugging_face_dataset_is_one_line(tmp_path):
+    pets([1], [0]).save_to_disk(tmp_path / "pets")
+    next((tmp_path / "pets").glob("*.arrow")).write_bytes(b"no arrow")
+    with pytest.raises(DatasetError, match=r"pets cannot be read as a Hugging Face dataset \(.*\); save it again"):
+        load_dataset(str(tmp_path / "pets"))
+
+
+def test_hugging_face_datasets_need_their_library(tmp_path, monkeypatch):
+    (tmp_path / "dataset_dict.json").write_text('{"splits": []}')
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(DatasetError, match="is a Hugging Face dataset, which needs a library: pip install datasets"):
+        load_dataset(str(tmp_path))
 
 
 @pytest.mark.parametrize("name", MADE)

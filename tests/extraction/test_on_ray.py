@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 from helpers import save_images
@@ -56,12 +55,20 @@ def test_paths_are_for_any_working_folder(tmp_path, monkeypatch):
 
 def test_a_share_that_is_cancelled_ends_its_process_cleanly(monkeypatch):
     ends = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(143)); print(flush=True); time.sleep(60)"
-    process = subprocess.Popen([sys.executable, "-c", ends], stdout=subprocess.PIPE)
+    looked_at = threading.Event()
+
+    class Process(subprocess.Popen):
+        def poll(self):
+            code = super().poll()
+            looked_at.set()
+            return code
+
+    process = Process([sys.executable, "-c", ends], stdout=subprocess.PIPE)
     monkeypatch.setattr(on_ray, "start_worker", lambda request, device, share: Worker(share, device, process))
 
     def cancel():
         process.stdout.readline()
-        time.sleep(0.1)
+        looked_at.wait()
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=cancel).start()

@@ -3,7 +3,10 @@ import json
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
+from transformers import UperNetConfig
+from transformers.models.upernet import modeling_upernet
 
 from heads.contract import FeatureSource, HeadError, SavedHead, save_head
 from heads.dense import IGNORE
@@ -91,12 +94,41 @@ def test_upernet_and_its_auxiliary_loss():
     maps, labels = feature_maps(6, 6, 6, 6), some_labels()
     head = UperNetHead([6] * 4, CLASSES, auxiliary_weight=0.4, **options).train()
     main = upsampled_cross_entropy(head(maps), labels)
-    auxiliary = upsampled_cross_entropy(head.auxiliary(head.pyramid(maps)), labels)
+    auxiliary = upsampled_cross_entropy(head.auxiliary(head.pyramid(maps)[2]), labels)
     torch.testing.assert_close(head.loss(maps, labels), main + 0.4 * auxiliary)
     assert head(maps).shape == (2, CLASSES, 4 * ROWS, 4 * COLUMNS)
     assert UperNetHead([6], CLASSES, auxiliary_weight=0, **options).auxiliary is None
     with pytest.raises(HeadError, match="raise --batch_size"):
         head.loss([m[:1] for m in maps], labels[:1])
+
+
+@pytest.mark.parametrize("auxiliary_level", [0, 2])
+@pytest.mark.parametrize("in_channels", [[6, 7, 8, 9], [6]])
+def test_upernet_has_the_weights_and_the_numbers_of_transformers(in_channels, auxiliary_level):
+    """Heads that were saved while transformers' classes stood in this place load and give the same logits."""
+    maps, options = feature_maps(*in_channels), {"channels": 8, "auxiliary_channels": 5, "dropout": 0.0}
+    ours = UperNetHead(in_channels, CLASSES, auxiliary_level=auxiliary_level, **options)
+    widths = ours.pyramid.out_channels
+    config = UperNetConfig(hidden_size=8, num_labels=CLASSES, auxiliary_channels=5)
+    auxiliary = modeling_upernet.UperNetFCNHead(config, widths, auxiliary_level)
+    theirs = modeling_upernet.UperNetHead(config, widths), auxiliary
+    for own, other in zip((ours.head, ours.auxiliary), theirs, strict=True):
+        other.classifier = nn.Sequential(nn.Dropout2d(0.0), other.classifier)
+        assert list(own.state_dict()) == list(other.state_dict())
+        own.load_state_dict(other.state_dict())
+    for training in (True, False):
+        for module in (ours, *theirs):
+            module.train(training)
+        levels = ours.pyramid(maps)
+        assert torch.equal(ours.head(levels), theirs[0](levels))
+        assert torch.equal(ours.auxiliary(levels[auxiliary_level]), theirs[1](levels))
+
+
+def test_classifiers_of_upernet_start_small():
+    head = UperNetHead([64], 50)
+    for classifier in (head.head.classifier[1], head.auxiliary.classifier[1]):
+        assert float(classifier.weight.detach().std()) == pytest.approx(0.01, rel=0.1)
+        assert not classifier.bias.any()
 
 
 @pytest.mark.parametrize("kind", ["linear", "upernet"])
