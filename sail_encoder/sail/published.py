@@ -7,14 +7,9 @@ from typing import Any
 
 from sail_encoder.errors import CheckpointError
 from sail_encoder.hub import find_checkpoint
+from sail_encoder.sail.description import PATCH_WEIGHTS, VISION_TOKENS
 from sail_encoder.weights import WeightFiles
 
-PATCH_WEIGHTS = ("model.vis_embed.weight", "vis_embed.weight")
-VISION_TOKENS = {
-    "vision_start_token_id": "<vision>",
-    "image_token_id": "<vpatch>",
-    "vision_end_token_id": "</vision>",
-}
 UNUSED_VISION_TOKENS = ("<vrow_sep>", "<vframe_sep>", "<|vis_cls|>")
 
 
