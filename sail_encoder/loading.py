@@ -99,8 +99,6 @@ def resolve_options(
 ) -> tuple[BackboneSpec, list[int], Resize]:
     """Reads what a command was asked for as it is meant for a model, before that is loaded.
 
-    What is misspelled is found first, since a timm model cannot be described without importing timm.
-
     Args:
         model: As in `load_backbone`.
         layers: Which blocks.
@@ -113,8 +111,7 @@ def resolve_options(
     Raises:
         UserError: If there is no such model, it has no such layers, or its patches do not tile the size.
     """
-    check_layers(layers)
-    Resize().override(resize, max_tokens)
+    check_options(layers, resize, max_tokens)
     if model.startswith(TIMM):
         announce("timm")
     spec = describe(model)
@@ -122,6 +119,16 @@ def resolve_options(
     if rule.fixed is not None:
         rule.grid(rule.fixed, spec.patch_size)
     return spec, resolve_layers(layers, spec.num_layers), rule
+
+
+def check_options(layers: LayerSpec, resize: str, max_tokens: int | None) -> None:
+    """Finds what is misspelled in them; a timm model cannot be described before timm is imported.
+
+    Raises:
+        UserError: If one is not understood.
+    """
+    check_layers(layers)
+    Resize().override(resize, max_tokens)
 
 
 def announce(what: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sail_encoder.errors import CheckpointError
-from sail_encoder.hub import find_checkpoint
+from sail_encoder.hub import RAW, TIMM, TINY, find_checkpoint
 from sail_encoder.resizing import MAX_TOKENS, Resize
 from sail_encoder.spec import BackboneSpec
 
@@ -39,6 +39,8 @@ def describe_sail(name: str, revision: str | None = None) -> BackboneSpec:
     Raises:
         CheckpointError: If there is no such checkpoint, or a file of it describes something else.
     """
+    if name.startswith((TIMM, RAW)):
+        raise CheckpointError(f"{name} is no SAIL checkpoint; use {TINY}, a folder, or a Hub name")
     folder = find_checkpoint(name, revision, weights=False)
     config = read_config_file(folder)
     if config["model_type"] == "mistral" and "vision_patch_size" not in config:
