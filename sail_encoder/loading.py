@@ -112,7 +112,7 @@ def resolve_options(
         UserError: If there is no such model, it has no such layers, or its patches do not tile the size.
     """
     check_options(layers, resize, max_tokens)
-    if model.startswith(TIMM):
+    if model.startswith(TIMM) and "timm" not in sys.modules:
         announce("timm")
     spec = describe(model)
     rule = spec.resize.override(resize, max_tokens)

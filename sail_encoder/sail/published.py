@@ -7,7 +7,8 @@ from typing import Any
 
 from sail_encoder.errors import CheckpointError
 from sail_encoder.hub import find_checkpoint
-from sail_encoder.sail.description import PATCH_WEIGHTS, VISION_TOKENS
+from sail_encoder.sail.description import PATCH_WEIGHTS as PATCH_WEIGHTS
+from sail_encoder.sail.description import VISION_TOKENS
 from sail_encoder.weights import WeightFiles
 
 UNUSED_VISION_TOKENS = ("<vrow_sep>", "<vframe_sep>", "<|vis_cls|>")

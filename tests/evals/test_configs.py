@@ -12,8 +12,9 @@ import yaml
 from evals.datasets.labelled import LabelledImages
 from evals.datasets.made import MADE
 from evals.features import _plan
+from evals.options import parse_probes
 from evals.probe import probe
-from evals.probing import build_probe, check_stepwise, parse_probes, parts_for
+from evals.probing import build_probe, check_stepwise, parts_for
 from heads.logistic import LogisticSolver
 from heads.trained import TrainedProbe
 from sail_cli import main
@@ -62,8 +63,8 @@ def backbone(name):
 def reached(monkeypatch, tmp_path):
     """From the arguments of `sail probe` to what extraction, training and probes get of them."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("evals.datasets.loading.load_dataset", made_up)
-    monkeypatch.setattr("evals.features.describe", backbone)
+    monkeypatch.setattr("evals.probe.load_dataset", made_up)
+    monkeypatch.setattr("sail_encoder.loading.describe", backbone)
     seen = []
 
     def extract(dataset, wanted, cache, probes):
