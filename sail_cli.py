@@ -1,20 +1,18 @@
 """The command `sail`: a table of sub-commands, each a typed function in its own package.
 
-jsonargparse builds flags and help from the function's signature and docstring. A sub-command is imported when it is
-called, so `sail --help` answers at once.
+Options and help come from the function's signature and docstring. A sub-command is imported when it is called, so
+`sail --help` answers at once.
 """
 
-import difflib
 import importlib
-import inspect
-import json
-import re
 import sys
-import types
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, Union, get_args, get_origin
+from inspect import Parameter
+from typing import TYPE_CHECKING
 
+from sail_encoder import __version__
+from sail_encoder.arguments import ArgumentReader, is_switch, parameters_of, suggest, takes_many
 from sail_encoder.errors import UserError, in_one_line
 
 if TYPE_CHECKING:
@@ -79,6 +77,9 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one sub-command and returns its exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["--version"]:
+        print(f"sail {__version__}")
+        return 0
     groups = {name.split()[0] for name in COMMANDS if " " in name}
     group = arguments[0] if arguments and arguments[0] in groups else ""
     words = 2 if group else 1
@@ -87,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     name, rest = " ".join(arguments[:words]), arguments[words:]
     if name not in COMMANDS:
-        return _complain(f"no command '{name}'{_suggest(name, COMMANDS)}; sail --help lists all")
+        return _complain(f"no command '{name}'{suggest(name, COMMANDS)}; sail --help lists all")
     try:
         return _run(name, rest)
     except (UserError, OSError) as error:
@@ -100,88 +101,38 @@ def _run(name: str, arguments: list[str]) -> int:
     command = COMMANDS[name]
     module, function_name = command.function.split(":")
     function: Callable[..., int] = getattr(importlib.import_module(module), function_name)
-    parser = _build_parser(name, function, command)
-    flags, words = _sort_arguments(arguments, command, function)
-    values = parser.parse_args(flags)
-    values.pop("config", None)
-    # A word such as `null` or `~` that is given without a flag is a word, not the absence of one.
-    taken = {name: word for name, word in words.items() if values[name] is None}
-    return function(**{**values.as_dict(), **taken})
+    if {"-h", "--help"} & set(arguments):
+        _build_parser(name, function, command).parse_args(["--help"])
+    reader = ArgumentReader(function, command.positional)
+    try:
+        values = reader.read(arguments)
+    except UserError as error:
+        raise UserError(f"{error}; sail {name} --help lists all options") from None
+    if reader.only_shows:
+        parser = _build_parser(name, function, command)
+        parser.set_defaults(values)
+        parser.parse_args(["--print_config"])
+    return function(**values)
 
 
 def _build_parser(name: str, function: Callable[..., int], command: Command) -> "ArgumentParser":
+    """Parser that writes the help of a command, or a configuration, and ends the process then."""
     from jsonargparse import ArgumentParser
 
-    class Parser(ArgumentParser):
-        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-            raise UserError(f"{_explain(message, function)}; sail {name} --help lists all options")
-
-    words = (f"{word.upper()}..." if _takes_many(word, function) else word.upper() for word in command.positional)
-    parser = Parser(prog=f"sail {name}", usage=" ".join(["sail", name, *words, "[options]"]))
+    parameters = parameters_of(function)
+    words = (f"{word.upper()}..." if takes_many(parameters[word]) else word.upper() for word in command.positional)
+    parser = ArgumentParser(
+        prog=f"sail {name}", usage=" ".join(["sail", name, *words, "[options]"]), epilog=_about_options(parameters)
+    )
     parser.add_argument("--config", action="config", help="A YAML file with any of these options.")
     parser.add_function_arguments(function, as_positional=False)
     return parser
 
 
-def _sort_arguments(
-    arguments: list[str], command: Command, function: Callable[..., int]
-) -> tuple[list[str], dict[str, str]]:
-    """Brings arguments into the form `--name=value`, which also lets a value begin with a minus.
-
-    Returns:
-        All arguments in that form, and by their names those that were given without a flag and stand alone.
-    """
-    flags, free, words = [], [], {}
-    rest = iter(arguments)
-    for argument in rest:
-        if not argument.startswith("--"):
-            free.append(argument)
-        elif "=" in argument or argument in ("--help", "--print_config"):
-            flags.append(argument)
-        else:
-            value = next(rest, None)
-            if value is None:
-                raise UserError(f"{argument} needs a value")
-            flags.append(f"{argument}={value}")
-    if "-h" in free:
-        return ["--help"], {}
-    for name in command.positional:
-        if free and _takes_many(name, function):
-            flags.append(f"--{name}={json.dumps(free)}")
-            free = []
-        elif free:
-            words[name] = free.pop(0)
-            flags.append(f"--{name}={words[name]}")
-    if free:
-        raise UserError(f"'{free[0]}' is one argument too many; options are given as --name value")
-    return flags, words
-
-
-def _takes_many(name: str, function: Callable[..., int]) -> bool:
-    return "list" in str(inspect.signature(function).parameters[name].annotation)
-
-
-def _explain(message: str, function: Callable[..., int]) -> str:
-    """Turns jsonargparse's messages into one sentence that names the value and what is allowed."""
-    parameters = inspect.signature(function).parameters
-    if unknown := re.search(r"(?:unrecognized arguments: --|Option ')([^\s='.]+)", message):
-        return f"no option --{unknown[1]}{_suggest(unknown[1], parameters)}"
-    if missing := re.fullmatch(r"the following arguments are required: (.*)", message):
-        return f"--{missing[1].replace(', ', ' and --')} is missing"
-    wrong = re.match(r'Parser key "(\w+)":.*value: (.*)', message, re.DOTALL)
-    if wrong and wrong[1] in parameters:
-        return f"--{wrong[1]} cannot be {wrong[2]}; allowed is {_allowed(parameters[wrong[1]].annotation)}"
-    return message
-
-
-def _allowed(annotation: Any) -> str:
-    """What a type allows, in words."""
-    if get_origin(annotation) is Literal:
-        return ", ".join(map(str, get_args(annotation)))
-    if isinstance(annotation, types.UnionType) or get_origin(annotation) is Union:
-        return " or ".join(_allowed(choice) for choice in get_args(annotation))
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
-    return names.get(annotation, str(annotation))
+def _about_options(parameters: Mapping[str, Parameter]) -> str:
+    switch = next((name for name, parameter in parameters.items() if is_switch(parameter)), None)
+    needless = f"; what is true or false needs no value: --{switch}, --no-{switch}" if switch else ""
+    return f"Options may be written with - for _{needless}."
 
 
 def _overview(group: str = "") -> str:
@@ -190,11 +141,6 @@ def _overview(group: str = "") -> str:
     width = max(map(len, shown))
     rows = [f"  {name:<{width}}  {command.summary}" for name, command in shown.items()]
     return "\n".join(["usage: sail COMMAND ...", "", *rows, "", "sail COMMAND --help tells more."])
-
-
-def _suggest(word: str, known: Iterable[str]) -> str:
-    nearest = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f", did you mean '{nearest[0]}'?" if nearest else ""
 
 
 def _complain(message: str) -> int:

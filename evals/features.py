@@ -7,24 +7,24 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 
 from evals.datasets.labelled import LabelledImages
 from heads.contract import FeatureSource
-from heads.pooling import Pooling, pool_grid
-from heads.rows import Selection
 from sail_encoder.devices import choose_device, choose_dtype
 from sail_encoder.errors import UserError
 from sail_encoder.extraction.plan import Plan, Request, forecast
 from sail_encoder.extraction.run import run_plan
-from sail_encoder.layers import resolve_layers
-from sail_encoder.loading import describe, load_backbone
+from sail_encoder.loading import load_backbone, resolve_options
 from sail_encoder.pixels import Array
 from sail_encoder.store.reading import FeatureFolder
 from sail_encoder.store.shard import WHOLE
+
+if TYPE_CHECKING:
+    from heads.pooling import Pooling
+    from heads.rows import Selection
 
 Fuse = Literal["concat", "mean"]
 
@@ -51,7 +51,7 @@ class FeatureSettings:
     layers: str = "-1"
     norm: bool = True
     fuse: Fuse = "concat"
-    pool: Pooling = "mean"
+    pool: "Pooling" = "mean"
     resize: str = "auto"
     max_tokens: int | None = None
     dtype: Literal["float16", "float32"] = "float16"
@@ -78,7 +78,7 @@ class ImageFeatures:
         pool: How vectors are pooled from grids; vectors that are stored are taken as they are.
     """
 
-    def __init__(self, title: str, folder: FeatureFolder, backbone: str, fuse: Fuse, pool: Pooling) -> None:
+    def __init__(self, title: str, folder: FeatureFolder, backbone: str, fuse: Fuse, pool: "Pooling") -> None:
         self.title = title
         self.folder = folder
         self.backbone = backbone
@@ -95,13 +95,19 @@ class ImageFeatures:
         """Whether patches were stored."""
         return not self.folder.is_pooled
 
-    def vectors(self, keys: Sequence[str]) -> Selection:
+    def vectors(self, keys: Sequence[str]) -> "Selection":
         """[len(keys), C], read when they are needed."""
+        from heads.rows import Selection
+
         if self._vectors is None:
             self._vectors = self._pool_all()
         return Selection(self._vectors, np.array([self._rows[key] for key in keys], np.int64))
 
     def _pool_all(self) -> Array:
+        import torch
+
+        from heads.pooling import pool_grid
+
         if not self.folder.is_pooled:
             grids = map(self.grid, range(len(self.folder.entries)))
             return np.stack([pool_grid(torch.tensor(grid).float(), self.pool).numpy() for grid in grids])
@@ -151,7 +157,7 @@ class Grids(Sequence[Array]):
         return self._features.grid(self._rows[index])
 
 
-def open_features(folder: str, fuse: Fuse, pool: Pooling) -> ImageFeatures:
+def open_features(folder: str, fuse: Fuse, pool: "Pooling") -> ImageFeatures:
     """Features that `sail extract` has left.
 
     Raises:
@@ -211,13 +217,13 @@ def _first_finished(choices: Sequence[tuple[Plan, Path]]) -> tuple[Plan, Path]:
 
 
 def _plan(dataset: LabelledImages, settings: FeatureSettings, grids: bool) -> Plan:
-    spec = describe(settings.model)
+    spec, layers, rule = resolve_options(settings.model, settings.layers, settings.resize, settings.max_tokens)
     request = Request(
-        layers=tuple(resolve_layers(settings.layers, spec.num_layers)),
+        layers=tuple(layers),
         norm=settings.norm,
         pool="none" if grids or settings.pool == "gem" else settings.pool,
         dtype=settings.dtype,
-        resize=spec.resize.override(settings.resize, settings.max_tokens),
+        resize=rule,
         exif_rotate=False,
     )
     precision = str(choose_dtype(settings.precision, choose_device(settings.device))).removeprefix("torch.")

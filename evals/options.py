@@ -1,11 +1,49 @@
-"""Options of `sail probe`: those that nothing would read are refused, since who gives one believes that it counts."""
+"""Options of `sail probe`: which probes there are, and which options nothing would read.
+
+The latter are refused, since who gives one believes that it counts.
+"""
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from heads.contract import HeadError
+from heads.registry import require_head
+from heads.targets import Kind
 from sail_encoder.errors import UserError
+
+PROBES = ("linear", "logistic", "ridge", "knn", "attentive")
+STEPWISE = ("linear", "attentive")
+
+
+def default_probes(task: Kind, grids: bool = True, online: bool = False) -> str:
+    """The probes that are fitted where none are named: all that can be.
+
+    Args:
+        task: Kind of the targets; logistic regression has no numbers.
+        grids: Whether there are grids, which the attentive probe needs.
+        online: Whether images are augmented, which only probes that are trained step by step can see.
+    """
+    unfit = {"logistic"} if task == "regression" else set()
+    unfit |= set() if grids else {"attentive"}
+    return ",".join(name for name in (STEPWISE if online else PROBES) if name not in unfit)
+
+
+def parse_probes(probes: str | Mapping[str, Mapping[str, Any] | None]) -> dict[str, dict[str, Any]]:
+    """Names and settings of probes, from names separated by commas or from a mapping.
+
+    Raises:
+        HeadError: If there is none, or no probe of such a name.
+    """
+    if isinstance(probes, str):
+        probes = {name.strip(): None for name in probes.split(",") if name.strip()}
+    if not probes:
+        raise HeadError("no probe was named; give some as --probes knn,logistic")
+    for name in probes:
+        require_head(name)
+    return {name: dict(settings or {}) for name, settings in probes.items()}
+
 
 _ONLINE = ("crop", "workers")
 _EXTRACTED = ("resize", "max_tokens", "dtype", "baselines")

@@ -5,15 +5,29 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from evals.datasets.labelled import LabelledImages
+from evals.datasets.loading import load_dataset
+from evals.datasets.made import MADE
+from evals.datasets.splits import Splits, split_each_seed
+from evals.datasets.stored import label_features
+from evals.features import (
+    FeatureSettings,
+    ImageFeatures,
+    extract_features,
+    open_features,
+    require_grids,
+    with_baselines,
+)
+from evals.options import CropOptions, default_probes, parse_probes, refuse_unread
+from heads.targets import Kind
+from sail_encoder.devices import check_device
+from sail_encoder.loading import announce, check_options, resolve_options
+from sail_encoder.store.refusals import check_writable
+
 if TYPE_CHECKING:
-    from evals.datasets.labelled import LabelledImages
-    from evals.datasets.splits import Splits
-    from evals.features import FeatureSettings, ImageFeatures
-    from evals.options import CropOptions
     from evals.probing import ChooseOn, ProbeRun
     from evals.results import Result
     from heads.probe import Probe
-    from heads.targets import Kind
 
 
 def probe(
@@ -88,20 +102,23 @@ def probe(
         Exit status: 0 done, 1 done although some images could not be read, 130 or 143 stopped by a signal.
     """
     asked = dict(locals())
-    from evals.datasets.made import MADE
-    from evals.datasets.splits import split_each_seed
-    from evals.features import FeatureSettings, with_baselines
-    from evals.options import CropOptions, refuse_unread
-    from evals.probing import ProbeRun, check_probes, default_probes, parse_probes
-    from evals.results import ResultLog
-
     folder, stored = Path(out), (Path(data) / "index.parquet").exists()
     refuse_unread(probe, asked, stored)
+    check_device(device)
+    check_options(layers, resize, max_tokens)
+    check_writable(folder)
+    named = None if probes is None else parse_probes(probes)
     settings = FeatureSettings(model, layers, norm, fuse, pool, resize, max_tokens, dtype, precision, device)
     dataset, features = _load(data, labels, label_column, task, settings, stored)
     grids = features is None or features.has_grids
-    chosen = parse_probes(default_probes(dataset.task, grids, online) if probes is None else probes)
+    chosen = named or parse_probes(default_probes(dataset.task, grids, online))
     splits = split_each_seed(dataset, val_share, test_share, seeds)
+    if not stored:
+        resolve_options(model, layers, resize, max_tokens)
+    announce("torch" if stored else model)
+    from evals.probing import ProbeRun, check_probes
+    from evals.results import ResultLog
+
     built = check_probes(chosen, dataset, splits, device, choose_on)
     _check_use(built, online, features)
     if online:
@@ -119,22 +136,17 @@ def probe(
 
 
 def _load(
-    data: str, labels: str | None, label_column: str | None, task: "Kind", settings: "FeatureSettings", stored: bool
-) -> "tuple[LabelledImages, ImageFeatures | None]":
+    data: str, labels: str | None, label_column: str | None, task: Kind, settings: FeatureSettings, stored: bool
+) -> tuple[LabelledImages, ImageFeatures | None]:
     """The data set, and its features where these are what was given."""
-    from evals.datasets.loading import load_dataset
-    from evals.datasets.stored import label_features
-    from evals.features import open_features
-
     if not stored:
         return load_dataset(data, labels, label_column, task), None
     features = open_features(data, settings.fuse, settings.pool)
     return label_features(features.folder, labels, label_column, task), features
 
 
-def _check_use(probes: "list[Probe]", online: bool, stored: "ImageFeatures | None") -> None:
+def _check_use(probes: "list[Probe]", online: bool, stored: ImageFeatures | None) -> None:
     """Makes sure that the probes can see what they will be given."""
-    from evals.features import require_grids
     from evals.probing import check_stepwise
 
     for probe in probes:
@@ -145,18 +157,16 @@ def _check_use(probes: "list[Probe]", online: bool, stored: "ImageFeatures | Non
 
 
 def _extract(
-    dataset: "LabelledImages", wanted: "list[FeatureSettings]", cache: Path, probes: "list[Probe]"
-) -> "Iterator[ImageFeatures]":
+    dataset: LabelledImages, wanted: list[FeatureSettings], cache: Path, probes: "list[Probe]"
+) -> Iterator[ImageFeatures]:
     """Features for these probes; each are extracted when it is their turn."""
-    from evals.features import extract_features
-
     grids = any(probe.takes == "grids" for probe in probes)
     for settings in wanted:
         yield extract_features(dataset, settings, cache, grids)
 
 
 def _run_probes(
-    run: "ProbeRun", probes: dict[str, dict[str, Any]], features: "ImageFeatures", splits: "list[Splits]"
+    run: "ProbeRun", probes: dict[str, dict[str, Any]], features: ImageFeatures, splits: list[Splits]
 ) -> "list[Result]":
     """All probes with all seeds on one set of features."""
     from tqdm import tqdm
@@ -172,12 +182,12 @@ def _run_probes(
 
 def _train_online(
     out: Path,
-    dataset: "LabelledImages",
-    settings: "FeatureSettings",
-    crops: "CropOptions",
+    dataset: LabelledImages,
+    settings: FeatureSettings,
+    crops: CropOptions,
     choose_on: "ChooseOn",
     probes: dict[str, dict[str, Any]],
-    splits: "list[Splits]",
+    splits: list[Splits],
 ) -> "list[Result]":
     """Trains with the backbone in the loop; all processes take part, and only the first one has results to report."""
     from evals.online import OnlineRun

@@ -20,7 +20,7 @@ from evals.saved_heads import holds_head_of, save_with_result
 from heads.contract import HeadError
 from heads.probe import OF_THE_MACHINE, Probe
 from heads.registry import get_head
-from heads.targets import Kind, TargetSpace, Task
+from heads.targets import TargetSpace, Task
 from heads.trained import TrainedProbe
 from sail_encoder.pixels import Array
 
@@ -33,35 +33,6 @@ GIVEN = ("task", "seed", "device")
 """Settings of a probe that the run decides."""
 
 PART_NAMES = ("training", "validation", "test")
-
-PROBES = ("linear", "logistic", "ridge", "knn", "attentive")
-STEPWISE = ("linear", "attentive")
-
-
-def default_probes(task: Kind, grids: bool = True, online: bool = False) -> str:
-    """The probes that are fitted where none are named: all that can be.
-
-    Args:
-        task: Kind of the targets; logistic regression has no numbers.
-        grids: Whether there are grids, which the attentive probe needs.
-        online: Whether images are augmented, which only probes that are trained step by step can see.
-    """
-    unfit = {"logistic"} if task == "regression" else set()
-    unfit |= set() if grids else {"attentive"}
-    return ",".join(name for name in (STEPWISE if online else PROBES) if name not in unfit)
-
-
-def parse_probes(probes: str | Mapping[str, Mapping[str, Any] | None]) -> dict[str, dict[str, Any]]:
-    """Names and settings of probes, from names separated by commas or from a mapping.
-
-    Raises:
-        HeadError: If there is none.
-    """
-    if isinstance(probes, str):
-        probes = {name.strip(): None for name in probes.split(",") if name.strip()}
-    if not probes:
-        raise HeadError("no probe was named; give some as --probes knn,logistic")
-    return {name: dict(settings or {}) for name, settings in probes.items()}
 
 
 def build_probe(

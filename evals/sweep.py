@@ -5,9 +5,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from evals.datasets.labelled import LabelledImages
+from evals.datasets.loading import load_dataset
+from evals.datasets.splits import Splits, split_each_seed
+from evals.errors import DatasetError
+from evals.options import parse_probes
+from sail_encoder.devices import check_device
+from sail_encoder.loading import announce, check_options, load_backbone, resolve_options
+from sail_encoder.store.refusals import check_writable
+
 if TYPE_CHECKING:
-    from evals.datasets.labelled import LabelledImages
-    from evals.datasets.splits import Splits
     from evals.layers import LayerFeatures
     from evals.results import LayerResult
 
@@ -65,22 +72,23 @@ def sweep(
         Exit status: 0 done, 1 done although some images could not be read.
     """
     asked = dict(locals())
-    from evals.datasets.loading import load_dataset
-    from evals.datasets.splits import split_each_seed
-    from evals.errors import DatasetError
-    from evals.layers import pool_layers
-    from evals.probing import check_probes, parse_probes
-    from sail_encoder.loading import load_backbone
-
+    check_device(device)
+    check_options("all", resize, max_tokens)
+    check_writable(Path(out))
+    named = None if probes is None else parse_probes(probes)
     dataset = load_dataset(data, labels, label_column, task)
     default = {name: None for name in SETTINGS if name != "logistic" or dataset.task != "regression"}
-    named = parse_probes(default if probes is None else probes)
+    named = named or parse_probes(default)
     chosen = {name: {**SETTINGS.get(name, {}), **settings} for name, settings in named.items()}
     (splits,) = split_each_seed(dataset, val_share, test_share, 1)
+    _, _, rule = resolve_options(model, "all", resize, max_tokens)
+    announce(model)
+    from evals.layers import pool_layers
+    from evals.probing import check_probes
+
     if any(probe.takes == "grids" for probe in check_probes(chosen, dataset, [splits], device)):
         raise DatasetError("a sweep pools the patches, so it has no probes of grids; use ridge, logistic, knn, linear")
     backbone = load_backbone(model, device, precision)
-    rule = backbone.resize.override(resize, max_tokens)
     layers = pool_layers(backbone, dataset.images.images, rule, norm, pool)
     results = list(_probe_layers(chosen, layers, dataset, splits, device))
     _report(Path(out), layers, results, asked)
@@ -91,7 +99,7 @@ def sweep(
 
 
 def _probe_layers(
-    probes: dict[str, dict[str, Any]], layers: "LayerFeatures", dataset: "LabelledImages", splits: "Splits", device: str
+    probes: dict[str, dict[str, Any]], layers: "LayerFeatures", dataset: LabelledImages, splits: Splits, device: str
 ) -> "Iterator[LayerResult]":
     """Each probe on each layer."""
     import numpy as np

@@ -1,16 +1,19 @@
 """What all heads share: which features they were fitted on, and how they are saved and loaded."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from sail_encoder.errors import UserError
 from sail_encoder.files import replacing, write_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 WEIGHTS, DESCRIPTION = "head.safetensors", "head.json"
 
@@ -76,12 +79,14 @@ class SavedHead:
     kind: str
     settings: dict[str, Any]
     source: FeatureSource | None
-    tensors: dict[str, Tensor]
+    tensors: "dict[str, Tensor]"
     fitted: dict[str, Any] = field(default_factory=dict)
 
 
 def save_head(folder: str | Path, head: SavedHead) -> None:
     """Writes `head.safetensors` and `head.json`; a head that was there before is replaced when both are complete."""
+    from safetensors.torch import save_file
+
     folder = Path(folder)
     description = {
         "kind": head.kind,
@@ -100,17 +105,31 @@ def load_head(folder: str | Path) -> SavedHead:
     Raises:
         HeadError: If the folder holds no head, or a damaged one.
     """
-    folder = Path(folder)
-    try:
-        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    from safetensors.torch import load_file
+
+    head = describe_head(folder)
+    with _explain_damage(folder):
+        return replace(head, tensors=load_file(Path(folder) / WEIGHTS))
+
+
+def describe_head(folder: str | Path) -> SavedHead:
+    """Reads what `save_head` wrote but for the weights, which needs no torch; see `load_head`."""
+    with _explain_damage(folder):
+        description = json.loads((Path(folder) / DESCRIPTION).read_text(encoding="utf-8"))
         source = description["source"]
         return SavedHead(
             description["kind"],
             dict(description["settings"]),
             FeatureSource(**{**source, "layers": tuple(source["layers"])}) if source else None,
-            load_file(folder / WEIGHTS),
+            {},
             description.get("fitted", {}),
         )
+
+
+@contextmanager
+def _explain_damage(folder: str | Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise HeadError(f"{folder} holds no head that can be read ({reason}); save one there first") from None

@@ -30,6 +30,16 @@ def head_names(built_in: Mapping[str, str] = BUILT_IN, group: str = GROUP) -> li
     return [*built_in, *sorted(entry.name for entry in entry_points(group=group) if entry.name not in built_in)]
 
 
+def require_head(name: str, built_in: Mapping[str, str] = BUILT_IN, group: str = GROUP) -> None:
+    """Makes sure that there is a head of a name, without importing it; see `get_head`.
+
+    Raises:
+        HeadError: If there is none.
+    """
+    if name not in built_in and name not in (names := head_names(built_in, group)):
+        raise HeadError(f"no head '{name}'; there is {', '.join(names)}")
+
+
 def get_head(name: str, built_in: Mapping[str, str] = BUILT_IN, group: str = GROUP) -> type[Any]:
     """The class of a head.
 
@@ -41,13 +51,11 @@ def get_head(name: str, built_in: Mapping[str, str] = BUILT_IN, group: str = GRO
     Raises:
         HeadError: If there is none of that name.
     """
+    require_head(name, built_in, group)
     if name in built_in:
         module, _, attribute = built_in[name].partition(":")
         return getattr(import_module(module), attribute)
-    for entry in entry_points(group=group):
-        if entry.name == name:
-            return entry.load()
-    raise HeadError(f"no head '{name}'; there is {', '.join(head_names(built_in, group))}")
+    return next(entry for entry in entry_points(group=group) if entry.name == name).load()
 
 
 def load_probe(folder: str | Path, source: FeatureSource | None = None, device: str = "auto") -> "Probe":

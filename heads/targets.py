@@ -4,9 +4,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import numpy as np
-from sklearn.metrics import accuracy_score, average_precision_score, r2_score
-from sklearn.utils.multiclass import check_classification_targets
-from torch import Tensor
 
 from heads.contract import HeadError
 
@@ -66,6 +63,8 @@ class TargetSpace:
             raise HeadError(
                 f"{missing} of {len(targets)} labels are missing (None, NaN or inf); leave these samples out"
             )
+        from sklearn.utils.multiclass import check_classification_targets
+
         try:
             check_classification_targets(targets)
         except ValueError as error:
@@ -145,6 +144,8 @@ class TargetSpace:
             scores: [n, width].
             encoded: Targets as `encode` returns them.
         """
+        from sklearn.metrics import accuracy_score, average_precision_score, r2_score
+
         if self.kind == "classification":
             return float(accuracy_score(encoded, scores.argmax(1)))
         if self.kind == "multilabel":
@@ -166,7 +167,7 @@ class TargetSpace:
 
 def _as_array(targets: Any) -> Array:
     """Targets as an array; those that are a tensor come from its device."""
-    return np.asarray(targets.detach().cpu() if isinstance(targets, Tensor) else targets)
+    return np.asarray(targets.detach().cpu() if hasattr(targets, "detach") else targets)
 
 
 def _as_numbers(targets: Array) -> Array:

@@ -17,7 +17,8 @@ from sail_encoder.auto import register_when_needed
 
 if TYPE_CHECKING:
     from sail_encoder.backbone import VisionBackbone
-    from sail_encoder.chat.conversation import Chat, Sampling, ask_each, load_chat
+    from sail_encoder.chat.conversation import Chat, ask_each, load_chat
+    from sail_encoder.chat.sampling import Sampling
     from sail_encoder.errors import CheckpointError, ImageError, SourceError, StoreError, UserError
     from sail_encoder.extraction.command import extract
     from sail_encoder.features import Features
@@ -43,7 +44,7 @@ _HOMES = {
     "SailImageProcessor": "models.sail.image_processing_sail",
     "SailModel": "models.sail.modeling_sail",
     "SailProcessor": "models.sail.processing_sail",
-    "Sampling": "chat.conversation",
+    "Sampling": "chat.sampling",
     "SourceError": "errors",
     "StoreError": "errors",
     "UserError": "errors",

@@ -15,14 +15,16 @@ def demo(out: str = "demo") -> int:
     Returns:
         Exit status of the extraction.
     """
+    from sail_encoder.store.refusals import check_writable, explain_refusals
+
+    photographs = Path(out) / "photographs"
+    check_writable(photographs)
     from PIL import Image
     from sklearn.datasets import load_sample_images
 
     from sail_encoder.extraction.command import extract
-    from sail_encoder.store.refusals import explain_refusals
     from sail_encoder.visualize import pca
 
-    photographs = Path(out) / "photographs"
     samples = load_sample_images()
     with explain_refusals(photographs):
         photographs.mkdir(parents=True, exist_ok=True)

@@ -97,7 +97,7 @@ def _check_imports() -> Iterator[Finding]:
 def _check_devices() -> Iterator[Finding]:
     import torch
 
-    from sail_encoder.devices import DTYPES, list_devices, measure_matrix_rate
+    from sail_encoder.devices import DTYPES, choose_dtype, list_devices, measure_matrix_rate
 
     if torch.version.cuda and not torch.cuda.is_available():
         yield Finding("note", "cuda", "no GPU that PyTorch can use", "check nvidia-smi if there should be one")
@@ -107,10 +107,10 @@ def _check_devices() -> Iterator[Finding]:
         )
         yield Finding("ok", str(device), name)
         # Many processors have no products in float16, and take minutes for them.
-        for dtype in DTYPES.values() if device.type != "cpu" else (torch.float32, torch.bfloat16):
-            label = f"{device} {str(dtype).removeprefix('torch.')}"
+        for dtype in DTYPES if device.type != "cpu" else ("float32", "bfloat16"):
+            label = f"{device} {dtype}"
             try:
-                rate = measure_matrix_rate(device, dtype)
+                rate = measure_matrix_rate(device, choose_dtype(dtype, device))
             except RuntimeError as error:
                 yield Finding("fail", label, str(error).splitlines()[0], "use another --precision")
             else:

@@ -53,16 +53,14 @@ def estimate(
     Returns:
         Exit status 0.
     """
-    from sail_encoder.layers import resolve_layers
-    from sail_encoder.loading import describe
+    from sail_encoder.loading import resolve_options
 
     require_positive("images", images)
-    spec = describe(model)
-    chosen = resolve_layers(layers, spec.num_layers)
+    _check_device(device)
     sides = Resize.parse(size).fixed
     if sides is None:
         raise UserError(f"size '{size}' is not understood; use a side such as 448, or 480x640")
-    rule = spec.resize.override(resize, max_tokens)
+    spec, chosen, rule = resolve_options(model, layers, resize, max_tokens)
     rows, columns = rule.grid(sides, spec.patch_size)
     depth = max(chosen) + 1
     flops = spec.flops(rows * columns, depth)
@@ -79,15 +77,25 @@ def estimate(
     return 0
 
 
+def _check_device(device: str) -> None:
+    if _device_name(device) not in ("auto", "cpu", "cuda", *PEAK_TFLOPS):
+        raise UserError(f"device '{device}' is unknown; use auto, cpu or one of {', '.join(PEAK_TFLOPS)}")
+
+
+def _device_name(device: str) -> str:
+    return device.lower().replace(" ", "")
+
+
 def _matrix_rate(device: str) -> tuple[float, str]:
-    name = device.lower().replace(" ", "")
+    """Floating-point operations a second of a device, and where that is known from."""
+    name = _device_name(device)
     if name in PEAK_TFLOPS:
         peak = PEAK_TFLOPS[name]
         return peak * 1e12 * EXPECTED_SHARE, f"{EXPECTED_SHARE:.0%} of the data sheet's {peak:g}"
-    if name not in ("auto", "cpu", "cuda"):
-        raise UserError(f"device '{device}' is unknown; use auto, cpu or one of {', '.join(PEAK_TFLOPS)}")
     from sail_encoder.devices import choose_device, choose_dtype, measure_matrix_rate
+    from sail_encoder.loading import announce
 
+    announce("torch")
     here = choose_device(name)
     dtype = choose_dtype("auto", here)
     return measure_matrix_rate(here, dtype), f"measured on {here} in {str(dtype).removeprefix('torch.')}"

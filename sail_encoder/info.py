@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from sail_encoder.estimate import format_bytes
 from sail_encoder.hub import RAW, TIMM, TINY, TINY_FOLDER
+from sail_encoder.loading import announce, resolve_options
 
 if TYPE_CHECKING:
     from sail_encoder.models.sail.checkpoint import SailCheckpoint
@@ -25,14 +26,13 @@ def info(model: str = TINY) -> int:
     Returns:
         Exit status 0.
     """
-    from sail_encoder.loading import describe
-
+    spec, _, _ = resolve_options(model, "all", "auto", None)
     rows = {"model": model}
     if model == TINY:
         rows["about"] = json.loads((TINY_FOLDER / "training.json").read_text(encoding="utf-8"))["about"]
     if not model.startswith((TIMM, RAW)):
         rows |= _checkpoint_rows(model)
-    rows |= _backbone_rows(describe(model))
+    rows |= _backbone_rows(spec)
     width = max(map(len, rows))
     print("\n".join(f"{name:<{width}}  {value}" for name, value in rows.items()))
     return 0
@@ -41,7 +41,6 @@ def info(model: str = TINY) -> int:
 def _checkpoint_rows(model: str) -> dict[str, str]:
     """What the files of a checkpoint tell; weights that are not on this machine stay where they are."""
     from sail_encoder.hub import find_checkpoint, holds_weights
-    from sail_encoder.models.sail.checkpoint import open_sail
 
     folder = find_checkpoint(model, weights=False)
     if not holds_weights(folder) and not Path(model).is_dir():
@@ -49,6 +48,9 @@ def _checkpoint_rows(model: str) -> dict[str, str]:
             "folder": str(folder),
             "contains": "settings alone; the first command that needs weights downloads them",
         }
+    announce(model)
+    from sail_encoder.models.sail.checkpoint import open_sail
+
     return _sail_rows(open_sail(folder))
 
 

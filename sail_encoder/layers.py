@@ -1,5 +1,6 @@
 """Which layers: one way of counting, timm's, for every backbone and every command."""
 
+import re
 from collections.abc import Sequence
 from typing import TypeAlias
 
@@ -7,6 +8,19 @@ from sail_encoder.errors import UserError
 
 LayerSpec: TypeAlias = "int | str | Sequence[int]"
 """One index, several, `all`, `lastN` or `evenN`; 0 is the output of the first block, negatives count from the end."""
+
+
+_BY_DEPTH = re.compile(r"all|(last|even)[0-9]+")
+
+
+def check_layers(spec: LayerSpec) -> None:
+    """Makes sure that a layer specification is understood, whatever the depth of the model is.
+
+    Raises:
+        UserError: If it is not.
+    """
+    if isinstance(spec, str) and not _BY_DEPTH.fullmatch(spec):
+        _read_indices(spec)
 
 
 def resolve_layers(spec: LayerSpec, num_layers: int) -> list[int]:
@@ -44,6 +58,10 @@ def _parse(spec: LayerSpec, num_layers: int) -> list[int]:
         count = spec.removeprefix(word)
         if count != spec and count.isdecimal():
             return _spread(word, int(count), num_layers)
+    return _read_indices(spec)
+
+
+def _read_indices(spec: str) -> list[int]:
     try:
         return [int(index) for index in spec.strip("[] ").split(",")]
     except ValueError:

@@ -1,15 +1,19 @@
 """From the name of a backbone to the backbone, or to what is known of it without its weights."""
 
+import sys
 from typing import TYPE_CHECKING
 
 from sail_encoder.errors import UserError
 from sail_encoder.hub import RAW, TIMM, TINY
+from sail_encoder.layers import LayerSpec, check_layers, resolve_layers
+from sail_encoder.models.sail.config_file import describe_sail
+from sail_encoder.resizing import Resize
+from sail_encoder.spec import BackboneSpec, describe_raw
 
 if TYPE_CHECKING:
     import torch
 
     from sail_encoder.backbone import VisionBackbone
-    from sail_encoder.spec import BackboneSpec
 
 
 def load_backbone(
@@ -75,8 +79,8 @@ def _refuse(name: str, options: list[str]) -> None:
         raise UserError(f"{', '.join(options)} has no effect on {name}; it is for SAIL checkpoints")
 
 
-def describe(name: str, revision: str | None = None) -> "BackboneSpec":
-    """Reads what a backbone is from its configuration.
+def describe(name: str, revision: str | None = None) -> BackboneSpec:
+    """Reads what a backbone is from its configuration; only for a timm model this imports torch, and timm.
 
     Raises:
         CheckpointError: If there is no such backbone.
@@ -86,9 +90,47 @@ def describe(name: str, revision: str | None = None) -> "BackboneSpec":
 
         return describe_timm(name)
     if name.startswith(RAW):
-        from sail_encoder.raw_patches import describe_raw
-
         return describe_raw(name)
-    from sail_encoder.models.sail.backbone import describe_sail
-
     return describe_sail(name, revision)
+
+
+def resolve_options(
+    model: str, layers: LayerSpec, resize: str, max_tokens: int | None
+) -> tuple[BackboneSpec, list[int], Resize]:
+    """Reads what a command was asked for as it is meant for a model, before that is loaded.
+
+    Args:
+        model: As in `load_backbone`.
+        layers: Which blocks.
+        resize: The rule of resizing, in text form; `auto` is the model's own.
+        max_tokens: Patches of an image at most; None for the model's own limit.
+
+    Returns:
+        What the model is, the indices of the blocks, and the rule.
+
+    Raises:
+        UserError: If there is no such model, it has no such layers, or its patches do not tile the size.
+    """
+    check_options(layers, resize, max_tokens)
+    if model.startswith(TIMM) and "timm" not in sys.modules:
+        announce("timm")
+    spec = describe(model)
+    rule = spec.resize.override(resize, max_tokens)
+    if rule.fixed is not None:
+        rule.grid(rule.fixed, spec.patch_size)
+    return spec, resolve_layers(layers, spec.num_layers), rule
+
+
+def check_options(layers: LayerSpec, resize: str, max_tokens: int | None) -> None:
+    """Finds what is misspelled in them; a timm model cannot be described before timm is imported.
+
+    Raises:
+        UserError: If one is not understood.
+    """
+    check_layers(layers)
+    Resize().override(resize, max_tokens)
+
+
+def announce(what: str) -> None:
+    """Says on stderr what is being loaded; called before the imports for it, which take seconds."""
+    print(f"loading {what} ...", file=sys.stderr)

@@ -6,11 +6,10 @@ import torch
 from torch import Tensor
 
 from sail_encoder.backbone import Encoded, VisionBackbone
-from sail_encoder.errors import CheckpointError, UserError
-from sail_encoder.hub import RAW
+from sail_encoder.errors import UserError
 from sail_encoder.pixels import IMAGENET_MEAN, IMAGENET_STD
 from sail_encoder.resizing import Resize, Size
-from sail_encoder.spec import BackboneSpec
+from sail_encoder.spec import describe_raw
 
 
 class RawPatches(VisionBackbone):
@@ -59,28 +58,4 @@ def load_raw(name: str, device: torch.device, dtype: torch.dtype, layers: int | 
     """Reads `raw/` and a patch size; see `load_backbone`."""
     if layers not in (None, 1):
         raise UserError(f"layers={layers} cannot be loaded; {name} has one layer")
-    return RawPatches(name, _patch_size(name), device, dtype)
-
-
-def _patch_size(name: str) -> int:
-    side = name.removeprefix(RAW)
-    if not side.isdecimal() or int(side) < 1:
-        raise CheckpointError(f"no raw patches '{name}'; give their side in pixels, such as raw/14")
-    return int(side)
-
-
-def describe_raw(name: str) -> BackboneSpec:
-    """The sizes of raw patches; see `describe`."""
-    side = _patch_size(name)
-    return BackboneSpec(
-        name=name,
-        kind="raw patches",
-        patch_size=side,
-        embed_dim=3 * side**2,
-        num_layers=1,
-        block_parameters=0,
-        other_parameters=0,
-        attention_dim=0,
-        extra_tokens=0,
-        resize=Resize(),
-    )
+    return RawPatches(name, describe_raw(name).patch_size, device, dtype)

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from sail_encoder.errors import CheckpointError
+from sail_encoder.hub import RAW
 from sail_encoder.resizing import Resize
 
 
@@ -42,3 +44,27 @@ class BackboneSpec:
     def parameters(self, layers: int | None = None) -> int:
         """Parameters that features of the first `layers` blocks need."""
         return (layers or self.num_layers) * self.block_parameters + self.other_parameters
+
+
+def describe_raw(name: str) -> BackboneSpec:
+    """Reads the size of raw patches from `raw/` and their side in pixels; see `describe`.
+
+    Raises:
+        CheckpointError: If that is no number from 1.
+    """
+    text = name.removeprefix(RAW)
+    if not text.isdecimal() or int(text) < 1:
+        raise CheckpointError(f"no raw patches '{name}'; give their side in pixels, such as raw/14")
+    side = int(text)
+    return BackboneSpec(
+        name=name,
+        kind="raw patches",
+        patch_size=side,
+        embed_dim=3 * side**2,
+        num_layers=1,
+        block_parameters=0,
+        other_parameters=0,
+        attention_dim=0,
+        extra_tokens=0,
+        resize=Resize(),
+    )

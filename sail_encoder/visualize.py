@@ -8,9 +8,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from sail_encoder.errors import UserError
-from sail_encoder.pixels import Array
+from sail_encoder.loading import announce, check_options, load_backbone, resolve_options
+from sail_encoder.pixels import Array, read_image
 from sail_encoder.resizing import Size
-from sail_encoder.store.refusals import explain_refusals
+from sail_encoder.store.refusals import check_writable, explain_refusals
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,14 +42,12 @@ def pca(
     Returns:
         Exit status 0.
     """
-    from sail_encoder.loading import load_backbone
-    from sail_encoder.pixels import read_image
-
     check_picture(Path(out))
-    backbone = load_backbone(model)
-    rule = backbone.resize.override(resize, max_tokens)
+    check_options(layer, resize, max_tokens)
     picture, _ = read_image(image, exif_rotate)
-    features = backbone.encode([picture], layers=layer, resize=rule)[0]
+    _, layers, rule = resolve_options(model, layer, resize, max_tokens)
+    announce(model)
+    features = load_backbone(model).encode([picture], layers=layers, resize=rule)[0]
     components = enlarge(pca_rgb(features.grid), features.image_size)
     save_picture(side_by_side([np.asarray(picture), components]), Path(out))
     rows, columns = features.grid_size
@@ -105,19 +104,17 @@ def similarity(
     Returns:
         Exit status 0.
     """
-    from sail_encoder.loading import load_backbone
-    from sail_encoder.pixels import read_image
-
     check_picture(Path(out))
+    check_options(layer, resize, max_tokens)
     row, column = _read_patch(at)
-    backbone = load_backbone(model)
-    rule = backbone.resize.override(resize, max_tokens)
     pictures = [read_image(one, exif_rotate)[0] for one in (image, to) if one is not None]
-    features = backbone.encode(pictures, layers=layer, resize=rule)
-    try:
-        box = features[0].patch_box(row, column)
-    except IndexError as error:
-        raise UserError(f"--at {at}: {error}") from None
+    spec, layers, rule = resolve_options(model, layer, resize, max_tokens)
+    rows, columns = rule.grid((pictures[0].height, pictures[0].width), spec.patch_size)
+    if not (-rows <= row < rows and -columns <= column < columns):
+        raise UserError(f"--at {at}: patch ({row}, {column}) is outside the {rows}x{columns} grid")
+    announce(model)
+    features = load_backbone(model).encode(pictures, layers=layers, resize=rule)
+    box = features[0].patch_box(row, column)
     scores = cosine_similarity(features[0].grid[row, column], features[-1].grid)
     ImageDraw.Draw(pictures[0]).rectangle(box, outline="red", width=2)
     heat = enlarge(heat_rgb(scores), (pictures[-1].height, pictures[-1].width))
@@ -166,7 +163,7 @@ def side_by_side(pictures: Sequence[Array], gap: int = 8) -> Image.Image:
 
 
 def check_picture(out: Path) -> None:
-    """Makes sure that a path names a kind of picture that can be written.
+    """Makes sure that a path names a kind of picture that can be written, in a place that can be written to.
 
     Raises:
         UserError: If it does not.
@@ -174,6 +171,7 @@ def check_picture(out: Path) -> None:
     Image.init()
     if Image.EXTENSION.get(out.suffix.lower()) not in Image.SAVE:
         raise UserError(f"--out {out} names no kind of picture that can be written; use one such as {out.stem}.png")
+    check_writable(out.parent)
 
 
 def save_picture(picture: Image.Image, out: Path) -> None:

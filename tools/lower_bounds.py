@@ -1,6 +1,6 @@
 """Constraints that hold every dependency of the core at its lower bound, for `make lowest`.
 
-    python -m tools.lower_bounds > bounds.txt     # where sail-encoder is installed, if only without its dependencies
+python -m tools.lower_bounds > bounds.txt     # where sail-encoder is installed, if only without its dependencies
 """
 
 import re
@@ -25,7 +25,7 @@ def lower_bounds(requirements: Iterable[str]) -> list[str]:
             continue
         bound = _REQUIREMENT.match(requirement)
         if bound is None:
-            raise ValueError(f"'{requirement}' has no lower bound; write the lowest version that `make lowest` passes on")
+            raise ValueError(f"'{requirement}' has no lower bound; write the lowest that `make lowest` passes on")
         pins.append(f"{bound['name']}=={bound['bound']}")
     return pins
 

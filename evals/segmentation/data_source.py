@@ -45,6 +45,15 @@ class DataSource:
                 f"effect beside it; leave them out, and map these ids to null in {self.class_map}"
             )
 
+    def check_place(self, *splits: SplitName) -> None:
+        """Makes sure that the folders of these splits are there; nothing in them is looked at.
+
+        Raises:
+            DatasetError: If they are not.
+        """
+        for split in splits:
+            LAYOUTS[self.layout].find(self.root, split)
+
     def open(
         self, *splits: SplitName, check: bool = True, classes: Sequence[str] = (), ids: ClassMap | None = None
     ) -> list[SegmentationData]:

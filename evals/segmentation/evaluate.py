@@ -2,17 +2,18 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import Literal, cast
 
 from evals.segmentation.data_source import DataSource
+from evals.segmentation.inference_options import check_inference, inference_of
 from evals.segmentation.labels import ClassMap
 from evals.segmentation.layouts import LayoutName
 from evals.segmentation.option_checks import check_folder, check_range
 from evals.segmentation.pairs import SplitName
+from heads.contract import SavedHead
+from heads.dense.registry import describe_dense_head, load_dense_head
 from sail_encoder.errors import UserError
-
-if TYPE_CHECKING:
-    from heads.dense.registry import TrainedHead
+from sail_encoder.loading import announce
 
 
 def evaluate(
@@ -67,16 +68,17 @@ def evaluate(
     """
     check_range("overlays", overlays, 0)
     check_folder("out", out)
-    from evals.segmentation.inference_options import inference_of
+    saved, features = describe_dense_head(head)
+    check_inference(model or features.backbone, window, stride, scales, device)
+    source, ids = _as_in_training(saved, data, layout, class_map, reduce_zero_label, ignore_label)
+    (dataset,) = source.open(split, check=check, classes=saved.settings["classes"], ids=ids)
+    _check_classes(saved.settings["classes"], dataset.class_map.names)
+    announce(model or features.backbone)
     from evals.segmentation.report import write_report
     from evals.segmentation.scoring import Gallery, score
-    from heads.dense.registry import load_dense_head
     from heads.dense.segmenter import load_segmenter
 
     trained = load_dense_head(head)
-    source, ids = _as_in_training(trained, data, layout, class_map, reduce_zero_label, ignore_label)
-    (dataset,) = source.open(split, check=check, classes=trained.classes, ids=ids)
-    _check_classes(trained.classes, dataset.class_map.names)
     segmenter = load_segmenter(trained, model, device, precision)
     inference = inference_of(trained, segmenter.backbone.patch_size, window, stride, scales, flip)
     folder = Path(out) if out is not None else None
@@ -87,7 +89,7 @@ def evaluate(
 
 
 def _as_in_training(
-    trained: "TrainedHead",
+    saved: SavedHead,
     data: str,
     layout: LayoutName | None,
     class_map: str | None,
@@ -95,14 +97,15 @@ def _as_in_training(
     ignore_label: int | None,
 ) -> tuple[DataSource, ClassMap | None]:
     """How to read masks, and what their ids meant in training where no option says that it is different here."""
-    known = cast("LayoutName", trained.layout or "folder")
+    known = cast("LayoutName", saved.fitted.get("layout") or "folder")
+    known_ids = saved.fitted.get("ids")
     source = DataSource(
         data, layout or known, class_map, bool(reduce_zero_label), 255 if ignore_label is None else ignore_label
     )
     told = (class_map, reduce_zero_label, ignore_label) != (None, None, None)
-    if told or trained.ids is None or source.layout != known:
+    if told or known_ids is None or source.layout != known:
         return source, None
-    return source, ClassMap(trained.ids)
+    return source, ClassMap(dict(known_ids))
 
 
 def _check_classes(trained: Sequence[str], found: Sequence[str]) -> None:

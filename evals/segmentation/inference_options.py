@@ -3,7 +3,10 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from sail_encoder.devices import check_device
 from sail_encoder.errors import UserError
+from sail_encoder.hub import TIMM
+from sail_encoder.loading import describe
 from sail_encoder.resizing import Resize, Size
 
 if TYPE_CHECKING:
@@ -45,6 +48,44 @@ def read_windows(window: str | int | None, stride: int | None, patch_size: int) 
     return size, (stride, stride) if stride else (size[0] * 2 // 3, size[1] * 2 // 3)
 
 
+def check_scales(scales: Sequence[float]) -> None:
+    """Makes sure that factors on the size of images are possible.
+
+    Raises:
+        UserError: If one is not.
+    """
+    if not scales or min(scales) <= 0 or max(scales) > HIGHEST_SCALE:
+        raise UserError(
+            f"--scales cannot be {list(scales)}; give factors above 0 and up to {HIGHEST_SCALE}, such as "
+            "[0.75,1.0,1.25]"
+        )
+
+
+def check_inference(
+    backbone: str, window: str | int | None, stride: int | None, scales: Sequence[float], device: str
+) -> None:
+    """Finds what is wrong with how a head is asked to look at images, before torch is imported.
+
+    What depends on the patches of a timm model, only timm knows; that is found later.
+
+    Args:
+        backbone: Name of the backbone.
+        window: As in `inference_of`.
+        stride: As in `inference_of`.
+        scales: As in `inference_of`.
+        device: Where it is to run.
+
+    Raises:
+        UserError: If something is not possible, or there is no such backbone.
+    """
+    check_scales(scales)
+    check_device(device)
+    if not backbone.startswith(TIMM):
+        patch_size = describe(backbone).patch_size
+        if window not in (None, "whole"):
+            read_windows(window, stride, patch_size)
+
+
 def inference_of(
     trained: "TrainedHead",
     patch_size: int,
@@ -68,11 +109,7 @@ def inference_of(
     """
     from heads.dense.inference import Inference
 
-    if not scales or min(scales) <= 0 or max(scales) > HIGHEST_SCALE:
-        raise UserError(
-            f"--scales cannot be {list(scales)}; give factors above 0 and up to {HIGHEST_SCALE}, such as "
-            "[0.75,1.0,1.25]"
-        )
+    check_scales(scales)
     if window is None and stride is None:
         windows = (trained.window, trained.stride)
     elif window is None and trained.window is not None:

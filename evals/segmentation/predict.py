@@ -4,7 +4,11 @@ import sys
 from pathlib import Path
 from typing import Literal
 
+from evals.segmentation.inference_options import check_inference, inference_of
 from evals.segmentation.option_checks import check_folder
+from heads.dense.registry import describe_dense_head, fingerprint_head, load_dense_head
+from sail_encoder.images import list_images
+from sail_encoder.loading import announce
 
 
 def predict(
@@ -44,13 +48,13 @@ def predict(
         Exit status: 0 done, 1 done with failures recorded.
     """
     check_folder("out", out)
-    from evals.segmentation.inference_options import inference_of
-    from evals.segmentation.label_folder import FAILURES, LabelFolder
-    from heads.dense.registry import fingerprint_head, load_dense_head
-    from heads.dense.segmenter import load_segmenter
-    from sail_encoder.images import list_images
-
+    _, features = describe_dense_head(head)
+    check_inference(model or features.backbone, window, stride, scales, device)
     listing = list_images(source)
+    announce(model or features.backbone)
+    from evals.segmentation.label_folder import FAILURES, LabelFolder
+    from heads.dense.segmenter import load_segmenter
+
     trained = load_dense_head(head)
     segmenter = load_segmenter(trained, model, device, precision)
     inference = inference_of(trained, segmenter.backbone.patch_size, window, stride, scales, flip)

@@ -2,10 +2,12 @@
 
 from typing import Any, Literal
 
+from evals.segmentation import train_options
 from evals.segmentation.layouts import LayoutName
 from evals.segmentation.optimization import OptimizerName, ScheduleName
 from evals.segmentation.run_folder import check_run, claim
 from evals.segmentation.train_request import TrainRequest
+from sail_encoder.loading import announce
 
 
 def train(
@@ -103,11 +105,12 @@ def train(
     crop, window = str(crop), None if window is None else str(window)
     request = TrainRequest(**locals())
     optimization = request.optimization
-    from evals.segmentation import train_options
+    source, spec = train_options.choose_features(request)
+    announce(model)
     from evals.segmentation.run import Run
     from evals.segmentation.training import Pace
 
-    source = train_options.choose_features(request)
+    train_options.check_head(request, [spec.embed_dim] * len(source.layers))
     training_data, validation_data = train_options.open_data(request)
     settings = request.decisive(training_data)
     if not overwrite:

@@ -3,11 +3,8 @@
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from evals.segmentation.augment import Augmentation
-from evals.segmentation.batches import Batches, CachedBatches, OnlineBatches
 from evals.segmentation.cache import cache_grids
 from evals.segmentation.data import SegmentationData
 from evals.segmentation.data_source import DataSource
@@ -15,22 +12,27 @@ from evals.segmentation.inference_options import read_windows, whole_patches
 from evals.segmentation.scene_data import SCENES, draw_scenes
 from evals.segmentation.train_request import TrainRequest
 from heads.contract import FeatureSource
-from heads.dense.contract import DenseHead
+from heads.dense import registry
 from heads.dense.registry import TrainedHead, build_dense_head
-from heads.dense.segmenter import Segmenter
+from heads.registry import require_head
 from sail_encoder.errors import UserError
-from sail_encoder.layers import resolve_layers
-from sail_encoder.loading import describe, load_backbone
+from sail_encoder.loading import check_options, load_backbone, resolve_options
 from sail_encoder.resizing import Resize
+from sail_encoder.spec import BackboneSpec
 from sail_encoder.store.reading import FeatureFolder
+
+if TYPE_CHECKING:
+    from evals.segmentation.batches import Batches
+    from heads.dense.contract import DenseHead
+    from heads.dense.segmenter import Segmenter
 
 JITTER = (0.5, 2.0)
 _CACHE = "cache"
 _SHOWN = 10
 
 
-def choose_features(request: TrainRequest) -> FeatureSource:
-    """Which features the head reads, and checks of all options that can be checked before anything is loaded.
+def choose_features(request: TrainRequest) -> tuple[FeatureSource, BackboneSpec]:
+    """Which features the head reads, and of which backbone; checks all that can be before torch is imported.
 
     The fingerprint of the weights is not known yet.
     """
@@ -41,22 +43,38 @@ def choose_features(request: TrainRequest) -> FeatureSource:
     low, high = request.jitter or JITTER
     if not 0 < low <= high:
         raise UserError(f"--jitter cannot be [{low},{high}]; allowed are two factors above 0, the lower one first")
-    spec = describe(request.model)
+    require_head(request.head, registry.BUILT_IN, registry.GROUP)
+    check_options(request.layers, request.resize, request.max_tokens)
+    _check_place(request)
+    spec, layers, rule = resolve_options(request.model, request.layers, request.resize, request.max_tokens)
     whole_patches("crop", request.crop, spec.patch_size)
     read_windows(request.window, request.stride, spec.patch_size)
-    rule = spec.resize.override(request.resize, request.max_tokens)
-    rule.grid((1, 1), spec.patch_size)
-    layers = tuple(resolve_layers(request.layers, spec.num_layers))
+    return FeatureSource(request.model, "", tuple(layers), request.norm, str(rule), rule.max_tokens), spec
+
+
+def _check_place(request: TrainRequest) -> None:
+    """Makes sure that there are data, before they are looked through."""
+    if request.data not in SCENES:
+        _data_source(request).check_place("train", "val")
+    elif request.layout not in ("folder", "ade20k"):
+        raise UserError(f"--layout cannot be {request.layout} with drawn scenes, which have their own; leave it out")
+
+
+def _data_source(request: TrainRequest) -> DataSource:
+    return DataSource(request.data, request.layout, request.class_map, request.reduce_zero_label, request.ignore_label)
+
+
+def check_head(request: TrainRequest, in_channels: list[int]) -> None:
+    """Builds the head without memory, to find what is wrong with its options before the data are looked through."""
+    import torch
+
     with torch.device("meta"):
-        _build_head(request, [spec.embed_dim] * len(layers), 2)
-    return FeatureSource(request.model, "", layers, request.norm, str(rule), rule.max_tokens)
+        _build_head(request, in_channels, 2)
 
 
 def open_data(request: TrainRequest) -> tuple[SegmentationData, SegmentationData]:
     """The training and the validation data, looked through."""
-    source = DataSource(
-        request.data, request.layout, request.class_map, request.reduce_zero_label, request.ignore_label
-    )
+    source = _data_source(request)
     if request.data in SCENES:
         source = replace(source, root=str(_draw_scenes(request)), layout="ade20k")
     training, validation = source.open("train", "val", check=request.check)
@@ -71,8 +89,6 @@ def open_data(request: TrainRequest) -> tuple[SegmentationData, SegmentationData
 
 def _draw_scenes(request: TrainRequest) -> Path:
     """Draws the scenes into the run's own folder."""
-    if request.layout not in ("folder", "ade20k"):
-        raise UserError(f"--layout cannot be {request.layout} with drawn scenes, which have their own; leave it out")
     folder = request.folder / request.data
     draw_scenes(folder, request.data)
     return folder
@@ -86,8 +102,12 @@ def cache(request: TrainRequest, source: FeatureSource, data: SegmentationData) 
 
 def build_segmenter(
     request: TrainRequest, source: FeatureSource, data: SegmentationData
-) -> tuple[Segmenter, TrainedHead]:
+) -> "tuple[Segmenter, TrainedHead]":
     """The frozen backbone and a new head, which is a function of the seed."""
+    import torch
+
+    from heads.dense.segmenter import Segmenter
+
     depth = max(source.layers) + 1
     backbone = load_backbone(source.backbone, request.device, request.precision, depth)
     source = replace(source, weights=backbone.fingerprint(depth - 1))
@@ -99,7 +119,7 @@ def build_segmenter(
     return Segmenter(backbone, head, source), trained
 
 
-def _build_head(request: TrainRequest, in_channels: list[int], num_classes: int) -> DenseHead:
+def _build_head(request: TrainRequest, in_channels: list[int], num_classes: int) -> "DenseHead":
     options = request.head_options or {}
     for name in ("kind", "in_channels", "num_classes"):
         if name in options:
@@ -108,9 +128,12 @@ def _build_head(request: TrainRequest, in_channels: list[int], num_classes: int)
 
 
 def build_batches(
-    request: TrainRequest, segmenter: Segmenter, data: SegmentationData, features: FeatureFolder | None
-) -> Batches:
+    request: TrainRequest, segmenter: "Segmenter", data: SegmentationData, features: FeatureFolder | None
+) -> "Batches":
     """Batches through the backbone, or of the features that were cached."""
+    from evals.segmentation.augment import Augmentation
+    from evals.segmentation.batches import CachedBatches, OnlineBatches
+
     backbone, source = segmenter.backbone, segmenter.source
     crop = whole_patches("crop", request.crop, backbone.patch_size)
     flip, batch_size, seed = request.flip, request.batch_size, request.seed

@@ -13,6 +13,7 @@ from evals.segmentation.layouts import LayoutName
 from evals.segmentation.optimization import Optimization, OptimizerName, ScheduleName
 from evals.segmentation.option_checks import HIGHEST_SEED, check_folder, check_range
 from evals.segmentation.scene_data import SCENES
+from sail_encoder.devices import check_device, choose_device, choose_dtype
 
 _HOW_IT_RUNS = {
     *("out", "device", "cache", "cache_gb", "check", "overwrite"),
@@ -73,6 +74,7 @@ class TrainRequest:
         check_range("overlays", self.overlays, 0)
         for name in ("validate_every", "save_every", "log_every"):
             check_range(name, getattr(self, name), 0)
+        check_device(self.device)
         check_folder("out", self.out)
         check_folder("cache", self.cache)
 
@@ -99,8 +101,6 @@ class TrainRequest:
 
         A class map counts by what it says, not by the name of its file.
         """
-        from sail_encoder.devices import choose_device, choose_dtype
-
         dtype = choose_dtype(self.precision, choose_device(self.device))
         ids = sorted(training_data.class_map.ids.items())
         names = [sample.name for sample in training_data.samples]

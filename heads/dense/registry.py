@@ -5,12 +5,14 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from heads.contract import WEIGHTS, FeatureSource, HeadError, SavedHead, load_head, save_head
-from heads.dense.contract import DenseHead
+from heads.contract import WEIGHTS, FeatureSource, HeadError, SavedHead, describe_head, load_head, save_head
 from heads.registry import get_head
 from sail_encoder.resizing import Size
+
+if TYPE_CHECKING:
+    from heads.dense.contract import DenseHead
 
 GROUP = "sail_encoder.dense_heads"
 """Entry points under which installed packages add dense heads."""
@@ -22,7 +24,7 @@ BUILT_IN = {
 }
 
 
-def build_dense_head(kind: str, in_channels: list[int], num_classes: int, **options: Any) -> DenseHead:
+def build_dense_head(kind: str, in_channels: list[int], num_classes: int, **options: Any) -> "DenseHead":
     """Builds a head of a kind.
 
     Args:
@@ -64,7 +66,7 @@ class TrainedHead:
     """
 
     kind: str
-    head: DenseHead
+    head: "DenseHead"
     source: FeatureSource
     classes: list[str]
     mode: str = "online"
@@ -87,6 +89,22 @@ def save_dense_head(folder: str | Path, trained: TrainedHead) -> None:
     save_head(folder, SavedHead(trained.kind, settings, trained.source, tensors, fitted))
 
 
+def describe_dense_head(folder: str | Path) -> tuple[SavedHead, FeatureSource]:
+    """Reads what a dense head is and which features it reads, without its weights and without torch.
+
+    Raises:
+        HeadError: If the folder holds no dense head.
+    """
+    saved = describe_head(folder)
+    return saved, _require_dense(saved, folder)
+
+
+def _require_dense(saved: SavedHead, folder: str | Path) -> FeatureSource:
+    if "classes" not in saved.settings or saved.source is None:
+        raise HeadError(f"{folder} holds a head of kind '{saved.kind}', not one that sail segment train has written")
+    return saved.source
+
+
 def load_dense_head(folder: str | Path) -> TrainedHead:
     """Loads a head in evaluation mode.
 
@@ -94,9 +112,8 @@ def load_dense_head(folder: str | Path) -> TrainedHead:
         HeadError: If the folder holds no dense head, or one whose weights do not fit its settings.
     """
     saved = load_head(folder)
+    source = _require_dense(saved, folder)
     settings = dict(saved.settings)
-    if "classes" not in settings or saved.source is None:
-        raise HeadError(f"{folder} holds a head of kind '{saved.kind}', not one that sail segment train has written")
     classes, mode, window, stride = (settings.pop(name) for name in _BESIDE_SETTINGS)
     head = build_dense_head(saved.kind, **settings)
     try:
@@ -108,7 +125,7 @@ def load_dense_head(folder: str | Path) -> TrainedHead:
     window, stride = (tuple(size) if size else None for size in (window, stride))
     layout, ids = (saved.fitted.get(name) for name in ("layout", "ids"))
     ids = None if ids is None else dict(ids)
-    return TrainedHead(saved.kind, head.eval(), saved.source, classes, mode, window, stride, layout, ids)
+    return TrainedHead(saved.kind, head.eval(), source, classes, mode, window, stride, layout, ids)
 
 
 def fingerprint_head(folder: str | Path) -> str:

@@ -8,8 +8,9 @@ import torch
 from tqdm import tqdm
 
 from sail_encoder.chat.answers import AnswerFile
-from sail_encoder.chat.conversation import Chat, Sampling, ask_together
+from sail_encoder.chat.conversation import Chat, ask_together
 from sail_encoder.chat.questions import Query
+from sail_encoder.chat.sampling import Sampling
 from sail_encoder.errors import UserError
 from sail_encoder.extraction.pipeline import is_out_of_memory
 from sail_encoder.interrupt import Interrupt

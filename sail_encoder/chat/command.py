@@ -5,7 +5,16 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from sail_encoder.errors import UserError
+from sail_encoder.chat.answers import AnswerFile
+from sail_encoder.chat.fingerprint import fingerprint_checkpoint
+from sail_encoder.chat.questions import check_prompt, read_queries
+from sail_encoder.chat.sampling import Sampling
+from sail_encoder.devices import check_device, choose_device, choose_dtype
+from sail_encoder.errors import UserError, require_positive
+from sail_encoder.hub import find_checkpoint
+from sail_encoder.loading import announce, check_options
+from sail_encoder.models.sail.config_file import describe_sail
+from sail_encoder.pixels import read_image
 
 
 def chat(
@@ -50,37 +59,40 @@ def chat(
         Exit status: 0 done, 1 done with errors recorded, 130 or 143 stopped by a signal.
     """
     _check(image, prompt, input, output, batch_size)
-    from sail_encoder.chat.answers import AnswerFile
-    from sail_encoder.chat.batch import answer_all
-    from sail_encoder.chat.conversation import Sampling, load_chat
-    from sail_encoder.chat.fingerprint import fingerprint_checkpoint
-    from sail_encoder.chat.questions import check_prompt, read_queries
-    from sail_encoder.chat.terminal import answer_streamed, converse
-    from sail_encoder.devices import choose_device, choose_dtype
-    from sail_encoder.hub import find_checkpoint
-    from sail_encoder.pixels import read_image
-
+    _check_model(model, device, max_tokens, sliding_window)
     sampling = Sampling(max_new_tokens, temperature, top_p)
-    load = partial(load_chat, model, device, precision, max_tokens, sliding_window)
-    if input is not None and output is not None:
-        dtype = str(choose_dtype(precision, choose_device(device))).removeprefix("torch.")
-        views = {"max_tokens": max_tokens, "sliding_window": sliding_window}
-        # What can be wrong with the files is found before a model is loaded.
-        queries = read_queries(Path(input))
-        weights = fingerprint_checkpoint(find_checkpoint(model))
-        settings = {"model": model, "weights": weights, **asdict(sampling), **views, "precision": dtype}
-        with AnswerFile(Path(output), queries, settings, overwrite) as answers:
-            return answer_all(load(), answers, Path(input).parent, sampling, batch_size)
-    # So is what can be wrong with a single question.
+    queries = None if input is None else read_queries(Path(input))
     if prompt is not None:
         check_prompt(prompt)
     picture = None if image is None else read_image(image)[0]
+    announce(model)
+    from sail_encoder.chat.batch import answer_all
+    from sail_encoder.chat.conversation import load_chat
+    from sail_encoder.chat.terminal import answer_streamed, converse
+
+    load = partial(load_chat, model, device, precision, max_tokens, sliding_window)
+    if queries is not None and input is not None and output is not None:
+        dtype = str(choose_dtype(precision, choose_device(device))).removeprefix("torch.")
+        views = {"max_tokens": max_tokens, "sliding_window": sliding_window}
+        weights = fingerprint_checkpoint(find_checkpoint(model))
+        settings = {"model": model, "weights": weights, **asdict(sampling), **views, "precision": dtype}
+        # What can be wrong with the file of answers is found before the model is loaded.
+        with AnswerFile(Path(output), queries, settings, overwrite) as answers:
+            return answer_all(load(), answers, Path(input).parent, sampling, batch_size)
     conversation = load()
     if picture is not None:
         conversation.look(picture)
     if prompt is None:
         return converse(conversation, sampling)
     return answer_streamed(conversation, prompt, sampling)
+
+
+def _check_model(model: str, device: str, max_tokens: int | None, sliding_window: int | str) -> None:
+    check_device(device)
+    check_options("all", "auto", max_tokens)
+    if isinstance(sliding_window, int):
+        require_positive("sliding_window", sliding_window)
+    describe_sail(model)
 
 
 def _check(image: str | None, prompt: str | None, input: str | None, output: str | None, batch_size: int) -> None:
@@ -90,5 +102,4 @@ def _check(image: str | None, prompt: str | None, input: str | None, output: str
         raise UserError(f"IMAGE and PROMPT do not go with --input; write them as a line of {input}, or leave it out")
     if input is not None and output is not None and Path(input).resolve() == Path(output).resolve():
         raise UserError(f"--input and --output are both {input}; use another --output")
-    if batch_size < 1:
-        raise UserError(f"--batch_size cannot be {batch_size}; allowed is 1 or more")
+    require_positive("batch_size", batch_size)

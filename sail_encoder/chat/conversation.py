@@ -14,6 +14,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from sail_encoder.chat.joining import join_caches, pad_behind_prefixes
 from sail_encoder.chat.questions import check_prompt
+from sail_encoder.chat.sampling import Sampling
 from sail_encoder.devices import choose_device, choose_dtype
 from sail_encoder.errors import UserError
 from sail_encoder.hub import TINY, find_checkpoint
@@ -24,36 +25,6 @@ from sail_encoder.models.sail.modeling_sail import SailForCausalLM
 from sail_encoder.models.sail.positions import Grid
 from sail_encoder.models.sail.processing_sail import SailProcessor
 from sail_encoder.pixels import ImageLike, read_image
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How an answer is chosen.
-
-    Attributes:
-        max_new_tokens: Longest answer.
-        temperature: 0 takes the likeliest token each time; higher values sample more freely.
-        top_p: Sample among the likeliest tokens that together have this probability.
-    """
-
-    max_new_tokens: int = 512
-    temperature: float = 0.0
-    top_p: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1 or self.temperature < 0 or not 0 < self.top_p <= 1:
-            raise UserError(
-                f"max_new_tokens {self.max_new_tokens}, temperature {self.temperature}, top_p {self.top_p}: allowed is "
-                "1 or more, 0 or more, and above 0 up to 1"
-            )
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The arguments of `generate`."""
-        if self.temperature == 0:
-            return {"do_sample": False, "max_new_tokens": self.max_new_tokens}
-        sampling = {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p}
-        return {**sampling, "max_new_tokens": self.max_new_tokens}
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sail_encoder.errors import UserError
-from sail_encoder.models.sail.published import VISION_TOKENS
+from sail_encoder.models.sail.config_file import VISION_TOKENS
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 from transformers import TextStreamer
 
-from sail_encoder.chat.conversation import Chat, Sampling
+from sail_encoder.chat.conversation import Chat
+from sail_encoder.chat.sampling import Sampling
 from sail_encoder.errors import UserError
 from sail_encoder.interrupt import Interrupt
 

@@ -2,20 +2,22 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+from sail_encoder.devices import choose_dtype, list_devices, split_devices
 from sail_encoder.errors import UserError
+from sail_encoder.extraction.multi_device import extract_on_each
+from sail_encoder.extraction.on_ray import connect, extract_on_ray
 from sail_encoder.extraction.plan import Plan, Request, forecast
+from sail_encoder.extraction.run import Resources, RunResult, run_plan
 from sail_encoder.images import ImageFile, list_images
-from sail_encoder.layers import resolve_layers
-from sail_encoder.loading import describe
+from sail_encoder.loading import announce, load_backbone, resolve_options
+from sail_encoder.store.refusals import check_writable
 from sail_encoder.store.removal import has_run, remove_run
 from sail_encoder.store.shard import Shard
 from sail_encoder.store.store import check_settings
-
-if TYPE_CHECKING:
-    from sail_encoder.extraction.run import RunResult
 
 
 def extract(
@@ -71,27 +73,21 @@ def extract(
     Raises:
         UserError: If something that is asked for is not possible, or the disk fills up on the way.
     """
-    from sail_encoder.devices import choose_dtype, list_devices
-    from sail_encoder.extraction.multi_device import extract_on_each
-    from sail_encoder.extraction.on_ray import connect, extract_on_ray
-    from sail_encoder.extraction.run import Resources, run_plan
-    from sail_encoder.loading import load_backbone
-
     if not source:
         raise UserError("nothing to extract from; name files, folders, globs, lists or .tar shards")
     folder, part, resources = Path(out), Shard.parse(shard), Resources(token_budget, readers)
+    split_devices(devices)
+    check_writable(folder)
+    listing = list_images(source)
+    spec, chosen_layers, rule = resolve_options(model, layers, resize, max_tokens)
+    request = Request(tuple(chosen_layers), norm, pool, dtype, rule, exif_rotate)
+    plan = Plan(listing, spec, request, precision)
+    _check_folder(folder, plan, part, overwrite)
     cluster = connect(devices) if engine == "ray" else None
+    announce(model)
     chosen = [cluster.device] if cluster else list_devices(devices)
-    spec = describe(model)
-    request = Request(
-        layers=tuple(resolve_layers(layers, spec.num_layers)),
-        norm=norm,
-        pool=pool,
-        dtype=dtype,
-        resize=spec.resize.override(resize, max_tokens),
-        exif_rotate=exif_rotate,
-    )
-    plan = Plan(list_images(source), spec, request, str(choose_dtype(precision, chosen[0])).removeprefix("torch."))
+    # Which precision `auto` is, the device has decided.
+    plan = replace(plan, precision=str(choose_dtype(precision, chosen[0])).removeprefix("torch."))
     _check_folder(folder, plan, part, overwrite)
     print(forecast(plan, part, folder, overwrite), file=sys.stdout if dry_run else sys.stderr)
     if dry_run:
@@ -123,7 +119,7 @@ def _check_folder(folder: Path, plan: Plan, part: Shard, overwrite: bool) -> Non
     has_run(folder)
 
 
-def _conclude(result: "RunResult", images: Sequence[ImageFile], folder: Path) -> int:
+def _conclude(result: RunResult, images: Sequence[ImageFile], folder: Path) -> int:
     """Prints what is there now, warns of what a user may not expect, and returns the exit status."""
     new = result.progress.done
     if result.status:

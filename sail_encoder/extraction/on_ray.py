@@ -9,15 +9,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from sail_encoder.errors import UserError
 from sail_encoder.extraction.multi_device import check_all_done, start_worker
 from sail_encoder.images import ImageFile
 from sail_encoder.interrupt import Interrupt
 from sail_encoder.store.shard import Shard
+
+if TYPE_CHECKING:
+    import torch
 
 _RETRIES = 3
 """How often a share is begun again when its machine is lost; each time it goes on where it was."""
@@ -41,8 +42,10 @@ class Cluster:
     cpus: int
 
     @property
-    def device(self) -> torch.device:
+    def device(self) -> "torch.device":
         """The device of a share; Ray shows each task its own GPU alone."""
+        import torch
+
         return torch.device("cuda" if self.gpus else "cpu")
 
     @classmethod

@@ -46,7 +46,7 @@ class Plan:
         listing: All images, of all shards.
         spec: What the backbone is.
         request: What is asked of each image.
-        precision: Precision of weights and computation.
+        precision: Precision of weights and computation; `auto` as long as the device is not known.
 
     Raises:
         UserError: If the backbone's patches do not tile the size that is asked for.
@@ -68,9 +68,9 @@ class Plan:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that decides what is stored, but for the weights themselves."""
+        """All that decides what is stored, as far as it is known, but for the weights themselves."""
         request = self.request
-        return {
+        settings = {
             "root": self.listing.root,
             "layers": list(request.layers),
             "norm": request.norm,
@@ -79,8 +79,8 @@ class Plan:
             "resize": str(request.resize),
             "max_tokens": request.resize.max_tokens,
             "exif_rotate": request.exif_rotate,
-            "precision": self.precision,
         }
+        return settings if self.precision == "auto" else {**settings, "precision": self.precision}
 
     @property
     def options(self) -> dict[str, Any]:

@@ -3,17 +3,19 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from sail_encoder.backbone import VisionBackbone
 from sail_encoder.errors import require_positive
-from sail_encoder.extraction.pipeline import Pipeline
 from sail_encoder.extraction.plan import Plan
 from sail_encoder.extraction.progress import Progress, describe_machine
 from sail_encoder.interrupt import Interrupt
 from sail_encoder.store.journal import Record
 from sail_encoder.store.shard import WHOLE, Shard
 from sail_encoder.store.store import FeatureStore
+
+if TYPE_CHECKING:
+    from sail_encoder.backbone import VisionBackbone
+    from sail_encoder.extraction.pipeline import Pipeline
 
 MAX_READERS = 16
 
@@ -57,7 +59,7 @@ class RunResult:
 
 
 def run_plan(
-    backbone: VisionBackbone,
+    backbone: "VisionBackbone",
     plan: Plan,
     folder: Path,
     part: Shard = WHOLE,
@@ -84,8 +86,10 @@ def run_plan(
 
 
 def _build_pipeline(
-    backbone: VisionBackbone, store: FeatureStore, plan: Plan, resources: Resources, progress: Progress
-) -> Pipeline:
+    backbone: "VisionBackbone", store: FeatureStore, plan: Plan, resources: Resources, progress: Progress
+) -> "Pipeline":
+    from sail_encoder.extraction.pipeline import Pipeline
+
     budget = backbone.default_token_budget() if resources.token_budget == "auto" else resources.token_budget
     readers = min(MAX_READERS, os.cpu_count() or 1) if resources.readers == "auto" else resources.readers
     return Pipeline(backbone, store, plan.request, budget, readers, progress.add)

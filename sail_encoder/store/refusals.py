@@ -37,6 +37,25 @@ def explain_refusals(folder: Path, what_next: str = "the same command goes on") 
         ) from error
 
 
+def check_writable(folder: Path, what_next: str = "give the same command again") -> None:
+    """Makes sure that a folder can be made, or written to, before any work is lost to it.
+
+    Args:
+        folder: The folder; nothing is made.
+        what_next: What helps once the cause is mended.
+
+    Raises:
+        StoreError: If a file is in its place or above it, or it may not be written.
+    """
+    nearest = nearest_existing(folder)
+    with explain_refusals(folder, what_next):
+        if not nearest.is_dir():
+            code = errno.EEXIST if nearest == folder.absolute() else errno.ENOTDIR
+            raise OSError(code, os.strerror(code), str(folder))
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(nearest))
+
+
 def nearest_existing(folder: Path) -> Path:
     """The folder, or the closest one above it that is there."""
     return next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())

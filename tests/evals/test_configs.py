@@ -12,11 +12,13 @@ import yaml
 from evals.datasets.labelled import LabelledImages
 from evals.datasets.made import MADE
 from evals.features import _plan
+from evals.options import parse_probes
 from evals.probe import probe
-from evals.probing import build_probe, check_stepwise, parse_probes, parts_for
+from evals.probing import build_probe, check_stepwise, parts_for
 from heads.logistic import LogisticSolver
 from heads.trained import TrainedProbe
-from sail_cli import COMMANDS, _build_parser, main
+from sail_cli import main
+from sail_encoder.arguments import ArgumentReader
 from sail_encoder.errors import UserError
 from sail_encoder.images import ImageList
 from sail_encoder.resizing import Resize
@@ -34,9 +36,8 @@ def read(path):
 def parse(path):
     """The arguments of `sail probe` that a configuration gives; where ImageNet-1k is, the user says."""
     data = [] if "data" in read(path) else ["--data=IMAGENET"]
-    values = _build_parser("probe", probe, COMMANDS["probe"]).parse_args([f"--config={path}", *data]).as_dict()
-    values.pop("config")
-    return values
+    defaults = {name: parameter.default for name, parameter in inspect.signature(probe).parameters.items()}
+    return {**defaults, **ArgumentReader(probe).read([f"--config={path}", *data])}
 
 
 class WorkBeginsError(Exception):
@@ -62,8 +63,8 @@ def backbone(name):
 def reached(monkeypatch, tmp_path):
     """From the arguments of `sail probe` to what extraction, training and probes get of them."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("evals.datasets.loading.load_dataset", made_up)
-    monkeypatch.setattr("evals.features.describe", backbone)
+    monkeypatch.setattr("evals.probe.load_dataset", made_up)
+    monkeypatch.setattr("sail_encoder.loading.describe", backbone)
     seen = []
 
     def extract(dataset, wanted, cache, probes):

@@ -12,7 +12,7 @@ from helpers import results_in
 
 import evals.probing
 from evals.features import open_features
-from evals.probing import default_probes
+from evals.options import default_probes
 from heads.registry import load_probe
 from heads.ridge import RidgeProbe
 from heads.rows import Selection

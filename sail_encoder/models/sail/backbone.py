@@ -10,12 +10,10 @@ from torch import Tensor
 from sail_encoder.backbone import Encoded, VisionBackbone
 from sail_encoder.hub import find_checkpoint
 from sail_encoder.models.sail.checkpoint import load_encoder, open_sail, random_encoder, read_preprocessing
-from sail_encoder.models.sail.configuration_sail import SailConfig
+from sail_encoder.models.sail.config_file import resize_rule
 from sail_encoder.models.sail.modeling_sail import SailModel
-from sail_encoder.models.sail.published import find_described, read_config
 from sail_encoder.pixels import IMAGENET_MEAN, IMAGENET_STD
-from sail_encoder.resizing import MAX_TOKENS, Resize, Size
-from sail_encoder.spec import BackboneSpec
+from sail_encoder.resizing import Size
 
 
 class SailVisionBackbone(VisionBackbone):
@@ -33,7 +31,7 @@ class SailVisionBackbone(VisionBackbone):
         self.patch_size = model.config.vision_patch_size
         self.embed_dim = model.config.hidden_size
         self.num_layers = model.config.num_hidden_layers
-        self.resize = _resize(preprocessing)
+        self.resize = resize_rule(preprocessing)
         self.resample = Image.Resampling(preprocessing.get("resample", self.resample))
         self.image_mean = tuple(preprocessing.get("image_mean", IMAGENET_MEAN))
         self.image_std = tuple(preprocessing.get("image_std", IMAGENET_STD))
@@ -81,30 +79,3 @@ def load_sail(
     build = load_encoder if pretrained else random_encoder
     model = build(checkpoint, device, dtype, layers)
     return SailVisionBackbone(name, model, read_preprocessing(checkpoint.folder))
-
-
-def describe_sail(name: str, revision: str | None = None) -> BackboneSpec:
-    """The sizes of a SAIL checkpoint, from its configuration alone; see `describe`."""
-    folder = find_described(name, revision)
-    config = SailConfig(**read_config(folder))
-    width = config.hidden_size
-    attention = width * (2 * config.attention_width + 2 * config.key_value_width)
-    block = attention + 3 * width * config.intermediate_size + 2 * width
-    return BackboneSpec(
-        name=name,
-        kind="SAIL",
-        patch_size=config.vision_patch_size,
-        embed_dim=width,
-        num_layers=config.num_hidden_layers,
-        block_parameters=block,
-        other_parameters=width * (config.patch_dim + 3 + 1),
-        attention_dim=config.attention_width,
-        extra_tokens=2,
-        resize=_resize(read_preprocessing(folder)),
-    )
-
-
-def _resize(preprocessing: dict[str, Any]) -> Resize:
-    size = preprocessing.get("size")
-    fixed = (size["height"], size["width"]) if size else None
-    return Resize(fixed, preprocessing.get("max_tokens", MAX_TOKENS))

@@ -9,7 +9,7 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from sail_encoder.auto import register_models
 from sail_encoder.errors import UserError
-from sail_encoder.models.sail.published import complete_config, find_described
+from sail_encoder.models.sail.config_file import find_described, read_config
 
 
 # Not a subclass of MistralConfig: the Auto classes import this module while transformers itself is being imported, and
@@ -104,7 +104,7 @@ class SailConfig(BackboneConfigMixin, PreTrainedConfig):
         """Reads config.json, completed where it is a published one; `from_pretrained` calls it."""
         raw, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if raw.get("model_type") == "mistral":
-            raw = complete_config(raw, find_described(str(pretrained_model_name_or_path), kwargs.get("revision")))
+            raw = read_config(find_described(str(pretrained_model_name_or_path), kwargs.get("revision")))
         return raw, rest
 
     @property

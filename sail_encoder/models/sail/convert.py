@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from sail_encoder.errors import UserError
-from sail_encoder.store.refusals import explain_refusals
+from sail_encoder.hub import find_checkpoint
+from sail_encoder.loading import announce
+from sail_encoder.models.sail.config_file import describe_sail
+from sail_encoder.store.refusals import check_writable, explain_refusals
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +30,10 @@ LANGUAGE_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
+
+
+_UNITS = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+"""Bytes."""
 
 
 def convert(
@@ -59,13 +67,12 @@ def convert(
     Returns:
         Exit status 0.
     """
-    from sail_encoder.hub import find_checkpoint
+    folder, shard_bytes = Path(out), _read_size(max_shard_size)
+    _check_folder(folder)
+    _check_layers(layers, encoder_only, describe_sail(model).num_layers)
+    announce(model)
     from sail_encoder.models.sail.checkpoint import open_sail
 
-    folder = Path(out)
-    _check_folder(folder)
-    if layers is not None and not encoder_only:
-        raise UserError("--layers needs --encoder_only true: a shortened language model would only talk nonsense")
     given = {
         "vision_start_token_id": vision_start_token_id,
         "image_token_id": image_token_id,
@@ -76,7 +83,7 @@ def convert(
     checkpoint.require_vision_tokens()
     whole = checkpoint.has_language_head and not encoder_only
     content = _language_model(checkpoint, dtype) if whole else _encoder(checkpoint, layers, dtype)
-    shards = content.split(max_shard_size)
+    shards = content.split(shard_bytes)
     with _new_folder(folder) as unfinished:
         _write_settings(content, unfinished)
         _write_weights(content, shards, unfinished)
@@ -102,12 +109,8 @@ class _Content:
     rows: dict[str, list[int]]
     files: tuple[str, ...] = ()
 
-    def split(self, max_shard_size: str) -> "StateDictSplit":
-        """Which tensor goes into which file.
-
-        Raises:
-            UserError: If the size is not understood.
-        """
+    def split(self, shard_bytes: int) -> "StateDictSplit":
+        """Which tensor goes into which file of so many bytes at most."""
         import torch
         from huggingface_hub import split_torch_state_dict_into_shards
 
@@ -117,12 +120,7 @@ class _Content:
             if source in self.rows:
                 shapes[target][0] = len(self.rows[source])
         sizes = {name: torch.empty(shape, dtype=self.config.dtype, device="meta") for name, shape in shapes.items()}
-        try:
-            return split_torch_state_dict_into_shards(sizes, max_shard_size=max_shard_size)
-        except (ValueError, OverflowError):
-            raise UserError(
-                f"--max_shard_size '{max_shard_size}' is not understood; use a size such as 500MB or 5GB"
-            ) from None
+        return split_torch_state_dict_into_shards(sizes, max_shard_size=shard_bytes)
 
 
 def _encoder(checkpoint: "SailCheckpoint", layers: int | None, dtype: str) -> _Content:
@@ -150,6 +148,23 @@ def _check_folder(folder: Path) -> None:
         raise UserError(f"{folder} is a file; name a new folder")
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty; name a new folder")
+    check_writable(folder)
+
+
+def _check_layers(layers: int | None, encoder_only: bool, depth: int) -> None:
+    if layers is not None and not encoder_only:
+        raise UserError("--layers needs --encoder_only true: a shortened language model would only talk nonsense")
+    if layers is not None and not 1 <= layers <= depth:
+        raise UserError(f"layers={layers} cannot be loaded; this checkpoint has 1 to {depth}")
+
+
+def _read_size(text: str) -> int:
+    """Bytes from a number with its unit."""
+    size = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT])B", text.strip().upper())
+    count = int(float(size[1]) * _UNITS[size[2]]) if size else 0
+    if count < 1:
+        raise UserError(f"--max_shard_size '{text}' is not understood; use a size such as 500MB or 5GB")
+    return count
 
 
 @contextmanager

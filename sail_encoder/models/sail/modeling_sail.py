@@ -23,6 +23,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.utils import can_return_tuple
 
 from sail_encoder.models.cache_name import CACHE, given_cache
+from sail_encoder.models.sail.config_file import missing_patch_weight
 from sail_encoder.models.sail.configuration_sail import SailConfig
 from sail_encoder.models.sail.packed_images import (
     PackedImages,
@@ -33,7 +34,6 @@ from sail_encoder.models.sail.packed_images import (
     repeat_images,
 )
 from sail_encoder.models.sail.positions import holds_images, note_offset, prompt_ids, prompt_positions, text_positions
-from sail_encoder.models.sail.published import missing_patch_weight
 
 Rotary = tuple[Tensor, Tensor]
 """Cosines and sines [..., length, head_dim] of the tokens' positions."""

@@ -1,0 +1,205 @@
+"""Small files of a SAIL checkpoint, published or native, read without weights, torch or transformers."""
+
+import json
+from math import isqrt
+from pathlib import Path
+from typing import Any
+
+from sail_encoder.errors import CheckpointError
+from sail_encoder.hub import RAW, TIMM, TINY, find_checkpoint
+from sail_encoder.resizing import MAX_TOKENS, Resize
+from sail_encoder.spec import BackboneSpec
+
+DEFAULTS = {
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vision_patch_size": 14,
+}
+"""Sizes that a config.json may leave out, as in `SailConfig`."""
+
+PATCH_WEIGHTS = ("model.vis_embed.weight", "vis_embed.weight")
+"""Names of the patch embedding, published and native."""
+
+VISION_TOKENS = {
+    "vision_start_token_id": "<vision>",
+    "image_token_id": "<vpatch>",
+    "vision_end_token_id": "</vision>",
+}
+"""The tokens that stand for an image, by the name of their id in `SailConfig`."""
+
+UNUSED_VISION_TOKENS = ("<vrow_sep>", "<vframe_sep>", "<|vis_cls|>")
+"""Further vision tokens of the vocabulary, which the released models do not use."""
+
+
+def describe_sail(name: str, revision: str | None = None) -> BackboneSpec:
+    """Reads the sizes of a SAIL checkpoint; see `describe`.
+
+    Raises:
+        CheckpointError: If there is no such checkpoint, or a file of it describes something else.
+    """
+    if name.startswith((TIMM, RAW)):
+        raise CheckpointError(f"{name} is no SAIL checkpoint; use {TINY}, a folder, or a Hub name")
+    folder = find_described(name, revision)
+    config = read_config_file(folder)
+    if _lacks_patch_size(config):
+        config["vision_patch_size"] = _stored_patch_size(folder)
+    sizes = _read_sizes(config, folder / "config.json")
+    width = sizes["hidden_size"]
+    attention_dim = sizes["num_attention_heads"] * sizes["head_dim"]
+    key_value_dim = sizes["num_key_value_heads"] * sizes["head_dim"]
+    return BackboneSpec(
+        name=name,
+        kind="SAIL",
+        patch_size=sizes["vision_patch_size"],
+        embed_dim=width,
+        num_layers=sizes["num_hidden_layers"],
+        block_parameters=width * (2 * attention_dim + 2 * key_value_dim + 3 * sizes["intermediate_size"] + 2),
+        # The patch embedding, three vision tokens and the final norm.
+        other_parameters=width * (3 * sizes["vision_patch_size"] ** 2 + 3 + 1),
+        attention_dim=attention_dim,
+        extra_tokens=2,
+        resize=_read_resize(folder / "preprocessor_config.json"),
+    )
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Fields of a checkpoint's config.json in the terms of `SailConfig`.
+
+    A published file says `model_type` "mistral", may lack the patch size, which the patch embedding's shape tells, and
+    lacks the ids of the vision tokens, which the tokenizer beside it tells.
+
+    Raises:
+        CheckpointError: If there is no such file, or it describes another kind of model.
+    """
+    fields = read_config_file(folder)
+    if fields["model_type"] == "sail":
+        return fields
+    native = {key: value for key, value in fields.items() if key != "auto_map"} | {"model_type": "sail"}
+    if _lacks_patch_size(fields):
+        native["vision_patch_size"] = _stored_patch_size(folder)
+    return _token_ids(folder / "tokenizer.json") | native
+
+
+def find_described(name: str, revision: str | None = None) -> Path:
+    """Folder of a checkpoint with what its configuration needs; see `find_checkpoint`.
+
+    The weights are downloaded only where config.json leaves out the patch size, which they tell.
+    """
+    folder = find_checkpoint(name, revision, weights=False)
+    return find_checkpoint(name, revision) if _lacks_patch_size(read_config_file(folder)) else folder
+
+
+def read_config_file(folder: Path) -> dict[str, Any]:
+    """Fields of a checkpoint's config.json as they stand, published (`mistral`) or native (`sail`).
+
+    Raises:
+        CheckpointError: If there is no such file, or it describes another kind of model.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"{folder} has no config.json, so it is no checkpoint; see sail info --help")
+    config = _read_json(path)
+    model_type = config.get("model_type")
+    if model_type not in ("sail", "mistral"):
+        raise CheckpointError(f"{folder} is a '{model_type}' checkpoint, not SAIL; for a timm model use timm/NAME")
+    return config
+
+
+def resize_rule(preprocessing: dict[str, Any]) -> Resize:
+    """Rule by which a checkpoint's preprocessor_config.json brings images to size; published ones have no such file."""
+    size = preprocessing.get("size")
+    fixed = (size["height"], size["width"]) if size else None
+    return Resize(fixed, preprocessing.get("max_tokens", MAX_TOKENS))
+
+
+def missing_patch_weight(folder: Path | str) -> CheckpointError:
+    """Error for a checkpoint without a patch embedding."""
+    return CheckpointError(
+        f"{folder} has no vis_embed.weight: it is not SAIL, or was saved as a plain Mistral, which drops the patch "
+        "embedding; get the original files"
+    )
+
+
+def _lacks_patch_size(config: dict[str, Any]) -> bool:
+    return config["model_type"] == "mistral" and "vision_patch_size" not in config
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Fields of a JSON file; none where there is no file."""
+    if not path.is_file():
+        return {}
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not valid JSON ({error}); download it again") from None
+    if not isinstance(fields, dict):
+        raise CheckpointError(f"{path} holds no fields; download it again")
+    return fields
+
+
+def _read_resize(path: Path) -> Resize:
+    fields = _read_json(path)
+    try:
+        return resize_rule(fields)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} has no size that can be used ({error!r}); download it again") from None
+
+
+def _read_sizes(config: dict[str, Any], path: Path) -> dict[str, int]:
+    """Sizes that are in a configuration, and in place of those that are not what `SailConfig` would take."""
+    sizes = {field: config.get(field, default) for field, default in DEFAULTS.items()}
+    sizes["num_key_value_heads"] = sizes["num_key_value_heads"] or sizes["num_attention_heads"]
+    for field, value in sizes.items():
+        _check_size(field, value, path)
+    sizes["head_dim"] = config.get("head_dim") or sizes["hidden_size"] // sizes["num_attention_heads"]
+    _check_size("head_dim", sizes["head_dim"], path)
+    return sizes
+
+
+def _check_size(field: str, value: Any, path: Path) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise CheckpointError(f"{path}: {field} cannot be {value!r}; allowed is a whole number from 1")
+
+
+def _token_ids(path: Path) -> dict[str, Any]:
+    """Ids of the vision tokens that tokenizer.json knows, by their names in `SailConfig`."""
+    if not path.is_file():
+        return {}
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(path))
+    ids = {name: tokenizer.token_to_id(token) for name, token in VISION_TOKENS.items()}
+    unused = [token_id for token in UNUSED_VISION_TOKENS if (token_id := tokenizer.token_to_id(token)) is not None]
+    known = {name: token_id for name, token_id in ids.items() if token_id is not None}
+    return {**known, "unused_vision_token_ids": unused}
+
+
+def _stored_patch_size(folder: Path) -> int:
+    """Patch size that the shape of the patch embedding tells."""
+    for key in PATCH_WEIGHTS:
+        shape = _stored_shape(folder, key)
+        if shape is not None and len(shape) == 2:
+            return isqrt(shape[1] // 3)
+    raise missing_patch_weight(folder)
+
+
+def _stored_shape(folder: Path, key: str) -> tuple[int, ...] | None:
+    """Shape of a tensor, from the header of a safetensors file where there is one; None where there is no tensor."""
+    from safetensors import SafetensorError, safe_open
+
+    index = _read_json(folder / "model.safetensors.index.json").get("weight_map")
+    file = folder / Path(str(index.get(key)) if isinstance(index, dict) else "model.safetensors").name
+    if file.is_file():
+        try:
+            with safe_open(file, framework="numpy") as opened:
+                return tuple(opened.get_slice(key).get_shape()) if key in opened.keys() else None  # noqa: SIM118
+        except SafetensorError:
+            pass  # it is told what is wrong with the file where it is read as a whole
+    # A pickle can only be read by torch.
+    from sail_encoder.weights import WeightFiles
+
+    stored = WeightFiles(folder).tensors
+    return stored[key].shape if key in stored else None
