@@ -63,7 +63,7 @@ class NativeHead(BaseDecodeHead):
             raise HeadError(f"the {kind} head is not trained by gradients; use sail segment train")
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
-        return self.head(self._transform_inputs(inputs))
+        return self.head([inputs[index] for index in self.in_index])
 
 
 def without_auxiliary(options: Mapping[str, Any]) -> dict[str, Any]:
