@@ -101,7 +101,7 @@ def test_doctor_says_what_to_do(capsys, monkeypatch):
     assert doctor() == 1
     out = capsys.readouterr().out
     assert "pip install 'torch>=2.11'" in out
-    assert "missing - pip install 'timm'" in out
+    assert "missing - pip install 'timm>=1.0.22'" in out
     assert "fail  timm" in out
     assert "pytest" not in out, "what tests need is not what a user needs"
 
