@@ -7,7 +7,6 @@ names of timm that none of its packages has; of other libraries everything that 
 import ast
 import importlib
 import re
-from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -101,14 +100,14 @@ def library_bases(file, name):
 
 @pytest.fixture(scope="module")
 def used():
-    """Every private or unexported name in use as (library, name), and the files that use it.
+    """Every private or unexported name in use, as (library, name).
 
     The type of an object is not known from the code, so the library of its attributes is `SOME_LIBRARY`.
     """
     paths = [ROOT / "sail_cli.py", *(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))]
     trees = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in sorted(paths)}
     own = {name for tree in trees.values() for name in defined_names(tree)}
-    found = defaultdict(list)
+    found = set()
     for file, tree in trees.items():
         names = set(inherited_names(file, tree))
         known = own | {name.rpartition(".")[2] for _, name in names}
@@ -118,40 +117,35 @@ def used():
         for owner, name in private_attributes(tree):
             if name not in known:
                 names.add((SOME_LIBRARY, f"{ast.unparse(owner).removeprefix('self.')}.{name}"))
-        for name in names:
-            found[name].append(file)
+        found |= names
     return found
 
 
 def rows():
-    """Rows of the table: ((library, name), files, reason)."""
+    """Rows of the table: ((library, name), reason)."""
     section = PAGE.read_text(encoding="utf-8").partition("## Private and unexported names\n")[2].partition("\n## ")[0]
     for line in re.findall(r"^\| (?!library).*\|$", section, re.MULTILINE):
-        library, name, where, reason = (cell.strip() for cell in line.strip("|").split("|"))
-        yield (library, name.strip("`")), re.findall("`([^`]+)`", where), reason
-
-
-def as_row(name, files):
-    return f"| {name[0]} | `{name[1]}` | {', '.join(f'`{file}`' for file in files)} | |"
+        library, name, reason = (cell.strip() for cell in line.strip("|").split("|"))
+        yield (library, name.strip("`")), reason
 
 
 def test_the_table_lists_what_is_used_and_nothing_else(used):
-    table = {name: files for name, files, _ in rows()}
-    library_in_table = {name: library for library, name in table}
+    table = {name for name, _ in rows()}
+    library_of_name = {name: library for library, name in table}
     found = {
-        (library_in_table.get(name, library) if library == SOME_LIBRARY else library, name): files
-        for (library, name), files in used.items()
+        (library_of_name.get(name, library) if library == SOME_LIBRARY else library, name) for library, name in used
     }
-    missing = [as_row(name, files) for name, files in sorted(found.items()) if table.get(name) != files]
-    stale = [as_row(name, files) for name, files in sorted(table.items()) if found.get(name) != files]
+    missing, stale = (
+        [f"| {library} | `{name}` | |" for library, name in sorted(names)] for names in (found - table, table - found)
+    )
     advice = "\n".join(["", "add these rows with a reason each:", *missing, "remove these rows:", *stale])
     assert missing == stale == [], advice
 
 
 def test_every_row_gives_a_reason_and_stands_once():
-    names = [name for name, _, _ in rows()]
+    names = [name for name, _ in rows()]
     assert names == sorted(set(names))
-    assert [name for name, _, reason in rows() if not reason] == []
+    assert [name for name, reason in rows() if not reason] == []
     assert {library for library, _ in names} <= set(LIBRARIES)
 
 

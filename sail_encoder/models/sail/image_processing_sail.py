@@ -6,8 +6,9 @@ import numpy as np
 from PIL import Image
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
-from transformers.image_utils import ImageInput, PILImageResampling, SizeDict
-from transformers.processing_utils import ImagesKwargs, Unpack
+from transformers.image_utils import ImageInput, SizeDict
+from transformers.processing_utils import ImagesKwargs
+from typing_extensions import Unpack
 
 from sail_encoder.pixels import IMAGENET_MEAN, IMAGENET_STD, Array, patchify, read_image
 from sail_encoder.resizing import MAX_TOKENS, Resize, Size
@@ -37,7 +38,7 @@ class SailImageProcessor(PilBackend):
     model_input_names = ["pixel_values", "image_grid_hw"]
 
     do_resize = True
-    resample = PILImageResampling.BILINEAR
+    resample = Image.Resampling.BILINEAR
     do_rescale = True
     do_normalize = True
     do_convert_rgb = True
@@ -77,7 +78,7 @@ class SailImageProcessor(PilBackend):
         images: list[Array],
         do_resize: bool,
         size: SizeDict | None,
-        resample: PILImageResampling | None,
+        resample: Image.Resampling | None,
         do_rescale: bool,
         rescale_factor: float,
         do_normalize: bool,

@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor
 from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_outputs import BackboneOutput
-from transformers.utils.generic import can_return_tuple
+from transformers.utils import can_return_tuple
 
 from sail_encoder.models.sail.configuration_sail import SailConfig
 from sail_encoder.models.sail.modeling_sail import SailModel, SailPreTrainedModel

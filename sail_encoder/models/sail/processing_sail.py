@@ -7,8 +7,9 @@ from typing import Any
 
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import ImageInput, make_flat_list_of_images
-from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, Unpack
+from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+from typing_extensions import Unpack
 
 from sail_encoder.models.sail.image_processing_sail import SailImageProcessor
 from sail_encoder.models.sail.positions import Grid, as_grids
