@@ -108,10 +108,10 @@ def _run(name: str, arguments: list[str]) -> int:
         values = reader.read(arguments)
     except UserError as error:
         raise UserError(f"{error}; sail {name} --help lists all options") from None
-    if reader.only_shows:
+    if reader.print_config:
         parser = _build_parser(name, function, command)
         parser.set_defaults(values)
-        parser.parse_args(["--print_config"])
+        parser.parse_args([reader.print_config])
     return function(**values)
 
 

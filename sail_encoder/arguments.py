@@ -28,13 +28,13 @@ class ArgumentReader:
         positional: Those that are also given by a word without an option; a list takes all words that are left.
 
     Attributes:
-        only_shows: Whether the values are only to be shown (`--print_config`).
+        print_config: The option `--print_config` where it was given: the values are then only shown, and may lack some.
     """
 
     def __init__(self, function: Callable[..., int], positional: Sequence[str] = ()) -> None:
         self.parameters = parameters_of(function)
         self.positional = positional
-        self.only_shows = False
+        self.print_config = ""
         self._from_files: dict[str, Any] = {}
         self._options: dict[str, Any] = {}
         self._words: list[str] = []
@@ -56,7 +56,7 @@ class ArgumentReader:
             else:
                 self._words.append(argument)
         values = {**self._from_files, **self._options, **self._place_words()}
-        if not self.only_shows:
+        if not self.print_config:
             self._require_all(values)
         return values
 
@@ -65,7 +65,7 @@ class ArgumentReader:
         # A single hyphen names no option, so that what stands behind it is looked for, but never found.
         name = _name_of(option) if option.startswith("--") else ""
         if name == "print_config":
-            self.only_shows = True
+            self.print_config = f"--{name}{separator}{text}"
         elif name == "config":
             path = text if separator else _next_value(option, rest)
             self._from_files |= read_config(Path(path), self.parameters)

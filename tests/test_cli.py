@@ -11,6 +11,7 @@ from PIL import Image
 
 import sail_cli
 from sail_cli import COMMANDS, main
+from sail_encoder import __version__
 
 HELP = Path(__file__).parent / "golden" / "help.txt"
 
@@ -128,6 +129,23 @@ def test_mistakes_with_an_image_end_in_one_line(arguments, message, capsys, tmp_
     assert len(errors) == 1
     assert message in errors[0]
     assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
+
+
+def test_the_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"sail {__version__}\n"
+
+
+def test_a_configuration_is_shown_and_can_be_given_again(tmp_path, capsys):
+    for option in ("--print_config", "--print-config=skip_default"):
+        with pytest.raises(SystemExit) as ended:
+            main(["estimate", "--layers", "-1", "--images", "7", option])
+        assert ended.value.code == 0
+        shown = capsys.readouterr().out
+        assert ("device: auto" in shown) == (option == "--print_config")
+        (tmp_path / "run.yaml").write_text(shown)
+        assert main(["estimate", "--config", str(tmp_path / "run.yaml"), "--device", "h100"]) == 0
+        assert capsys.readouterr().out.startswith("grid ")
 
 
 def test_unknown_keys_in_a_config_name_the_nearest(tmp_path, capsys):

@@ -1,7 +1,7 @@
 import pytest
 
 from sail_encoder.errors import UserError
-from sail_encoder.layers import resolve_layers
+from sail_encoder.layers import check_layers, resolve_layers
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,11 @@ def test_even4_of_24_blocks_ends_at_the_last():
 def test_errors_say_what_is_allowed(spec, message):
     with pytest.raises(UserError, match=message):
         resolve_layers(spec, 32)
+
+
+def test_what_is_understood_at_any_depth():
+    for spec in ("all", "last4", "even99", "-1", "0,11,23", "[0, 11]", 5, [0, 99]):
+        check_layers(spec)
+    for spec in ("first", "last", "even-1", "1,x", "", "lastfour"):
+        with pytest.raises(UserError, match="are not understood"):
+            check_layers(spec)

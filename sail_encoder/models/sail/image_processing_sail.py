@@ -47,7 +47,7 @@ class SailImageProcessor(PilBackend):
     patch_size = 14
     max_tokens = MAX_TOKENS
 
-    def __init__(self, **kwargs: Unpack[SailImageProcessorKwargs]) -> None:
+    def __init__(self, **kwargs: Unpack[SailImageProcessorKwargs]) -> None:  # type: ignore[misc]
         super().__init__(**kwargs)
 
     def get_number_of_image_patches(self, height: int, width: int, images_kwargs: dict[str, Any] | None = None) -> int:

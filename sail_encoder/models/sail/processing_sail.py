@@ -104,7 +104,7 @@ class SailProcessor(ProcessorMixin):
         self,
         images: ImageInput | None = None,
         text: str | list[str] | None = None,
-        **kwargs: Unpack[SailProcessorKwargs],
+        **kwargs: Unpack[SailProcessorKwargs],  # type: ignore[misc]
     ) -> BatchFeature:
         """Processes images, text with images, or text alone.
 
