@@ -37,7 +37,7 @@ $(VENV)-lowest/bounds.txt: pyproject.toml tools/lower_bounds.py
 	$(VENV)-lowest/bin/python -m tools.lower_bounds > $@
 
 define run_tests
-	$(1)/bin/python -c "from sail_encoder.versions import versions; print(versions())"
+	$(1)/bin/python -c "from sail_encoder.io.versions import versions; print(versions())"
 	OMP_NUM_THREADS=1 $(1)/bin/pytest -n auto --maxprocesses 4 --dist loadfile
 endef
 

@@ -12,8 +12,8 @@ from inspect import Parameter
 from typing import TYPE_CHECKING
 
 from sail_encoder import __version__
-from sail_encoder.arguments import ArgumentReader, is_switch, parameters_of, suggest, takes_many
-from sail_encoder.errors import UserError, in_one_line
+from sail_encoder.commands.arguments import ArgumentReader, is_switch, parameters_of, suggest, takes_many
+from sail_encoder.io.errors import UserError, in_one_line
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -36,7 +36,7 @@ class Command:
 
 COMMANDS = {
     "extract": Command(
-        "sail_encoder.extraction.command:extract", "Extracts features of images to .npy files.", ("source",)
+        "sail_encoder.commands.extract:extract", "Extracts features of images to .npy files.", ("source",)
     ),
     "probe": Command(
         "evals.probe:probe", "Fits probes on features of labelled images, and reports what they reach.", ("data",)
@@ -44,7 +44,7 @@ COMMANDS = {
     "sweep": Command(
         "evals.sweep:sweep", "Probes every layer, from one pass over the images, and names the best.", ("data",)
     ),
-    "chat": Command("sail_encoder.chat.command:chat", "Answers questions about images.", ("image", "prompt")),
+    "chat": Command("sail_encoder.commands.chat:chat", "Answers questions about images.", ("image", "prompt")),
     "segment train": Command(
         "evals.segmentation.train:train",
         "Trains a segmentation head on a frozen backbone, and scores it.",
@@ -56,20 +56,26 @@ COMMANDS = {
     "segment predict": Command(
         "evals.segmentation.predict:predict", "Writes label maps of images, and overlays.", ("source",)
     ),
-    "info": Command("sail_encoder.info:info", "Describes a checkpoint.", ("model",)),
+    "info": Command("sail_encoder.commands.info:info", "Describes a checkpoint.", ("model",)),
     "convert": Command(
-        "sail_encoder.models.sail.convert:convert", "Writes a SAIL checkpoint in the native format.", ("model", "out")
+        "sail_encoder.commands.convert:convert", "Writes a SAIL checkpoint in the native format.", ("model", "out")
     ),
     "pca": Command(
-        "sail_encoder.visualize:pca", "Draws the principal components of an image's features beside it.", ("image",)
+        "sail_encoder.commands.visualize:pca",
+        "Draws the principal components of an image's features beside it.",
+        ("image",),
     ),
     "similarity": Command(
-        "sail_encoder.visualize:similarity", "Draws how similar the patches of an image are to one of them.", ("image",)
+        "sail_encoder.commands.visualize:similarity",
+        "Draws how similar the patches of an image are to one of them.",
+        ("image",),
     ),
-    "doctor": Command("sail_encoder.doctor:doctor", "Checks this machine and says what to do about what is missing."),
-    "demo": Command("sail_encoder.demo:demo", "Extracts features of two photographs, and draws them."),
+    "doctor": Command(
+        "sail_encoder.commands.doctor:doctor", "Checks this machine and says what to do about what is missing."
+    ),
+    "demo": Command("sail_encoder.commands.demo:demo", "Extracts features of two photographs, and draws them."),
     "estimate": Command(
-        "sail_encoder.estimate:estimate", "Estimates time, FLOPs and disk space for extracting features."
+        "sail_encoder.commands.estimate:estimate", "Estimates time, FLOPs and disk space for extracting features."
     ),
 }
 

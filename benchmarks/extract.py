@@ -31,15 +31,15 @@ from transformers.cache_utils import DynamicCache
 
 from benchmarks.models import SIZES, build_model, synchronize
 from benchmarks.published import encode_image
-from sail_encoder.devices import measure_matrix_rate
+from sail_encoder.backbones.sail import SailVisionBackbone
 from sail_encoder.extraction.pipeline import Pipeline
 from sail_encoder.extraction.plan import Request
-from sail_encoder.images import list_images
-from sail_encoder.models.sail.backbone import SailVisionBackbone
+from sail_encoder.images.pixels import patch_image
+from sail_encoder.images.resizing import Resize, Size
+from sail_encoder.images.sources import list_images
+from sail_encoder.io.devices import measure_matrix_rate
 from sail_encoder.models.sail.modeling_sail import SailForCausalLM
 from sail_encoder.models.sail.packed_images import cumulative, packed_attention
-from sail_encoder.pixels import patch_image
-from sail_encoder.resizing import Resize, Size
 from sail_encoder.store.store import FeatureStore
 
 PIXELS = ((160, 120), (224, 224), (320, 240), (240, 427), (448, 448))

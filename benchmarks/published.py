@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.cache_utils import DynamicCache
 
+from sail_encoder.images.resizing import Size
 from sail_encoder.models.sail.modeling_sail import SailForCausalLM, rotate
 from sail_encoder.models.sail.packed_images import PackedImages
 from sail_encoder.models.sail.positions import text_and_image_positions
-from sail_encoder.resizing import Size
 
 
 @torch.no_grad()

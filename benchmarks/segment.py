@@ -37,9 +37,9 @@ from heads.contract import FeatureSource
 from heads.dense.registry import build_dense_head
 from heads.dense.segmenter import Segmenter
 from sail_encoder import load_backbone
+from sail_encoder.backbones.packing import Pack
 from sail_encoder.models.sail.configuration_sail import SailConfig
 from sail_encoder.models.sail.modeling_sail import SailModel
-from sail_encoder.packing import Pack
 
 TOKEN_IDS = {"vision_start_token_id": 0, "image_token_id": 1, "vision_end_token_id": 2}
 CLASSES = 150

@@ -9,7 +9,7 @@ import torch
 
 from evals.processes import Processes
 from heads.training import BankTraining
-from sail_encoder.errors import StoreError
+from sail_encoder.io.errors import StoreError
 
 
 class Checkpoint:

@@ -14,11 +14,11 @@ from torchvision.transforms import v2
 from evals.datasets.labelled import LabelledImages
 from evals.features import FeatureSettings
 from heads.pooling import pool_grid
-from sail_encoder.backbone import VisionBackbone
-from sail_encoder.errors import ImageError
-from sail_encoder.packing import Pack
-from sail_encoder.pixels import patch_image, read_image
-from sail_encoder.resizing import Resize
+from sail_encoder.backbones.base import VisionBackbone
+from sail_encoder.backbones.packing import Pack
+from sail_encoder.images.pixels import patch_image, read_image
+from sail_encoder.images.resizing import Resize
+from sail_encoder.io.errors import ImageError
 
 RESIZE_SHARE = 256 / 224
 """For testing, the shorter side is brought to the crop times this before the center is cropped."""

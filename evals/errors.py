@@ -1,6 +1,6 @@
 """Errors of measuring that a user can mend."""
 
-from sail_encoder.errors import UserError
+from sail_encoder.io.errors import UserError
 
 
 class DatasetError(UserError):

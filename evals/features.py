@@ -13,12 +13,12 @@ import numpy as np
 
 from evals.datasets.labelled import LabelledImages
 from heads.contract import FeatureSource
-from sail_encoder.devices import choose_device, choose_dtype
-from sail_encoder.errors import UserError
+from sail_encoder.backbones.registry import load_backbone, resolve_options
 from sail_encoder.extraction.plan import Plan, Request, forecast
 from sail_encoder.extraction.run import run_plan
-from sail_encoder.loading import load_backbone, resolve_options
-from sail_encoder.pixels import Array
+from sail_encoder.images.pixels import Array
+from sail_encoder.io.devices import choose_device, choose_dtype
+from sail_encoder.io.errors import UserError
 from sail_encoder.store.reading import FeatureFolder
 from sail_encoder.store.shard import WHOLE
 

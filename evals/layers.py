@@ -12,13 +12,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from evals.errors import DatasetError
-from sail_encoder.backbone import VisionBackbone
-from sail_encoder.errors import ImageError
-from sail_encoder.extraction.threads import Behind, map_ahead, prefetch
-from sail_encoder.images import ImageFile
-from sail_encoder.packing import Pack, pack_consecutive
-from sail_encoder.pixels import Array, PatchedImage
-from sail_encoder.resizing import Resize
+from sail_encoder.backbones.base import VisionBackbone
+from sail_encoder.backbones.packing import Pack, pack_consecutive
+from sail_encoder.images.pixels import Array, PatchedImage
+from sail_encoder.images.resizing import Resize
+from sail_encoder.images.sources import ImageFile
+from sail_encoder.io.errors import ImageError
+from sail_encoder.io.threads import Behind, map_ahead, prefetch
 
 PACKS_AHEAD = 2
 

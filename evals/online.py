@@ -44,9 +44,9 @@ from heads.probe import Candidate
 from heads.targets import TargetSpace
 from heads.trained import TrainedProbe
 from heads.training import BankTraining, HeadBank, Recipe, effective, shuffled_batches
-from sail_encoder.layers import resolve_layers
-from sail_encoder.loading import describe, load_backbone
-from sail_encoder.pixels import Array
+from sail_encoder.backbones.layers import resolve_layers
+from sail_encoder.backbones.registry import describe, load_backbone
+from sail_encoder.images.pixels import Array
 
 CHECKPOINT_EVERY = 500
 """Steps between two checkpoints."""

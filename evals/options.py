@@ -11,7 +11,7 @@ from typing import Any
 from heads.contract import HeadError
 from heads.registry import require_head
 from heads.targets import Kind
-from sail_encoder.errors import UserError
+from sail_encoder.io.errors import UserError
 
 PROBES = ("linear", "logistic", "ridge", "knn", "attentive")
 STEPWISE = ("linear", "attentive")

@@ -20,9 +20,9 @@ from evals.features import (
 )
 from evals.options import CropOptions, default_probes, parse_probes, refuse_unread
 from heads.targets import Kind
-from sail_encoder.devices import check_device
-from sail_encoder.loading import announce, check_options, resolve_options
-from sail_encoder.store.refusals import check_writable
+from sail_encoder.backbones.registry import announce, check_options, resolve_options
+from sail_encoder.io.devices import check_device
+from sail_encoder.io.refusals import check_writable
 
 if TYPE_CHECKING:
     from evals.probing import ChooseOn, ProbeRun

@@ -22,7 +22,7 @@ from heads.probe import OF_THE_MACHINE, Probe
 from heads.registry import get_head
 from heads.targets import TargetSpace, Task
 from heads.trained import TrainedProbe
-from sail_encoder.pixels import Array
+from sail_encoder.images.pixels import Array
 
 ChooseOn = Literal["validation", "test"]
 

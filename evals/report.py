@@ -9,7 +9,7 @@ from typing import Any
 
 from evals.layers import LayerFeatures
 from evals.results import LayerResult, Result, best_layers
-from sail_encoder.files import replacing, write_json
+from sail_encoder.io.files import replacing, write_json
 
 PERCENT = {"top1", "top5", "mean_per_class", "f1", "f1_micro", "mAP", "exact"}
 """Metrics that are shares, and printed in percent."""

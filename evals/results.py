@@ -13,8 +13,8 @@ from sklearn.metrics import confusion_matrix
 
 from evals.metrics import PRIMARY, measure
 from heads.probe import Probe
-from sail_encoder.pixels import Array
-from sail_encoder.store.line_log import LineLog
+from sail_encoder.images.pixels import Array
+from sail_encoder.io.json_lines import LineLog
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from heads.contract import DESCRIPTION, WEIGHTS, FeatureSource
 from heads.probe import Probe
-from sail_encoder.files import write_json
+from sail_encoder.io.files import write_json
 
 RESULT = "result.json"
 

@@ -10,9 +10,9 @@ from evals.datasets.loading import load_dataset
 from evals.datasets.splits import Splits, split_each_seed
 from evals.errors import DatasetError
 from evals.options import parse_probes
-from sail_encoder.devices import check_device
-from sail_encoder.loading import announce, check_options, load_backbone, resolve_options
-from sail_encoder.store.refusals import check_writable
+from sail_encoder.backbones.registry import announce, check_options, load_backbone, resolve_options
+from sail_encoder.io.devices import check_device
+from sail_encoder.io.refusals import check_writable
 
 if TYPE_CHECKING:
     from evals.layers import LayerFeatures

@@ -28,11 +28,11 @@ from evals.results import LayerResult, best_layers
 from evals.scene_questions import CAPTION_PROMPT, Question, ask_about
 from evals.scenes import Scene, draw_scene
 from heads.logistic import LogisticProbe
-from sail_encoder.backbone import VisionBackbone
-from sail_encoder.hub import find_checkpoint
-from sail_encoder.loading import load_backbone
-from sail_encoder.pixels import Array
-from sail_encoder.resizing import Resize
+from sail_encoder.backbones.base import VisionBackbone
+from sail_encoder.backbones.registry import load_backbone
+from sail_encoder.images.pixels import Array
+from sail_encoder.images.resizing import Resize
+from sail_encoder.io.hub import find_checkpoint
 
 PARTS = (range(3000), range(3000, 4000), range(4000, 5000))
 """Seeds of single-thing scenes to fit probes on, to choose the layer on, and to report."""

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from sail_encoder.errors import UserError
-from sail_encoder.files import replacing, write_json
+from sail_encoder.io.errors import UserError
+from sail_encoder.io.files import replacing, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,7 +16,7 @@ from heads.probe import Array, Candidate, Probe, Validation, as_array, require_a
 from heads.rows import Rows, Selection
 from heads.settings import check_positive
 from heads.targets import TargetSpace, hold_out
-from sail_encoder.devices import choose_device
+from sail_encoder.io.devices import choose_device
 
 
 class VectorProbe(Probe, BaseEstimator):

@@ -15,7 +15,7 @@ from typing_extensions import Self
 from heads.contract import FeatureSource, HeadError, SavedHead, load_head, save_head
 from heads.settings import check_at_least_zero
 from heads.targets import TASKS, TargetSpace, Task
-from sail_encoder.devices import choose_device
+from sail_encoder.io.devices import choose_device
 
 Array = np.ndarray[Any, Any]
 Validation = tuple[Any, Any] | None

@@ -17,7 +17,7 @@ from heads.probe import Array, Candidate, Probe, Validation, require_a_target_ea
 from heads.settings import as_values
 from heads.targets import TargetSpace, Task, hold_out
 from heads.training import BankTraining, HeadBank, OptimizerName, Recipe, effective, shuffled_batches
-from sail_encoder.devices import choose_device
+from sail_encoder.io.devices import choose_device
 
 LEARNING_RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
 """What DINOv2 and DINOv3 compare."""

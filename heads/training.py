@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from heads.contract import HeadError
 from heads.settings import as_values, check_at_least_zero, check_positive, check_share
 from heads.targets import Kind
-from sail_encoder.files import replacing
+from sail_encoder.io.files import replacing
 
 OptimizerName = Literal["sgd", "adamw", "lars"]
 

@@ -16,42 +16,42 @@ from typing import TYPE_CHECKING, Any
 from sail_encoder.auto import register_when_needed
 
 if TYPE_CHECKING:
-    from sail_encoder.backbone import VisionBackbone
+    from sail_encoder.backbones.base import VisionBackbone
+    from sail_encoder.backbones.features import Features
+    from sail_encoder.backbones.registry import load_backbone
     from sail_encoder.chat.conversation import Chat, ask_each, load_chat
     from sail_encoder.chat.sampling import Sampling
-    from sail_encoder.errors import CheckpointError, ImageError, SourceError, StoreError, UserError
-    from sail_encoder.extraction.command import extract
-    from sail_encoder.features import Features
-    from sail_encoder.loading import load_backbone
+    from sail_encoder.commands.extract import extract
+    from sail_encoder.images.resizing import Resize
+    from sail_encoder.io.errors import CheckpointError, ImageError, SourceError, StoreError, UserError
     from sail_encoder.models.sail.configuration_sail import SailConfig
     from sail_encoder.models.sail.image_processing_sail import SailImageProcessor
     from sail_encoder.models.sail.modeling_sail import SailForCausalLM, SailModel
     from sail_encoder.models.sail.processing_sail import SailProcessor
-    from sail_encoder.resizing import Resize
     from sail_encoder.store.reading import FeatureFolder
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Chat": "chat.conversation",
-    "CheckpointError": "errors",
+    "CheckpointError": "io.errors",
     "FeatureFolder": "store.reading",
-    "Features": "features",
-    "ImageError": "errors",
-    "Resize": "resizing",
+    "Features": "backbones.features",
+    "ImageError": "io.errors",
+    "Resize": "images.resizing",
     "SailConfig": "models.sail.configuration_sail",
     "SailForCausalLM": "models.sail.modeling_sail",
     "SailImageProcessor": "models.sail.image_processing_sail",
     "SailModel": "models.sail.modeling_sail",
     "SailProcessor": "models.sail.processing_sail",
     "Sampling": "chat.sampling",
-    "SourceError": "errors",
-    "StoreError": "errors",
-    "UserError": "errors",
-    "VisionBackbone": "backbone",
+    "SourceError": "io.errors",
+    "StoreError": "io.errors",
+    "UserError": "io.errors",
+    "VisionBackbone": "backbones.base",
     "ask_each": "chat.conversation",
-    "extract": "extraction.command",
-    "load_backbone": "loading",
+    "extract": "commands.extract",
+    "load_backbone": "backbones.registry",
     "load_chat": "chat.conversation",
 }
 

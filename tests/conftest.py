@@ -5,7 +5,7 @@ import torch
 from helpers import GOLDEN, GOLDEN_IDS, golden_cases, small_config
 
 from sail_encoder import load_backbone
-from sail_encoder.hub import find_checkpoint
+from sail_encoder.io.hub import find_checkpoint
 from sail_encoder.models.sail.modeling_sail import SailForCausalLM
 
 

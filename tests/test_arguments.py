@@ -5,9 +5,9 @@ from typing import Any, Literal
 
 import pytest
 
-from sail_encoder.arguments import ArgumentReader, suggest
-from sail_encoder.errors import UserError
-from sail_encoder.extraction.command import extract
+from sail_encoder.commands.arguments import ArgumentReader, suggest
+from sail_encoder.commands.extract import extract
+from sail_encoder.io.errors import UserError
 
 
 def command(

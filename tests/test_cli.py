@@ -158,7 +158,8 @@ def test_unknown_keys_in_a_config_name_the_nearest(tmp_path, capsys):
 def test_a_config_and_flags_together(tmp_path, monkeypatch):
     seen = {}
     monkeypatch.setattr(
-        "sail_encoder.estimate.estimate", lambda images=1, size="448": seen.update(images=images, size=size) or 0
+        "sail_encoder.commands.estimate.estimate",
+        lambda images=1, size="448": seen.update(images=images, size=size) or 0,
     )
     config = tmp_path / "run.yaml"
     config.write_text("images: 7\nsize: 28x42\n")
@@ -173,7 +174,7 @@ def test_values_may_begin_with_a_minus(monkeypatch):
         seen.update(source=source, layers=layers)
         return 0
 
-    monkeypatch.setattr("sail_encoder.extraction.command.extract", extract)
+    monkeypatch.setattr("sail_encoder.commands.extract.extract", extract)
     assert main(["extract", "a", "b", "--layers", "-4,-1", "--out", "o", "c"]) == 0
     assert seen == {"source": ["a", "b", "c"], "layers": "-4,-1"}
 
@@ -187,7 +188,7 @@ def test_words_are_words(word, monkeypatch):
         seen.update(image=image, prompt=prompt, output=output)
         return 0
 
-    monkeypatch.setattr("sail_encoder.chat.command.chat", chat)
+    monkeypatch.setattr("sail_encoder.commands.chat.chat", chat)
     assert main(["chat", "a.jpg", word, "--output", "null"]) == 0
     assert seen == {"image": "a.jpg", "prompt": word, "output": None}
     assert main(["chat", word]) == 0

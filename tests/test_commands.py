@@ -10,13 +10,13 @@ import torch
 from helpers import noise
 from PIL import Image
 
-from sail_encoder.demo import demo
-from sail_encoder.doctor import doctor
-from sail_encoder.estimate import estimate, format_bytes
-from sail_encoder.info import info
-from sail_encoder.loading import describe
+from sail_encoder.backbones.registry import describe
+from sail_encoder.commands.demo import demo
+from sail_encoder.commands.doctor import doctor
+from sail_encoder.commands.estimate import estimate, format_bytes
+from sail_encoder.commands.info import info
+from sail_encoder.commands.visualize import heat_rgb, pca, pca_rgb, similarity
 from sail_encoder.store.reading import FeatureFolder
-from sail_encoder.visualize import heat_rgb, pca, pca_rgb, similarity
 
 
 def lines(capsys):
@@ -75,7 +75,7 @@ def test_sizes_for_people():
 
 
 def test_estimated_size_is_the_size_on_disk(tmp_path, capsys, small_checkpoint):
-    from sail_encoder.extraction.command import extract
+    from sail_encoder.commands.extract import extract
 
     for index in range(5):
         Image.fromarray(noise(40 + index, 60)).save(tmp_path / f"{index}.png")
@@ -165,7 +165,7 @@ def test_pca_separates_what_differs():
 
 
 def test_embedded_checkpoint_is_small_and_complete():
-    from sail_encoder.hub import TINY_FOLDER
+    from sail_encoder.io.hub import TINY_FOLDER
 
     assert sum(file.stat().st_size for file in TINY_FOLDER.iterdir() if file.is_file()) < 16e6
     summary = json.loads((TINY_FOLDER / "training.json").read_text())

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from sail_encoder.devices import DTYPES, check_device, choose_device, choose_dtype, split_devices
-from sail_encoder.errors import UserError
+from sail_encoder.io.devices import DTYPES, check_device, choose_device, choose_dtype, split_devices
+from sail_encoder.io.errors import UserError
 
 
 @pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:0", "cuda:15", "mps", "mps:0", "xpu:1"])

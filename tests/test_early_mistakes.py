@@ -13,7 +13,7 @@ from helpers import noise
 from PIL import Image
 
 from sail_cli import COMMANDS
-from sail_encoder.hub import TINY_FOLDER
+from sail_encoder.io.hub import TINY_FOLDER
 
 RUNNER = """
 import contextlib, io, json, sys, traceback

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from sail_encoder.files import replacing, write_json
+from sail_encoder.io.files import replacing, write_json
 
 
 def test_a_file_is_replaced_when_it_is_complete(tmp_path):

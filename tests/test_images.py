@@ -7,8 +7,8 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from sail_encoder.errors import SourceError
-from sail_encoder.images import list_images
+from sail_encoder.images.sources import list_images
+from sail_encoder.io.errors import SourceError
 
 
 @pytest.fixture

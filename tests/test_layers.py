@@ -1,7 +1,7 @@
 import pytest
 
-from sail_encoder.errors import UserError
-from sail_encoder.layers import check_layers, resolve_layers
+from sail_encoder.backbones.layers import check_layers, resolve_layers
+from sail_encoder.io.errors import UserError
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,9 @@
 import numpy as np
 import torch
 
+from sail_encoder.backbones.packing import Pack, pack_consecutive
+from sail_encoder.images.pixels import PatchedImage
 from sail_encoder.models.sail.packed_images import cumulative, packed_attention, runs_of_equal_length
-from sail_encoder.packing import Pack, pack_consecutive
-from sail_encoder.pixels import PatchedImage
 
 
 def patched(rows, columns, value):

@@ -4,9 +4,9 @@ import torch
 from helpers import bomb, noise, unpatchify
 from PIL import ExifTags, Image
 
-from sail_encoder.errors import ImageError, UserError
-from sail_encoder.pixels import image_size, patch_image, patchify, patchify_batch, read_image
-from sail_encoder.resizing import Resize
+from sail_encoder.images.pixels import image_size, patch_image, patchify, patchify_batch, read_image
+from sail_encoder.images.resizing import Resize
+from sail_encoder.io.errors import ImageError, UserError
 
 
 def position_image(rows, columns, p):

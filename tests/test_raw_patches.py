@@ -4,9 +4,9 @@ import torch
 from helpers import noise
 
 from sail_encoder import load_backbone
-from sail_encoder.errors import UserError
-from sail_encoder.loading import describe
-from sail_encoder.pixels import patchify
+from sail_encoder.backbones.registry import describe
+from sail_encoder.images.pixels import patchify
+from sail_encoder.io.errors import UserError
 
 
 def test_features_are_the_normalised_pixels():

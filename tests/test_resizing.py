@@ -1,7 +1,7 @@
 import pytest
 
-from sail_encoder.errors import UserError
-from sail_encoder.resizing import Resize, native_grid
+from sail_encoder.images.resizing import Resize, native_grid
+from sail_encoder.io.errors import UserError
 
 
 @pytest.mark.parametrize(

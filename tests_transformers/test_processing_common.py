@@ -8,7 +8,7 @@ from tests.test_image_processing_common import ImageProcessingTester, ImageProce
 from tests.test_processing_common import ProcessorTesterMixin
 
 from sail_encoder import SailImageProcessor, SailProcessor
-from sail_encoder.hub import TINY_FOLDER
+from sail_encoder.io.hub import TINY_FOLDER
 from tests import test_processing_common
 
 # The tests show images by address; files of this machine need no network.

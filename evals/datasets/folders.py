@@ -10,7 +10,7 @@ import numpy as np
 
 from evals.datasets.labelled import LabelledImages, parts_and_classes
 from evals.errors import DatasetError
-from sail_encoder.images import IMAGE_SUFFIXES, ImageList, list_images
+from sail_encoder.images.sources import IMAGE_SUFFIXES, ImageList, list_images
 
 SYNSET = re.compile(r"n\d{8}")
 DEVKIT = "ILSVRC2012_devkit_t12"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from evals.datasets.labelled import LABEL_NAMES, PARTS, LabelledImages, MadeImage, parse_targets
 from evals.errors import DatasetError
 from heads.targets import Kind
-from sail_encoder.images import ImageList
+from sail_encoder.images.sources import ImageList
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -10,8 +10,8 @@ import numpy as np
 
 from evals.errors import DatasetError
 from heads.targets import Kind
-from sail_encoder.images import ImageFile, ImageList
-from sail_encoder.pixels import Array
+from sail_encoder.images.pixels import Array
+from sail_encoder.images.sources import ImageFile, ImageList
 
 PARTS = {
     "train": "train",

@@ -11,8 +11,8 @@ from PIL import Image
 from evals.datasets.labelled import LabelledImages, MadeImage
 from evals.scenes import SHAPES, Scene, draw_scene
 from heads.targets import Kind
-from sail_encoder.images import ImageList
-from sail_encoder.pixels import Array
+from sail_encoder.images.pixels import Array
+from sail_encoder.images.sources import ImageList
 
 DIGIT_SIDE = 56
 """Side to which the 8x8 digits are enlarged, in pixels."""

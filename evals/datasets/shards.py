@@ -10,7 +10,7 @@ from typing import Any
 from evals.datasets.labelled import LABEL_NAMES, PARTS, LabelledImages, parse_targets
 from evals.errors import DatasetError
 from heads.targets import Kind
-from sail_encoder.images import list_images
+from sail_encoder.images.sources import list_images
 
 LABEL_MEMBERS = ("cls", "label", "txt")
 """Suffixes of webdataset's members that hold a label as text, the most certain first, since a `txt` may be a caption.

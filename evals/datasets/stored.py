@@ -9,7 +9,7 @@ from evals.datasets.labelled import LabelledImages, parse_targets, parts_and_cla
 from evals.datasets.tables import label_values, path_column, read_part, read_table
 from evals.errors import DatasetError
 from heads.targets import Kind
-from sail_encoder.images import ImageList
+from sail_encoder.images.sources import ImageList
 from sail_encoder.store.reading import FeatureFolder
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from evals.datasets.labelled import PARTS, LabelledImages, parse_targets
 from evals.errors import DatasetError
 from heads.targets import Kind
-from sail_encoder.images import PATH_COLUMNS, list_images
+from sail_encoder.images.sources import PATH_COLUMNS, list_images
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
 LABEL_COLUMNS = ("label", "class", "target", "labels", "category", "y")

@@ -7,8 +7,8 @@ from numpy.random import Generator
 from PIL import Image
 
 from heads.dense import IGNORE
-from sail_encoder.pixels import IMAGENET_MEAN, Array
-from sail_encoder.resizing import Resize, Size
+from sail_encoder.images.pixels import IMAGENET_MEAN, Array
+from sail_encoder.images.resizing import Resize, Size
 
 Box = tuple[int, int, int, int]
 """(top, left, bottom, right) in pixels."""

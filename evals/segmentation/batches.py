@@ -23,9 +23,9 @@ from evals.segmentation.augment import Augmentation, choose_crop, pad
 from evals.segmentation.data import SegmentationData
 from heads.dense import IGNORE
 from heads.dense.segmenter import Segmenter
-from sail_encoder.extraction.threads import map_ahead, prefetch
-from sail_encoder.pixels import Array, PatchedImage, patchify
-from sail_encoder.resizing import Size
+from sail_encoder.images.pixels import Array, PatchedImage, patchify
+from sail_encoder.images.resizing import Size
+from sail_encoder.io.threads import map_ahead, prefetch
 from sail_encoder.store.reading import Entry, FeatureFolder
 
 T = TypeVar("T")

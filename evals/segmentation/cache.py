@@ -9,12 +9,12 @@ from pathlib import Path
 
 from evals.segmentation.pairs import Sample
 from heads.contract import FeatureSource
-from sail_encoder.errors import UserError
-from sail_encoder.estimate import feature_bytes, format_bytes, mean_tokens
-from sail_encoder.extraction.command import extract
-from sail_encoder.images import list_images
-from sail_encoder.loading import describe
-from sail_encoder.resizing import Resize
+from sail_encoder.backbones.registry import describe
+from sail_encoder.commands.estimate import feature_bytes, format_bytes, mean_tokens
+from sail_encoder.commands.extract import extract
+from sail_encoder.images.resizing import Resize
+from sail_encoder.images.sources import list_images
+from sail_encoder.io.errors import UserError
 from sail_encoder.store.reading import FeatureFolder
 
 _STOPPED = 128

@@ -11,8 +11,8 @@ from evals.errors import DatasetError
 from evals.segmentation.labels import INVALID, ClassMap
 from evals.segmentation.layouts import LayoutName
 from evals.segmentation.pairs import Sample
-from sail_encoder.errors import ImageError
-from sail_encoder.pixels import Array, read_image
+from sail_encoder.images.pixels import Array, read_image
+from sail_encoder.io.errors import ImageError
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from evals.segmentation.option_checks import check_folder, check_range
 from evals.segmentation.pairs import SplitName
 from heads.contract import SavedHead
 from heads.dense.registry import describe_dense_head, load_dense_head
-from sail_encoder.errors import UserError
-from sail_encoder.loading import announce
+from sail_encoder.backbones.registry import announce
+from sail_encoder.io.errors import UserError
 
 
 def evaluate(

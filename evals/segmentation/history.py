@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sail_encoder.files import replacing
-from sail_encoder.store.line_log import LineLog
+from sail_encoder.io.files import replacing
+from sail_encoder.io.json_lines import LineLog
 
 LOG, CURVES = "log.jsonl", "curves.png"
 

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from sail_encoder.devices import check_device
-from sail_encoder.errors import UserError
-from sail_encoder.hub import TIMM
-from sail_encoder.loading import describe
-from sail_encoder.resizing import Resize, Size
+from sail_encoder.backbones.registry import describe
+from sail_encoder.images.resizing import Resize, Size
+from sail_encoder.io.devices import check_device
+from sail_encoder.io.errors import UserError
+from sail_encoder.io.hub import TIMM
 
 if TYPE_CHECKING:
     from heads.dense.inference import Inference

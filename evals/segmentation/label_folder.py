@@ -20,12 +20,12 @@ from evals.segmentation.pictures import overlay, save_labels, save_picture
 from evals.segmentation.run_folder import LABELS, OVERLAYS, RUN, remove_labels
 from heads.dense.inference import Inference, predict
 from heads.dense.segmenter import Segmenter
-from sail_encoder.errors import ImageError
-from sail_encoder.extraction.threads import Behind
-from sail_encoder.files import replacing, write_json
-from sail_encoder.images import ImageFile
-from sail_encoder.pixels import Array, read_image
-from sail_encoder.store.line_log import LineLog
+from sail_encoder.images.pixels import Array, read_image
+from sail_encoder.images.sources import ImageFile
+from sail_encoder.io.errors import ImageError
+from sail_encoder.io.files import replacing, write_json
+from sail_encoder.io.json_lines import LineLog
+from sail_encoder.io.threads import Behind
 from sail_encoder.store.store import check_settings
 
 FAILURES, JOURNAL = "failures.csv", "journal.jsonl"

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from sail_encoder.errors import UserError
+from sail_encoder.io.errors import UserError
 
 if TYPE_CHECKING:
     from torch import nn

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from sail_encoder.errors import UserError
+from sail_encoder.io.errors import UserError
 
 HIGHEST_SEED = 2**63 - 1
 """The highest that PyTorch and NumPy both take."""

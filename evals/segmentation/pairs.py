@@ -9,7 +9,7 @@ from typing import Literal
 
 from evals.errors import DatasetError
 from evals.segmentation.labels import ClassMap, read_lines
-from sail_encoder.images import IMAGE_SUFFIXES
+from sail_encoder.images.sources import IMAGE_SUFFIXES
 
 SplitName = Literal["train", "val"]
 

@@ -8,8 +8,8 @@ from PIL import Image
 
 from evals.segmentation.labels import palette
 from heads.dense import IGNORE
-from sail_encoder.files import replacing
-from sail_encoder.pixels import Array
+from sail_encoder.images.pixels import Array
+from sail_encoder.io.files import replacing
 
 OPACITY = 0.6
 _GAP = 8

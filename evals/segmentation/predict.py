@@ -7,8 +7,8 @@ from typing import Literal
 from evals.segmentation.inference_options import check_inference, inference_of
 from evals.segmentation.option_checks import check_folder
 from heads.dense.registry import describe_dense_head, fingerprint_head, load_dense_head
-from sail_encoder.images import list_images
-from sail_encoder.loading import announce
+from sail_encoder.backbones.registry import announce
+from sail_encoder.images.sources import list_images
 
 
 def predict(

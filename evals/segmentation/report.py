@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from evals.segmentation.run_folder import RESULTS
 from evals.segmentation.scores import Scores, format_scores
-from sail_encoder.files import write_json
+from sail_encoder.io.files import write_json
 
 if TYPE_CHECKING:
     from heads.dense.inference import Inference

@@ -17,7 +17,7 @@ from evals.segmentation.training import Pace, Training
 from heads.dense.contract import OnePassHead
 from heads.dense.registry import TrainedHead, save_dense_head
 from heads.dense.segmenter import Segmenter
-from sail_encoder.interrupt import Interrupt
+from sail_encoder.io.signals import Interrupt
 
 
 class Run:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from evals.segmentation.history import CURVES, LOG
-from sail_encoder.errors import UserError
-from sail_encoder.files import write_json
+from sail_encoder.io.errors import UserError
+from sail_encoder.io.files import write_json
+from sail_encoder.io.versions import versions
 from sail_encoder.store.store import check_settings
-from sail_encoder.versions import versions
 
 RUN, RESULTS, CHECKPOINT, OVERLAYS, LABELS = "run.json", "results.json", "checkpoint.pt", "overlays", "labels"
 

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from evals.scenes import CLASSES, draw_scene
 from evals.segmentation.data_source import CLASS_FILE
-from sail_encoder.files import replacing
+from sail_encoder.io.files import replacing
 
 SCENES: dict[str, int | tuple[int, ...]] = {"scenes": 1, "scenes-several": (1, 2, 3, 4)}
 """What stands for drawn scenes in place of a folder of data, and how many things they show."""

@@ -17,8 +17,8 @@ from evals.segmentation.run_folder import LABELS, OVERLAYS
 from evals.segmentation.scores import ConfusionMatrix, Scores
 from heads.dense.inference import Inference, predict
 from heads.dense.segmenter import Segmenter
-from sail_encoder.extraction.threads import Behind, map_ahead
-from sail_encoder.pixels import Array
+from sail_encoder.images.pixels import Array
+from sail_encoder.io.threads import Behind, map_ahead
 
 _READERS = min(8, os.cpu_count() or 1)
 _WAITING = 16

@@ -7,7 +7,7 @@ from evals.segmentation.layouts import LayoutName
 from evals.segmentation.optimization import OptimizerName, ScheduleName
 from evals.segmentation.run_folder import check_run, claim
 from evals.segmentation.train_request import TrainRequest
-from sail_encoder.loading import announce
+from sail_encoder.backbones.registry import announce
 
 
 def train(

@@ -15,10 +15,10 @@ from heads.contract import FeatureSource
 from heads.dense import registry
 from heads.dense.registry import TrainedHead, build_dense_head
 from heads.registry import require_head
-from sail_encoder.errors import UserError
-from sail_encoder.loading import check_options, load_backbone, resolve_options
-from sail_encoder.resizing import Resize
-from sail_encoder.spec import BackboneSpec
+from sail_encoder.backbones.registry import check_options, load_backbone, resolve_options
+from sail_encoder.backbones.spec import BackboneSpec
+from sail_encoder.images.resizing import Resize
+from sail_encoder.io.errors import UserError
 from sail_encoder.store.reading import FeatureFolder
 
 if TYPE_CHECKING:

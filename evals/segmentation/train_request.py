@@ -13,7 +13,7 @@ from evals.segmentation.layouts import LayoutName
 from evals.segmentation.optimization import Optimization, OptimizerName, ScheduleName
 from evals.segmentation.option_checks import HIGHEST_SEED, check_folder, check_range
 from evals.segmentation.scene_data import SCENES
-from sail_encoder.devices import check_device, choose_device, choose_dtype
+from sail_encoder.io.devices import check_device, choose_device, choose_dtype
 
 _HOW_IT_RUNS = {
     *("out", "device", "cache", "cache_gb", "check", "overwrite"),

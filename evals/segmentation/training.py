@@ -20,8 +20,8 @@ from evals.segmentation.history import open_history
 from evals.segmentation.optimization import Optimization
 from evals.segmentation.run_folder import CHECKPOINT
 from heads.dense.contract import DenseHead
-from sail_encoder.errors import UserError
-from sail_encoder.files import replacing
+from sail_encoder.io.errors import UserError
+from sail_encoder.io.files import replacing
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from torch.nn import functional as F
 
 from heads.dense.segmenter import Segmenter
 from heads.dense.upsampling import add_probabilities, most_likely, most_voted
-from sail_encoder.extraction.threads import map_ahead
-from sail_encoder.packing import pack_consecutive
-from sail_encoder.pixels import Array, PatchedImage, patchify
-from sail_encoder.resizing import Resize, Size
+from sail_encoder.backbones.packing import pack_consecutive
+from sail_encoder.images.pixels import Array, PatchedImage, patchify
+from sail_encoder.images.resizing import Resize, Size
+from sail_encoder.io.threads import map_ahead
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from heads.contract import WEIGHTS, FeatureSource, HeadError, SavedHead, describe_head, load_head, save_head
 from heads.registry import get_head
-from sail_encoder.resizing import Size
+from sail_encoder.images.resizing import Size
 
 if TYPE_CHECKING:
     from heads.dense.contract import DenseHead

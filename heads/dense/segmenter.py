@@ -11,10 +11,10 @@ from torch import Tensor
 from heads.contract import FeatureSource
 from heads.dense.contract import DenseHead
 from heads.dense.registry import TrainedHead
-from sail_encoder.backbone import VisionBackbone
-from sail_encoder.loading import load_backbone
-from sail_encoder.packing import Pack
-from sail_encoder.pixels import PatchedImage
+from sail_encoder.backbones.base import VisionBackbone
+from sail_encoder.backbones.packing import Pack
+from sail_encoder.backbones.registry import load_backbone
+from sail_encoder.images.pixels import PatchedImage
 
 
 class Segmenter:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sail_encoder.resizing import Size
+from sail_encoder.images.resizing import Size
 
 CHUNK_ELEMENTS = {"cpu": 2**21, "cuda": 2**26}
 """Enlarged logits that exist at a time, by device."""

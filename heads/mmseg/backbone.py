@@ -9,10 +9,10 @@ from mmseg.registry import MODELS
 from torch import Tensor
 from torch.nn import functional as F
 
-from sail_encoder.backbone import VisionBackbone
-from sail_encoder.errors import UserError
-from sail_encoder.layers import resolve_layers
-from sail_encoder.loading import describe, load_backbone
+from sail_encoder.backbones.base import VisionBackbone
+from sail_encoder.backbones.layers import resolve_layers
+from sail_encoder.backbones.registry import describe, load_backbone
+from sail_encoder.io.errors import UserError
 
 
 @MODELS.register_module()

@@ -13,7 +13,7 @@ from heads.contract import FeatureSource, HeadError
 from heads.dense.contract import OnePassHead
 from heads.dense.registry import TrainedHead, build_dense_head, save_dense_head
 from heads.mmseg.backbone import SailBackbone
-from sail_encoder.resizing import Size
+from sail_encoder.images.resizing import Size
 
 
 @MODELS.register_module()

@@ -10,8 +10,8 @@ from types import TracebackType
 from typing import Any
 
 from sail_encoder.chat.questions import Query
-from sail_encoder.errors import UserError
-from sail_encoder.store.line_log import LineLog
+from sail_encoder.io.errors import UserError
+from sail_encoder.io.json_lines import LineLog
 
 _LINE_START = b'{"prompt":'
 _WAY_OUT = "use another --output or --overwrite true"

@@ -11,9 +11,9 @@ from sail_encoder.chat.answers import AnswerFile
 from sail_encoder.chat.conversation import Chat, ask_together
 from sail_encoder.chat.questions import Query
 from sail_encoder.chat.sampling import Sampling
-from sail_encoder.errors import UserError
 from sail_encoder.extraction.pipeline import is_out_of_memory
-from sail_encoder.interrupt import Interrupt
+from sail_encoder.io.errors import UserError
+from sail_encoder.io.signals import Interrupt
 
 _OUT_OF_MEMORY = "out of memory with this question alone; lower --max_tokens or --max_new_tokens"
 

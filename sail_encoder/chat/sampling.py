@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from sail_encoder.errors import UserError
+from sail_encoder.io.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from transformers import TextStreamer
 
 from sail_encoder.chat.conversation import Chat
 from sail_encoder.chat.sampling import Sampling
-from sail_encoder.errors import UserError
-from sail_encoder.interrupt import Interrupt
+from sail_encoder.io.errors import UserError
+from sail_encoder.io.signals import Interrupt
 
 HELP = "ask anything; /image PATH shows an image, /reset starts anew, /quit or Ctrl-D ends, Ctrl-C stops an answer"
 _TERMINATED = 128 + signal.SIGTERM

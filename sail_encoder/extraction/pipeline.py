@@ -11,14 +11,14 @@ from operator import attrgetter
 import torch
 from torch import Tensor
 
-from sail_encoder.backbone import Encoded, VisionBackbone
-from sail_encoder.errors import ImageError
+from sail_encoder.backbones.base import Encoded, VisionBackbone
+from sail_encoder.backbones.packing import Pack, pack_consecutive
 from sail_encoder.extraction.plan import Request
-from sail_encoder.extraction.threads import Behind, map_ahead, prefetch
-from sail_encoder.images import ImageFile
-from sail_encoder.packing import Pack, pack_consecutive
-from sail_encoder.pixels import Array, PatchedImage
-from sail_encoder.store.journal import Record
+from sail_encoder.images.pixels import Array, PatchedImage
+from sail_encoder.images.sources import ImageFile
+from sail_encoder.io.errors import ImageError
+from sail_encoder.io.threads import Behind, map_ahead, prefetch
+from sail_encoder.store.records import Record
 from sail_encoder.store.store import FeatureStore
 
 PACKS_AHEAD = 2

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from sail_encoder.errors import StoreError
-from sail_encoder.estimate import feature_bytes, format_bytes, mean_tokens
-from sail_encoder.images import ImageList
-from sail_encoder.resizing import Resize
-from sail_encoder.spec import BackboneSpec
-from sail_encoder.store.journal import read_journals
-from sail_encoder.store.refusals import nearest_existing
+from sail_encoder.backbones.spec import BackboneSpec
+from sail_encoder.commands.estimate import feature_bytes, format_bytes, mean_tokens
+from sail_encoder.images.resizing import Resize
+from sail_encoder.images.sources import ImageList
+from sail_encoder.io.errors import StoreError
+from sail_encoder.io.refusals import nearest_existing
+from sail_encoder.store.records import read_journals
 from sail_encoder.store.shard import Shard
 
 Pooling = Literal["none", "mean", "max"]

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from sail_encoder.store.journal import Record
-from sail_encoder.versions import versions
+from sail_encoder.io.versions import versions
+from sail_encoder.store.records import Record
 
 if TYPE_CHECKING:
     import torch

@@ -5,16 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from sail_encoder.errors import require_positive
 from sail_encoder.extraction.plan import Plan
 from sail_encoder.extraction.progress import Progress, describe_machine
-from sail_encoder.interrupt import Interrupt
-from sail_encoder.store.journal import Record
+from sail_encoder.io.errors import require_positive
+from sail_encoder.io.signals import Interrupt
+from sail_encoder.store.records import Record
 from sail_encoder.store.shard import WHOLE, Shard
 from sail_encoder.store.store import FeatureStore
 
 if TYPE_CHECKING:
-    from sail_encoder.backbone import VisionBackbone
+    from sail_encoder.backbones.base import VisionBackbone
     from sail_encoder.extraction.pipeline import Pipeline
 
 MAX_READERS = 16

@@ -11,7 +11,7 @@ import sys
 import threading
 import traceback
 
-from sail_encoder.errors import UserError, in_one_line
+from sail_encoder.io.errors import UserError, in_one_line
 
 CRASHED = 70
 """Exit status behind a traceback; Python's own, 1, is that of a run with failures recorded."""
@@ -22,7 +22,7 @@ def main() -> int:
     request = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=_end_with_the_first, name="parent", daemon=True).start()
     try:
-        from sail_encoder.extraction.command import extract
+        from sail_encoder.commands.extract import extract
 
         return extract(**request)
     except (UserError, OSError) as error:

@@ -9,8 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sail_encoder.images import ImageFile
-from sail_encoder.store.journal import Record, read_journals
+from sail_encoder.images.sources import ImageFile
+from sail_encoder.store.records import Record, read_journals
 
 
 def current_records(folder: Path, images: Sequence[ImageFile]) -> list[Record]:

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sail_encoder.errors import StoreError
-from sail_encoder.pixels import Array
+from sail_encoder.images.pixels import Array
+from sail_encoder.io.errors import StoreError
 from sail_encoder.store.run_file import read_run
 
 

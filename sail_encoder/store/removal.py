@@ -5,11 +5,11 @@ import shutil
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from sail_encoder.errors import StoreError
-from sail_encoder.store.journal import list_journals
-from sail_encoder.store.line_log import LineLog
-from sail_encoder.store.locking import locked_folder
-from sail_encoder.store.refusals import explain_refusals
+from sail_encoder.io.errors import StoreError
+from sail_encoder.io.json_lines import LineLog
+from sail_encoder.io.locks import locked_folder
+from sail_encoder.io.refusals import explain_refusals
+from sail_encoder.store.records import list_journals
 from sail_encoder.store.run_file import read_run
 
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sail_encoder.errors import StoreError
+from sail_encoder.io.errors import StoreError
 
 
 def read_run(folder: Path) -> dict[str, Any] | None:

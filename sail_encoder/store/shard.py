@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
-from sail_encoder.errors import UserError
-from sail_encoder.images import ImageFile
+from sail_encoder.images.sources import ImageFile
+from sail_encoder.io.errors import UserError
 
 
 @dataclass(frozen=True)

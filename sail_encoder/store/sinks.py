@@ -15,9 +15,9 @@ from typing import Protocol
 import numpy as np
 from numpy.lib import format as npy_format
 
-from sail_encoder.pixels import Array
-from sail_encoder.store.appending import append_all
-from sail_encoder.store.journal import Record
+from sail_encoder.images.pixels import Array
+from sail_encoder.io.appending import append_all
+from sail_encoder.store.records import Record
 
 SHARD_BYTES = 2**28
 """Size at which a shard of pooled features is complete."""

@@ -12,14 +12,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from sail_encoder.errors import StoreError
-from sail_encoder.images import ImageFile
-from sail_encoder.pixels import Array
+from sail_encoder.images.pixels import Array
+from sail_encoder.images.sources import ImageFile
+from sail_encoder.io.errors import StoreError
+from sail_encoder.io.json_lines import LineLog
+from sail_encoder.io.locks import lock, locked_folder
+from sail_encoder.io.refusals import explain_refusals
 from sail_encoder.store.index import current_records, write_failures, write_index, write_json
-from sail_encoder.store.journal import Record, read_journals
-from sail_encoder.store.line_log import LineLog
-from sail_encoder.store.locking import lock, locked_folder
-from sail_encoder.store.refusals import explain_refusals
+from sail_encoder.store.records import Record, read_journals
 from sail_encoder.store.run_file import read_run
 from sail_encoder.store.shard import WHOLE, Shard
 from sail_encoder.store.sinks import FileSink, ShardSink, Sink

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from sail_encoder import CheckpointError, UserError, load_chat
 from sail_encoder.chat import command
-from sail_encoder.hub import TINY_FOLDER
-from sail_encoder.models.sail.convert import convert
+from sail_encoder.commands.convert import convert
+from sail_encoder.io.hub import TINY_FOLDER
 
 
 def test_an_encoder_cannot_chat(tmp_path):

@@ -18,11 +18,11 @@ from evals.probing import build_probe, check_stepwise, parts_for
 from heads.logistic import LogisticSolver
 from heads.trained import TrainedProbe
 from sail_cli import main
-from sail_encoder.arguments import ArgumentReader
-from sail_encoder.errors import UserError
-from sail_encoder.images import ImageList
-from sail_encoder.resizing import Resize
-from sail_encoder.spec import BackboneSpec
+from sail_encoder.backbones.spec import BackboneSpec
+from sail_encoder.commands.arguments import ArgumentReader
+from sail_encoder.images.resizing import Resize
+from sail_encoder.images.sources import ImageList
+from sail_encoder.io.errors import UserError
 
 FOLDER = Path(__file__).parents[2] / "configs" / "probe"
 CONFIGS = sorted(FOLDER.glob("*.yaml"))
@@ -64,7 +64,7 @@ def reached(monkeypatch, tmp_path):
     """From the arguments of `sail probe` to what extraction, training and probes get of them."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("evals.probe.load_dataset", made_up)
-    monkeypatch.setattr("sail_encoder.loading.describe", backbone)
+    monkeypatch.setattr("sail_encoder.backbones.registry.describe", backbone)
     seen = []
 
     def extract(dataset, wanted, cache, probes):

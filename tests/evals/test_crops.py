@@ -7,7 +7,7 @@ from evals.crops import CropEncoder, CroppedImages
 from evals.datasets.loading import load_dataset
 from evals.features import FeatureSettings
 from heads.pooling import pool_grid
-from sail_encoder.pixels import read_image
+from sail_encoder.images.pixels import read_image
 
 
 @pytest.mark.parametrize("norm", [True, False])

@@ -20,9 +20,9 @@ from evals.datasets.made import MADE, SCENE_PARTS
 from evals.datasets.splits import split
 from evals.errors import DatasetError
 from evals.scenes import TRAINING_SEEDS
-from sail_encoder.errors import ImageError
-from sail_encoder.images import ImageList
-from sail_encoder.pixels import read_image
+from sail_encoder.images.pixels import read_image
+from sail_encoder.images.sources import ImageList
+from sail_encoder.io.errors import ImageError
 
 
 def png(value=0, side=6):

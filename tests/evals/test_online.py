@@ -19,7 +19,7 @@ from evals.processes import Processes
 from heads.registry import load_probe
 from heads.training import BankTraining
 from sail_cli import main
-from sail_encoder.errors import StoreError
+from sail_encoder.io.errors import StoreError
 
 ONLINE = {"linear": {"lrs": [0.01, 0.3], "steps": 12, "batch_size": 8}, "attentive": {"steps": 4, "batch_size": 8}}
 

@@ -17,8 +17,8 @@ from heads.registry import load_probe
 from heads.ridge import RidgeProbe
 from heads.rows import Selection
 from sail_cli import main
-from sail_encoder.backbone import VisionBackbone
-from sail_encoder.loading import load_backbone
+from sail_encoder.backbones.base import VisionBackbone
+from sail_encoder.backbones.registry import load_backbone
 from sail_encoder.store.reading import FeatureFolder
 
 PROBES = "linear,logistic,ridge,knn,attentive"

@@ -8,9 +8,9 @@ from helpers import bomb, noise
 from PIL import Image
 from pyarrow import parquet
 
-from sail_encoder.extraction.command import extract
-from sail_encoder.pixels import read_image
-from sail_encoder.resizing import native_grid
+from sail_encoder.commands.extract import extract
+from sail_encoder.images.pixels import read_image
+from sail_encoder.images.resizing import native_grid
 
 
 def encoded(image, kind="PNG", **options):

@@ -12,10 +12,10 @@ from PIL import Image
 from pyarrow import parquet
 
 from sail_encoder import load_backbone
-from sail_encoder.errors import StoreError, UserError
+from sail_encoder.backbones.sail import SailVisionBackbone
+from sail_encoder.commands.extract import extract
 from sail_encoder.extraction import pipeline
-from sail_encoder.extraction.command import extract
-from sail_encoder.models.sail.backbone import SailVisionBackbone
+from sail_encoder.io.errors import StoreError, UserError
 from sail_encoder.store import sinks
 
 
@@ -146,9 +146,7 @@ def test_another_model_or_another_source_in_the_same_folder_is_refused(run, tmp_
 
 def test_a_run_that_raises_lets_go_of_the_folder(run, monkeypatch):
     with monkeypatch.context() as broken:
-        broken.setattr(
-            "sail_encoder.models.sail.backbone.SailVisionBackbone.encode_packed", fail_with(RuntimeError("a bug"))
-        )
+        broken.setattr("sail_encoder.backbones.sail.SailVisionBackbone.encode_packed", fail_with(RuntimeError("a bug")))
         with pytest.raises(RuntimeError) as kept:
             run()
     folder, status = run()
@@ -204,7 +202,7 @@ def test_a_dry_run_counts_what_has_changed(run, tmp_path, capsys):
 
 
 def test_a_foreign_folder_is_refused_before_any_work(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("sail_encoder.loading.load_backbone", lambda *options: pytest.fail("loaded a model"))
+    monkeypatch.setattr("sail_encoder.backbones.registry.load_backbone", lambda *options: pytest.fail("loaded a model"))
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "run.json").write_text("{}")
     for overwrite in (False, True):
@@ -307,7 +305,7 @@ def test_an_image_that_is_too_large_alone_is_a_failure(run, monkeypatch, device)
         "cuda": torch.OutOfMemoryError("CUDA out of memory"),
         "mps": RuntimeError("MPS backend out of memory (...)"),
     }
-    monkeypatch.setattr("sail_encoder.models.sail.backbone.SailVisionBackbone.encode_packed", fail_with(error[device]))
+    monkeypatch.setattr("sail_encoder.backbones.sail.SailVisionBackbone.encode_packed", fail_with(error[device]))
     folder, status = run()
     assert status == 1
     assert (folder / "failures.csv").read_text().count("out of memory with its") == 12
@@ -327,7 +325,7 @@ def test_a_copy_that_nothing_can_wait_for_is_waited_for_at_once(monkeypatch):
 
 def test_other_errors_are_not_mistaken_for_memory(run, monkeypatch):
     monkeypatch.setattr(
-        "sail_encoder.models.sail.backbone.SailVisionBackbone.encode_packed", fail_with(RuntimeError("a bug"))
+        "sail_encoder.backbones.sail.SailVisionBackbone.encode_packed", fail_with(RuntimeError("a bug"))
     )
     with pytest.raises(RuntimeError, match="a bug"):
         run()

@@ -13,9 +13,9 @@ import time
 import pytest
 from helpers import save_images
 
-from sail_encoder.errors import StoreError
-from sail_encoder.extraction.command import extract
-from sail_encoder.store.line_log import LineLog
+from sail_encoder.commands.extract import extract
+from sail_encoder.io.errors import StoreError
+from sail_encoder.io.json_lines import LineLog
 
 KILLS_AT_WORK = 20
 KILLS_AT_THE_END = 5
@@ -33,8 +33,8 @@ def server():
     """Starts processes that have imported everything already, so that kills fall into the work."""
     context = multiprocessing.get_context("forkserver")
     modules = [
-        "sail_encoder.extraction.command",
-        "sail_encoder.models.sail.backbone",
+        "sail_encoder.commands.extract",
+        "sail_encoder.backbones.sail",
         "sail_encoder.extraction.run",
         "pyarrow.parquet",
     ]

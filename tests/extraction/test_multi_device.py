@@ -8,12 +8,12 @@ import sys
 import pytest
 from helpers import save_images
 
+from sail_encoder.commands.extract import extract
 from sail_encoder.extraction import multi_device, worker
-from sail_encoder.extraction.command import extract
-from sail_encoder.images import ImageFile
+from sail_encoder.images.sources import ImageFile
 from sail_encoder.store.index import write_index
-from sail_encoder.store.journal import Record
 from sail_encoder.store.reading import FeatureFolder
+from sail_encoder.store.records import Record
 from sail_encoder.store.shard import Shard
 
 

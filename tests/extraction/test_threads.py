@@ -3,7 +3,7 @@ from threading import Event
 
 import pytest
 
-from sail_encoder.extraction.threads import Behind
+from sail_encoder.io.threads import Behind
 
 
 def test_nothing_that_is_queued_runs_behind_a_failure():

@@ -20,7 +20,7 @@ from heads.logistic import LogisticProbe, LogisticSolver
 from heads.ridge import RidgePath, RidgeProbe
 from heads.rows import Rows
 from heads.targets import TargetSpace
-from sail_encoder.errors import UserError
+from sail_encoder.io.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from heads.linear import LinearProbe
 from heads.logistic import LogisticProbe
 from heads.registry import get_head, head_names, load_probe
 from heads.ridge import RidgeProbe
-from sail_encoder.errors import UserError
+from sail_encoder.io.errors import UserError
 
 SOURCE = FeatureSource("sail-tiny", "abc123", (2, 5), norm=True, pool="mean")
 

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from helpers import save_images
 
-from sail_encoder.errors import StoreError
-from sail_encoder.extraction.command import extract
+from sail_encoder.commands.extract import extract
+from sail_encoder.io.errors import StoreError
 from sail_encoder.store.reading import FeatureFolder
 
 

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 
-from sail_encoder.errors import StoreError, UserError
-from sail_encoder.images import ImageFile
+from sail_encoder.images.sources import ImageFile
+from sail_encoder.io.errors import StoreError, UserError
+from sail_encoder.io.json_lines import LineLog
 from sail_encoder.store import sinks
 from sail_encoder.store.index import list_undone
-from sail_encoder.store.journal import Record, read_journals
-from sail_encoder.store.line_log import LineLog
 from sail_encoder.store.reading import FeatureFolder
+from sail_encoder.store.records import Record, read_journals
 from sail_encoder.store.removal import remove_run
 from sail_encoder.store.shard import Shard
 from sail_encoder.store.store import FeatureStore, check_settings
@@ -172,7 +172,7 @@ def test_a_line_that_could_not_be_finished_is_replaced_by_the_next(tmp_path, mon
     with LineLog(tmp_path / "log.jsonl") as log:
         log.append(1)
         with monkeypatch.context() as full:
-            full.setattr("sail_encoder.store.line_log.append_all", half_of_it)
+            full.setattr("sail_encoder.io.json_lines.append_all", half_of_it)
             with pytest.raises(OSError, match="No space left"):
                 log.append("a long line")
         log.append(2)

@@ -17,11 +17,11 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import GenerationConfig
 
-from sail_encoder.errors import CheckpointError, UserError
+from sail_encoder.io.errors import CheckpointError, UserError
+from sail_encoder.io.weights import WeightFiles
 from sail_encoder.models.sail.config_file import PATCH_WEIGHTS, missing_patch_weight, read_config
 from sail_encoder.models.sail.configuration_sail import SailConfig
 from sail_encoder.models.sail.modeling_sail import SailForCausalLM, SailModel
-from sail_encoder.weights import WeightFiles
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from math import isqrt
 from pathlib import Path
 from typing import Any
 
-from sail_encoder.errors import CheckpointError
-from sail_encoder.hub import RAW, TIMM, TINY, find_checkpoint
-from sail_encoder.resizing import MAX_TOKENS, Resize
-from sail_encoder.spec import BackboneSpec
+from sail_encoder.backbones.spec import BackboneSpec
+from sail_encoder.images.resizing import MAX_TOKENS, Resize
+from sail_encoder.io.errors import CheckpointError
+from sail_encoder.io.hub import RAW, TIMM, TINY, find_checkpoint
 
 DEFAULTS = {
     "hidden_size": 4096,
@@ -199,7 +199,7 @@ def _stored_shape(folder: Path, key: str) -> tuple[int, ...] | None:
         except SafetensorError:
             pass  # it is told what is wrong with the file where it is read as a whole
     # A pickle can only be read by torch.
-    from sail_encoder.weights import WeightFiles
+    from sail_encoder.io.weights import WeightFiles
 
     stored = WeightFiles(folder).tensors
     return stored[key].shape if key in stored else None

@@ -10,8 +10,8 @@ from transformers.image_utils import ImageInput, SizeDict
 from transformers.processing_utils import ImagesKwargs
 from typing_extensions import Unpack
 
-from sail_encoder.pixels import IMAGENET_MEAN, IMAGENET_STD, Array, patchify, read_image
-from sail_encoder.resizing import MAX_TOKENS, Resize, Size
+from sail_encoder.images.pixels import IMAGENET_MEAN, IMAGENET_STD, Array, patchify, read_image
+from sail_encoder.images.resizing import MAX_TOKENS, Resize, Size
 
 
 class SailImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
@@ -24,8 +24,8 @@ class SailImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-
 class SailImageProcessor(PilBackend):
     """Resizes images so that patches tile them, normalises, and cuts them into patches.
 
-    The size of an image decides its grid (the native rule of `sail_encoder.resizing`); with `size` all images are
-    squashed to one height and width. Gives `pixel_values` [total patches, 3 * patch_size**2] and `image_grid_hw`
+    The size of an image decides its grid (the native rule of `sail_encoder.images.resizing`); with `size` all images
+    are squashed to one height and width. Gives `pixel_values` [total patches, 3 * patch_size**2] and `image_grid_hw`
     [images, 2].
 
     Args:

@@ -6,7 +6,7 @@ from PIL import Image
 
 from evals.segmentation.augment import PADDING, Augmentation, choose_crop, distort_colors, pad
 from heads.dense import IGNORE
-from sail_encoder.resizing import Resize
+from sail_encoder.images.resizing import Resize
 
 HEIGHT, WIDTH = 120, 200
 

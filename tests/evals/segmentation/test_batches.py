@@ -18,7 +18,7 @@ from heads.dense import IGNORE
 from heads.dense.linear import LinearHead
 from heads.dense.segmenter import Segmenter
 from sail_encoder import load_backbone
-from sail_encoder.errors import UserError
+from sail_encoder.io.errors import UserError
 
 SOURCE = FeatureSource("raw/14", "", (0,))
 

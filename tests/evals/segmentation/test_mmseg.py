@@ -29,7 +29,7 @@ from heads.mmseg import NativeHead, SailBackbone
 from heads.mmseg.decode_head import export_head
 from sail_cli import main
 from sail_encoder import load_backbone
-from sail_encoder.errors import UserError
+from sail_encoder.io.errors import UserError
 
 CONFIGS = Path("configs/mmseg")
 CLASSES = [f"class {index}" for index in range(len(COLORS))]

@@ -14,7 +14,7 @@ from PIL import Image
 from evals.scenes import CLASSES, TRAINING_SEEDS
 from evals.segmentation import scene_data
 from sail_cli import main
-from sail_encoder.raw_patches import RawPatches
+from sail_encoder.backbones.raw import RawPatches
 
 FAST = ["--model", "raw/14", "--crop", "56", "--batch_size", "8", "--warmup", "5", "--learning_rate", "0.01"]
 

@@ -18,7 +18,7 @@ from evals.segmentation.optimization import WARMUP_START, Optimization
 from evals.segmentation.training import Pace, Training
 from heads.dense.linear import LinearHead
 from sail_cli import main
-from sail_encoder.errors import UserError
+from sail_encoder.io.errors import UserError
 
 OPTIONS = ["--crop", "42", "--steps", "30", "--batch_size", "4", "--warmup", "5", "--log_every", "4", "--overlays", "0"]
 HEAD = ["--head_options", '{"dropout": 0.3}']

@@ -13,7 +13,7 @@ from heads.dense.linear import LinearHead
 from heads.dense.segmenter import Segmenter
 from heads.dense.upsampling import CHUNK_ELEMENTS, most_likely
 from sail_encoder import load_backbone
-from sail_encoder.resizing import Resize
+from sail_encoder.images.resizing import Resize
 
 CELLS = (5, 13)
 """Rows and columns of the colored cells; neither divides the 37x91 patches of the test image."""

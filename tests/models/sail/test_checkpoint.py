@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 
 from sail_encoder import CheckpointError, SailForCausalLM, SailImageProcessor, UserError, load_backbone, weights
-from sail_encoder.hub import find_checkpoint
-from sail_encoder.loading import describe
+from sail_encoder.backbones.registry import describe
+from sail_encoder.io.hub import find_checkpoint
 from sail_encoder.models.sail.checkpoint import open_sail
 from sail_encoder.models.sail.modeling_sail import SailModel
 

@@ -10,8 +10,8 @@ import torch
 from helpers import GOLDEN, small_config
 from safetensors.torch import load_file, save_file
 
-from sail_encoder.errors import CheckpointError
-from sail_encoder.hub import TINY_FOLDER
+from sail_encoder.io.errors import CheckpointError
+from sail_encoder.io.hub import TINY_FOLDER
 from sail_encoder.models.sail.config_file import DEFAULTS, describe_sail, resize_rule
 from sail_encoder.models.sail.configuration_sail import SailConfig
 from sail_encoder.models.sail.modeling_sail import SailModel

@@ -7,8 +7,8 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageTextToText
 
 from sail_encoder import SailForCausalLM, SailImageProcessor, SailModel, UserError, load_backbone
+from sail_encoder.commands.convert import convert
 from sail_encoder.models.sail.checkpoint import load_language_model, open_sail
-from sail_encoder.models.sail.convert import convert
 
 
 def test_full_conversion_works_with_the_auto_classes(tmp_path, golden, golden_backbone):

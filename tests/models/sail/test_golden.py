@@ -9,8 +9,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from sail_encoder import SailForCausalLM, SailImageProcessor, load_backbone
+from sail_encoder.images.resizing import native_grid
 from sail_encoder.models.sail.positions import prefix_positions, text_and_image_positions
-from sail_encoder.resizing import native_grid
 
 SIZES = json.loads((GOLDEN / "image_sizes.json").read_text())
 

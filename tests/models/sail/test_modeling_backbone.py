@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from sail_encoder import load_backbone
-from sail_encoder.errors import UserError
+from sail_encoder.io.errors import UserError
 from sail_encoder.models.sail.modeling_sail_backbone import SailBackbone
 
 ROWS, COLUMNS = 4, 6

@@ -10,7 +10,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokeniz
 
 from evals.scenes import draw_scene
 from sail_encoder import SailProcessor, load_chat
-from sail_encoder.models.sail.convert import convert
+from sail_encoder.commands.convert import convert
 
 
 @pytest.fixture(scope="module")

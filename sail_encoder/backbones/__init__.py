@@ -1,0 +1,1 @@
+"""Vision backbones: the contract, the registry, and a file per family."""

@@ -1,0 +1,81 @@
+"""SAIL as a vision backbone."""
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sail_encoder.backbones.base import Encoded, VisionBackbone
+from sail_encoder.images.pixels import IMAGENET_MEAN, IMAGENET_STD
+from sail_encoder.images.resizing import Size
+from sail_encoder.io.hub import find_checkpoint
+from sail_encoder.models.sail.checkpoint import load_encoder, open_sail, random_encoder, read_preprocessing
+from sail_encoder.models.sail.config_file import resize_rule
+from sail_encoder.models.sail.modeling_sail import SailModel
+
+
+class SailVisionBackbone(VisionBackbone):
+    """The encoder path of a `SailModel`.
+
+    Args:
+        name: What it was loaded as.
+        model: The model, in evaluation mode.
+        preprocessing: The fields of the checkpoint's preprocessor_config.json.
+    """
+
+    def __init__(self, name: str, model: SailModel, preprocessing: dict[str, Any]) -> None:
+        self.name = name
+        self.model = model
+        self.patch_size = model.config.vision_patch_size
+        self.embed_dim = model.config.hidden_size
+        self.num_layers = model.config.num_hidden_layers
+        self.resize = resize_rule(preprocessing)
+        self.resample = Image.Resampling(preprocessing.get("resample", self.resample))
+        self.image_mean = tuple(preprocessing.get("image_mean", IMAGENET_MEAN))
+        self.image_std = tuple(preprocessing.get("image_std", IMAGENET_STD))
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.vis_embed.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.vis_embed.weight.dtype
+
+    def forward_patches(self, pixel_values: Tensor, grids: Sequence[Size], layers: Collection[int]) -> Encoded:
+        return Encoded(self.model.encode_images(pixel_values, torch.tensor(grids), layers, norm=False))
+
+    def final_norm(self, states: Tensor) -> Tensor:
+        return self.model.norm(states)
+
+    def named_weights(self, last_layer: int) -> Iterable[tuple[str, Tensor]]:
+        for name, weight in self.model.state_dict().items():
+            if not name.startswith("layers.") or int(name.split(".")[1]) <= last_layer:
+                yield name, weight
+
+    def constants(self) -> dict[str, Any]:
+        config = self.model.config
+        names = ("num_attention_heads", "num_key_value_heads", "rms_norm_eps", "hidden_act", "rotary_base")
+        return {name: getattr(config, name) for name in names}
+
+    def bytes_per_token(self) -> int:
+        config = self.model.config
+        return (8 * config.hidden_size + 3 * config.intermediate_size) * self.dtype.itemsize
+
+
+def load_sail(
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    layers: int | None = None,
+    revision: str | None = None,
+    pretrained: bool = True,
+    **token_ids: int,
+) -> SailVisionBackbone:
+    """Loads the encoder of a SAIL checkpoint, published or native; see `load_backbone`."""
+    checkpoint = open_sail(find_checkpoint(name, revision), **token_ids)
+    build = load_encoder if pretrained else random_encoder
+    model = build(checkpoint, device, dtype, layers)
+    return SailVisionBackbone(name, model, read_preprocessing(checkpoint.folder))

@@ -1,0 +1,1 @@
+"""Commands of `sail`, a file per verb."""

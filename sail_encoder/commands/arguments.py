@@ -1,0 +1,254 @@
+"""What is typed behind a command, as values of the parameters of its function.
+
+Options and words are named here, so that a mistake is known to concern one of them; jsonargparse turns the text of each
+into a value of its type.
+"""
+
+import difflib
+import inspect
+import reprlib
+import types
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from inspect import Parameter
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+from sail_encoder.io.errors import UserError
+
+_SHOWN = 80
+"""Characters of a wrong value that a message repeats at most."""
+
+
+class ArgumentReader:
+    """Reads what stands behind a command.
+
+    Args:
+        function: Its parameters are the options.
+        positional: Those that are also given by a word without an option; a list takes all words that are left.
+
+    Attributes:
+        print_config: The option `--print_config` where it was given: the values are then only shown, and may lack some.
+    """
+
+    def __init__(self, function: Callable[..., int], positional: Sequence[str] = ()) -> None:
+        self.parameters = parameters_of(function)
+        self.positional = positional
+        self.print_config = ""
+        self._from_files: dict[str, Any] = {}
+        self._options: dict[str, Any] = {}
+        self._words: list[str] = []
+
+    def read(self, arguments: Sequence[str]) -> dict[str, Any]:
+        """The values that are given; an option counts more than a configuration file, wherever it stands.
+
+        Raises:
+            UserError: If there is no such option, one has a value that its type does not allow, or one is missing.
+        """
+        rest = deque(arguments)
+        while rest:
+            argument = rest.popleft()
+            if argument == "--":
+                self._words += rest
+                break
+            if _is_option(argument):
+                self._read_option(argument, rest)
+            else:
+                self._words.append(argument)
+        values = {**self._from_files, **self._options, **self._place_words()}
+        if not self.print_config:
+            self._require_all(values)
+        return values
+
+    def _read_option(self, argument: str, rest: deque[str]) -> None:
+        option, separator, text = argument.partition("=")
+        # A single hyphen names no option, so that what stands behind it is looked for, but never found.
+        name = _name_of(option) if option.startswith("--") else ""
+        if name == "print_config":
+            self.print_config = f"--{name}{separator}{text}"
+        elif name == "config":
+            path = text if separator else _next_value(option, rest)
+            self._from_files |= read_config(Path(path), self.parameters)
+        elif name in self.parameters:
+            if not separator:
+                text = self._next_switch(name, rest) if self._is_switch(name) else _next_value(option, rest)
+            self._options[name] = convert(name, text, self.parameters[name].annotation)
+        elif name.startswith("no_") and self._is_switch(name.removeprefix("no_")):
+            if separator:
+                raise UserError(f"{option} takes no value")
+            self._options[name.removeprefix("no_")] = False
+        else:
+            raise UserError(f"no option {option}{suggest(option, self.parameters)}")
+
+    def _is_switch(self, name: str) -> bool:
+        return name in self.parameters and is_switch(self.parameters[name])
+
+    def _next_switch(self, name: str, rest: deque[str]) -> str:
+        """The value of an option that needs none: the next argument where it is one, or where no word can stand."""
+        if not rest or _is_option(rest[0]):
+            return "true"
+        try:
+            convert(name, rest[0], self.parameters[name].annotation)
+        except UserError:
+            if len(self._words) < len(self.positional):
+                return "true"
+        return rest.popleft()
+
+    def _place_words(self) -> dict[str, Any]:
+        """Words by the parameters that they stand for, taken as they are: `null` is a word too."""
+        words = self._words
+        placed: dict[str, Any] = {}
+        for name in self.positional:
+            if words and name not in self._options:
+                many = takes_many(self.parameters[name])
+                placed[name], words = (words, []) if many else (words[0], words[1:])
+        if words:
+            raise UserError(f"'{words[0]}' is one argument too many; options are given as --name value")
+        return placed
+
+    def _require_all(self, values: Mapping[str, Any]) -> None:
+        required = [name for name, parameter in self.parameters.items() if parameter.default is Parameter.empty]
+        missing = [name if name in self.positional else f"--{name}" for name in required if name not in values]
+        if missing:
+            raise UserError(f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing")
+
+
+def read_config(path: Path, parameters: Mapping[str, Parameter]) -> dict[str, Any]:
+    """Reads options from a YAML file.
+
+    Raises:
+        UserError: If it is none, or holds an option that there is not or a value that its type does not allow.
+    """
+    if not path.is_file():
+        raise UserError(f"no configuration file {path}")
+    values = {}
+    try:
+        for key, (value, written) in _load_yaml(path).items():
+            name = _name_of(key)
+            if name not in parameters:
+                raise UserError(f"no option --{key}{suggest(key, parameters)}")
+            annotation = parameters[name].annotation
+            values[name] = convert(name, _as_typed(value, written, annotation), annotation)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return values
+
+
+def _load_yaml(path: Path) -> dict[str, tuple[Any, Any]]:
+    """For each key of a YAML file its value, and the same with every scalar as it is written."""
+    import yaml
+    from jsonargparse import get_loader
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        # An alias of an alias of an alias is a few bytes that unfold to gigabytes.
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+            raise UserError("aliases (*name) are not read; write the value itself")
+        values, written = get_loader("yaml")(text), yaml.load(text, yaml.BaseLoader)
+    except (UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
+        raise UserError(f"this is not YAML ({error})") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError("there are no options in it; write lines such as 'out: runs/first'")
+    return {str(key): (value, written.get(str(key), str(value))) for key, value in values.items()}
+
+
+def _as_typed(value: Any, written: Any, annotation: Any) -> Any:
+    """What an option would be given for a value of a YAML file: to a text, -1 is no number and [0, 11] no list."""
+    choices = _choices(annotation)
+    if isinstance(value, (bool, int, float)) or (isinstance(value, list) and list[str] in choices):
+        return written
+    if isinstance(value, list) and not any(get_origin(choice) in (list, tuple) for choice in choices):
+        return ",".join(map(str, written))
+    return value
+
+
+def convert(name: str, value: Any, annotation: Any) -> Any:
+    """The value of an option.
+
+    Args:
+        name: Name of the option.
+        value: The text that was given, or a structure as YAML has it.
+        annotation: Its type.
+
+    Raises:
+        UserError: If the type does not allow it.
+    """
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    if value is None and type(None) in _choices(annotation):
+        return None
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=Any if annotation is Parameter.empty else annotation)
+    try:
+        if isinstance(value, str):
+            return parser.parse_args([f"--value={value}"]).value
+        if value is not None:
+            return parser.parse_object({"value": value}).value
+    except ArgumentError:
+        pass
+    shown = value if isinstance(value, str) else "null" if value is None else reprlib.repr(value)
+    shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
+    raise UserError(f"--{name} cannot be {shown}; allowed is {_allowed(annotation)}")
+
+
+def parameters_of(function: Callable[..., int]) -> Mapping[str, Parameter]:
+    """The parameters of a function by name, with their types."""
+    return inspect.signature(function, eval_str=True).parameters
+
+
+def takes_many(parameter: Parameter) -> bool:
+    """Whether a parameter is a list."""
+    return get_origin(parameter.annotation) is list
+
+
+def is_switch(parameter: Parameter) -> bool:
+    """Whether a parameter is true or false, so that its option needs no value."""
+    return set(_choices(parameter.annotation)) <= {bool, type(None)}
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """A hint at the name that was probably meant, empty if none is near."""
+    wanted, names = _name_of(word), list(known)
+    beginnings = [name for name in names if name.startswith(wanted)] if wanted else []
+    nearest = [*beginnings, *difflib.get_close_matches(wanted, names, n=1, cutoff=0.6)]
+    return f", did you mean '{nearest[0]}'?" if nearest else ""
+
+
+def _is_option(argument: str) -> bool:
+    """Whether an argument is an option; a number below zero is a value, and so is what is longer than a name."""
+    return argument.startswith("--") or (argument.startswith("-") and argument[1:2].isalpha())
+
+
+def _next_value(option: str, rest: deque[str]) -> str:
+    if not rest or rest[0].startswith("--"):
+        raise UserError(f"{option} needs a value")
+    return rest.popleft()
+
+
+def _name_of(option: str) -> str:
+    """Name of the parameter that an option is for."""
+    return option.lstrip("-").replace("-", "_")
+
+
+def _choices(annotation: Any) -> tuple[Any, ...]:
+    """The types of a union, or the one type."""
+    is_union = isinstance(annotation, types.UnionType) or get_origin(annotation) is Union
+    return get_args(annotation) if is_union else (annotation,)
+
+
+def _allowed(annotation: Any) -> str:
+    """What a type allows, in words."""
+    choices = _choices(annotation)
+    if len(choices) > 1:
+        return " or ".join(map(_allowed, choices))
+    origin = get_origin(annotation)
+    if origin is Literal:
+        return ", ".join(map(str, get_args(annotation)))
+    if origin is tuple and Ellipsis not in get_args(annotation):
+        return f"[{', '.join(map(_allowed, get_args(annotation)))}]"
+    if origin in (list, tuple):
+        return f"a list of {_allowed(get_args(annotation)[0])}"
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+    return "names with values, as in {name: value}" if origin is dict else names.get(annotation, str(annotation))

@@ -1,0 +1,214 @@
+"""`sail convert`: a published checkpoint in the native format, which transformers' Auto classes read."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from sail_encoder.backbones.registry import announce
+from sail_encoder.io.errors import UserError
+from sail_encoder.io.hub import find_checkpoint
+from sail_encoder.io.refusals import check_writable, explain_refusals
+from sail_encoder.models.sail.config_file import describe_sail
+
+if TYPE_CHECKING:
+    import torch
+    from huggingface_hub import StateDictSplit
+
+    from sail_encoder.models.sail.checkpoint import SailCheckpoint
+    from sail_encoder.models.sail.configuration_sail import SailConfig
+
+LANGUAGE_FILES = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+
+
+_UNITS = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+"""Bytes."""
+
+
+def convert(
+    model: str,
+    out: str,
+    encoder_only: bool = False,
+    layers: int | None = None,
+    dtype: Literal["stored", "float32", "bfloat16", "float16"] = "stored",
+    vision_start_token_id: int | None = None,
+    image_token_id: int | None = None,
+    vision_end_token_id: int | None = None,
+    max_shard_size: str = "5GB",
+) -> int:
+    """Writes a SAIL checkpoint in the native format.
+
+    AutoModel, AutoImageProcessor and the other Auto classes of transformers read it once sail_encoder is imported.
+    Shards are written one at a time, so a model larger than memory can be converted.
+
+    Args:
+        model: A folder or a Hub name, in the published or the native format.
+        out: Folder to write; must not exist, or be empty.
+        encoder_only: Whether to leave out the language head and the text embeddings, for a smaller file that gives the
+            same features.
+        layers: With encoder_only, keep the first so many blocks alone.
+        dtype: Precision of the weights.
+        vision_start_token_id: Id of <vision>, where the checkpoint has no tokenizer.
+        image_token_id: Id of <vpatch>, likewise.
+        vision_end_token_id: Id of </vision>, likewise.
+        max_shard_size: Size of a weight file at most.
+
+    Returns:
+        Exit status 0.
+    """
+    folder, shard_bytes = Path(out), _read_size(max_shard_size)
+    _check_folder(folder)
+    _check_layers(layers, encoder_only, describe_sail(model).num_layers)
+    announce(model)
+    from sail_encoder.models.sail.checkpoint import open_sail
+
+    given = {
+        "vision_start_token_id": vision_start_token_id,
+        "image_token_id": image_token_id,
+        "vision_end_token_id": vision_end_token_id,
+    }
+    ids = {name: value for name, value in given.items() if value is not None}
+    checkpoint = open_sail(find_checkpoint(model), **ids)
+    checkpoint.require_vision_tokens()
+    whole = checkpoint.has_language_head and not encoder_only
+    content = _language_model(checkpoint, dtype) if whole else _encoder(checkpoint, layers, dtype)
+    shards = content.split(shard_bytes)
+    with _new_folder(folder) as unfinished:
+        _write_settings(content, unfinished)
+        _write_weights(content, shards, unfinished)
+    print(f"wrote {folder}; sail info {folder} describes it")
+    return 0
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What is written.
+
+    Attributes:
+        checkpoint: Where it comes from.
+        config: The configuration that goes with it.
+        keys: For each tensor its name in the files of the checkpoint.
+        rows: For some of these names, the rows to keep of the tensor.
+        files: Other files to copy.
+    """
+
+    checkpoint: "SailCheckpoint"
+    config: "SailConfig"
+    keys: dict[str, str]
+    rows: dict[str, list[int]]
+    files: tuple[str, ...] = ()
+
+    def split(self, shard_bytes: int) -> "StateDictSplit":
+        """Which tensor goes into which file of so many bytes at most."""
+        import torch
+        from huggingface_hub import split_torch_state_dict_into_shards
+
+        stored = self.checkpoint.weights.tensors
+        shapes = {target: list(stored[source].shape) for target, source in self.keys.items()}
+        for target, source in self.keys.items():
+            if source in self.rows:
+                shapes[target][0] = len(self.rows[source])
+        sizes = {name: torch.empty(shape, dtype=self.config.dtype, device="meta") for name, shape in shapes.items()}
+        return split_torch_state_dict_into_shards(sizes, max_shard_size=shard_bytes)
+
+
+def _encoder(checkpoint: "SailCheckpoint", layers: int | None, dtype: str) -> _Content:
+    config = checkpoint.encoder_config(layers)
+    config.dtype = _precision(checkpoint, dtype)
+    return _Content(checkpoint, config, checkpoint.encoder_keys(config), checkpoint.vision_rows)
+
+
+def _language_model(checkpoint: "SailCheckpoint", dtype: str) -> _Content:
+    config = checkpoint.language_config()
+    config.dtype = _precision(checkpoint, dtype)
+    return _Content(checkpoint, config, checkpoint.language_keys(), {}, LANGUAGE_FILES)
+
+
+def _precision(checkpoint: "SailCheckpoint", dtype: str) -> "torch.dtype":
+    import torch
+
+    if dtype != "stored":
+        return getattr(torch, dtype)
+    return checkpoint.weights.tensors[checkpoint.prefix + "norm.weight"].dtype
+
+
+def _check_folder(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; name a new folder")
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty; name a new folder")
+    check_writable(folder)
+
+
+def _check_layers(layers: int | None, encoder_only: bool, depth: int) -> None:
+    if layers is not None and not encoder_only:
+        raise UserError("--layers needs --encoder_only true: a shortened language model would only talk nonsense")
+    if layers is not None and not 1 <= layers <= depth:
+        raise UserError(f"layers={layers} cannot be loaded; this checkpoint has 1 to {depth}")
+
+
+def _read_size(text: str) -> int:
+    """Bytes from a number with its unit."""
+    size = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT])B", text.strip().upper())
+    count = int(float(size[1]) * _UNITS[size[2]]) if size else 0
+    if count < 1:
+        raise UserError(f"--max_shard_size '{text}' is not understood; use a size such as 500MB or 5GB")
+    return count
+
+
+@contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """Gives a folder to write into, and puts it in its place when it is complete."""
+    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
+    with explain_refusals(folder, "give the same command again"):
+        try:
+            unfinished.mkdir(parents=True)
+            yield unfinished
+            if folder.exists():
+                folder.rmdir()
+            unfinished.rename(folder)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _write_settings(content: _Content, folder: Path) -> None:
+    """Writes everything but the weights."""
+    from sail_encoder.models.sail.checkpoint import read_preprocessing
+    from sail_encoder.models.sail.image_processing_sail import SailImageProcessor
+
+    content.config.save_pretrained(folder)
+    source = content.checkpoint.folder
+    processor = {"patch_size": content.config.vision_patch_size, **read_preprocessing(source)}
+    SailImageProcessor(**processor).save_pretrained(folder)
+    for name in content.files:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+
+
+def _write_weights(content: _Content, shards: "StateDictSplit", folder: Path) -> None:
+    """Writes the weights, a file at a time."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    for filename, names in shards.filename_to_tensors.items():
+        keys = {name: content.keys[name] for name in names}
+        read = content.checkpoint.read(keys, content.rows)
+        shard = {name: tensor.to(content.config.dtype).contiguous() for name, tensor in read}
+        try:
+            save_file(shard, folder / filename, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise OSError(f"{filename}: {error}") from error
+    if shards.is_sharded:
+        index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")

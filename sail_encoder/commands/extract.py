@@ -1,0 +1,139 @@
+"""`sail extract`: features of any number of images as .npy files."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from sail_encoder.backbones.registry import announce, load_backbone, resolve_options
+from sail_encoder.extraction.plan import Plan, Request, forecast
+from sail_encoder.extraction.ray import connect, extract_on_ray
+from sail_encoder.extraction.run import Resources, RunResult, run_plan
+from sail_encoder.extraction.workers import extract_on_each
+from sail_encoder.images.sources import ImageFile, list_images
+from sail_encoder.io.devices import choose_dtype, list_devices, split_devices
+from sail_encoder.io.errors import UserError
+from sail_encoder.io.refusals import check_writable
+from sail_encoder.store.removal import has_run, remove_run
+from sail_encoder.store.shard import Shard
+from sail_encoder.store.store import check_settings
+
+
+def extract(
+    source: list[str],
+    out: str,
+    model: str = "sail-tiny",
+    layers: str = "-1",
+    norm: bool = True,
+    pool: Literal["none", "mean", "max"] = "none",
+    dtype: Literal["float16", "float32"] = "float16",
+    resize: str = "auto",
+    max_tokens: int | None = None,
+    exif_rotate: bool = False,
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    devices: str = "auto",
+    token_budget: int | Literal["auto"] = "auto",
+    readers: int | Literal["auto"] = "auto",
+    shard: str = "0/1",
+    engine: Literal["local", "ray"] = "local",
+    overwrite: bool = False,
+    dry_run: bool = False,
+) -> int:
+    """Extracts features of images to .npy files.
+
+    Killed or stopped, the same command goes on where it was; run again when there are more images, it does these.
+
+    Args:
+        source: Image files, folders, globs, lists (.txt, .csv, .tsv, .parquet) or .tar shards.
+        out: Folder for features, index.parquet, failures.csv and run.json.
+        model: sail-tiny, a folder, a Hub name such as ByteDance-Seed/SAIL-7B, timm/NAME, or raw/14 for raw patches.
+        layers: Blocks to take features from: -1, 0,11,23, all, last4 or even4.
+        norm: Whether to apply the model's final norm; without it the raw residual stream is stored.
+        pool: Whether to store the grid of patches (none), or one vector an image (mean, max).
+        dtype: Type of the stored values; an image whose features do not fit float16 is recorded as failed.
+        resize: The model's own rule (auto), native (keep size and aspect), short512 (the shorter side), a side such as
+            224, or 448x672.
+        max_tokens: Patches of an image at most under the native rule; by default the model's own, 4096 for SAIL-7B.
+        exif_rotate: Whether to turn photographs upright as their EXIF orientation says. Off by default, because the
+            published models were trained and data sets are annotated in stored pixels.
+        precision: Precision of weights and computation; auto is bfloat16 on a GPU and float32 on a CPU.
+        devices: auto (all GPUs, or the CPU), or devices separated by commas, such as cuda:0,cuda:1.
+        token_budget: Patches in one forward pass; auto is what memory allows. It is halved when memory runs out.
+        readers: Threads that read images; auto is one for each core, 16 at most.
+        shard: Which part of the images to do, i/n with i from 0 to n-1, to share a run among machines.
+        engine: local runs on the devices of this machine; ray on all GPUs of a Ray cluster whose machines share the
+            folders of images and features.
+        overwrite: Whether to delete an earlier run in the folder first.
+        dry_run: Whether to say what would be done, and do nothing.
+
+    Returns:
+        Exit status: 0 done, 1 done with failures recorded, 130 or 143 stopped by a signal.
+
+    Raises:
+        UserError: If something that is asked for is not possible, or the disk fills up on the way.
+    """
+    if not source:
+        raise UserError("nothing to extract from; name files, folders, globs, lists or .tar shards")
+    folder, part, resources = Path(out), Shard.parse(shard), Resources(token_budget, readers)
+    split_devices(devices)
+    check_writable(folder)
+    listing = list_images(source)
+    spec, chosen_layers, rule = resolve_options(model, layers, resize, max_tokens)
+    request = Request(tuple(chosen_layers), norm, pool, dtype, rule, exif_rotate)
+    plan = Plan(listing, spec, request, precision)
+    _check_folder(folder, plan, part, overwrite)
+    cluster = connect(devices) if engine == "ray" else None
+    announce(model)
+    chosen = [cluster.device] if cluster else list_devices(devices)
+    # Which precision `auto` is, the device has decided.
+    plan = replace(plan, precision=str(choose_dtype(precision, chosen[0])).removeprefix("torch."))
+    _check_folder(folder, plan, part, overwrite)
+    print(forecast(plan, part, folder, overwrite), file=sys.stdout if dry_run else sys.stderr)
+    if dry_run:
+        return 0
+    images = part.of(plan.listing.images)
+    if cluster or len(chosen) > 1:
+        if overwrite:
+            remove_run(folder)
+        arguments = {"source": list(source), "out": out, **plan.options, **vars(resources)}
+        if cluster:
+            return extract_on_ray(cluster, part, arguments, images, folder)
+        return extract_on_each(chosen, part, arguments, images, folder)
+    backbone = load_backbone(model, str(chosen[0]), plan.precision, plan.depth)
+    if overwrite:
+        remove_run(folder)
+    return _conclude(run_plan(backbone, plan, folder, part, resources), images, folder)
+
+
+def _check_folder(folder: Path, plan: Plan, part: Shard, overwrite: bool) -> None:
+    """Refuses a folder that the plan does not fit, before any work."""
+    if not overwrite:
+        check_settings(folder, plan.settings)
+        return
+    if part.count > 1:
+        raise UserError(
+            f"--overwrite true with --shard {part} would delete what the other shards have written; delete {folder} "
+            "once, then start every shard without --overwrite"
+        )
+    has_run(folder)
+
+
+def _conclude(result: RunResult, images: Sequence[ImageFile], folder: Path) -> int:
+    """Prints what is there now, warns of what a user may not expect, and returns the exit status."""
+    new = result.progress.done
+    if result.status:
+        print(f"stopped; {new:,} images are safe in {folder}, the same command goes on", file=sys.stderr)
+        return result.status
+    records = [result.records[image.key] for image in images]
+    failed = sum(record.error is not None for record in records)
+    turned = sum(record.exif_orientation != 1 for record in records)
+    rate = result.progress.report()["images_per_second"]
+    print(f"{len(records) - failed:,} images in {folder}, {new:,} of them new at {rate:,.3g} images/s")
+    if turned:
+        print(f"{turned:,} photographs carry an EXIF rotation that was not applied; see --exif_rotate", file=sys.stderr)
+    if result.pending:
+        print(f"{result.pending:,} images are still to do by other shards; index.parquet lists them", file=sys.stderr)
+    if failed:
+        print(f"{failed:,} images failed; {folder / 'failures.csv'} says why", file=sys.stderr)
+    return 1 if failed else 0

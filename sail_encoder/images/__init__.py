@@ -1,0 +1,1 @@
+"""Images: where they come from, decoding, resizing, patches and geometry."""

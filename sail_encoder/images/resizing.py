@@ -1,0 +1,104 @@
+"""From the size of an image to the grid of patches that the model sees."""
+
+import math
+from dataclasses import dataclass, replace
+
+from sail_encoder.io.errors import UserError
+
+Size = tuple[int, int]
+"""Height and width in pixels."""
+
+MAX_TOKENS = 4096
+"""Patches of an image at most, as the published example has it; the paper's tables were made with 3600."""
+
+
+@dataclass(frozen=True)
+class Resize:
+    """How images are brought to a size that patches tile.
+
+    Attributes:
+        fixed: (height, width) for all images, squashed to it whatever their aspect. None is the native rule: keep
+            size and aspect, up to the next whole patch and `max_tokens`.
+        max_tokens: Patches at most under the native rule.
+        short: Under the native rule, first bring the shorter side to so many pixels.
+    """
+
+    fixed: Size | None = None
+    max_tokens: int = MAX_TOKENS
+    short: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise UserError(f"max_tokens is {self.max_tokens}; allowed is 1 or more")
+        if self.fixed is not None and min(self.fixed) < 1:
+            raise UserError(f"resize to {self.fixed[0]}x{self.fixed[1]} is not possible; sides start at 1 pixel")
+        if self.short is not None and self.short < 1:
+            raise UserError(f"resize to a shorter side of {self.short} is not possible; sides start at 1 pixel")
+
+    @classmethod
+    def parse(cls, text: str, max_tokens: int = MAX_TOKENS) -> "Resize":
+        """Reads `native`, `short512` (the shorter side), a side such as `224`, or `HEIGHTxWIDTH` such as `448x672`.
+
+        Raises:
+            UserError: If the text is none of these.
+        """
+        if text == "native":
+            return cls(None, max_tokens)
+        short = text.removeprefix("short")
+        if short != text and short.isdecimal():
+            return cls(None, max_tokens, int(short))
+        sides = text.lower().split("x")
+        if len(sides) > 2 or not all(side.isdecimal() for side in sides):
+            raise UserError(f"resize '{text}' is not understood; use native, short512, a side such as 224, or 448x672")
+        return cls((int(sides[0]), int(sides[-1])), max_tokens)
+
+    def override(self, text: str, max_tokens: int | None) -> "Resize":
+        """This rule with changes: `text` as in `parse`, or `auto` to keep it; a new token limit, or None to keep it."""
+        limit = self.max_tokens if max_tokens is None else max_tokens
+        return replace(self, max_tokens=limit) if text == "auto" else Resize.parse(text, limit)
+
+    def __str__(self) -> str:
+        if self.short is not None:
+            return f"short{self.short}"
+        return "native" if self.fixed is None else f"{self.fixed[0]}x{self.fixed[1]}"
+
+    def pixels(self, size: Size) -> Size:
+        """Height and width that are aimed at, before whole patches and the limit of tokens are seen to."""
+        if self.fixed is not None:
+            return self.fixed
+        factor = 1 if self.short is None else self.short / min(size)
+        return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
+
+    def grid(self, size: Size, patch_size: int) -> Size:
+        """Rows and columns of patches for an image of this size, at least one each."""
+        if self.fixed is None:
+            return native_grid(self.pixels(size), patch_size, self.max_tokens)
+        if any(side % patch_size for side in self.fixed):
+            nearest = "x".join(str(max(1, round(side / patch_size)) * patch_size) for side in self.fixed)
+            raise UserError(f"resize {self} is not a multiple of the patch size {patch_size}; the nearest is {nearest}")
+        return self.fixed[0] // patch_size, self.fixed[1] // patch_size
+
+
+def native_grid(size: Size, patch_size: int, max_tokens: int) -> Size:
+    """The grid that SAIL's published preprocessing gives, at least one patch on each side.
+
+    The longer side grows to a whole number of patches, the shorter follows in proportion and grows likewise. Where
+    that is more than `max_tokens`, both shrink by the same factor and are rounded down.
+
+    Args:
+        size: Height and width of the image in pixels.
+        patch_size: Side of a patch in pixels.
+        max_tokens: Patches at most.
+
+    Returns:
+        Rows and columns.
+    """
+    long, short = max(size), min(size)
+    long_patches = math.ceil(long / patch_size)
+    short_patches = math.ceil(int(long_patches * patch_size * (short / long)) / patch_size)
+    if long_patches * short_patches > max_tokens:
+        factor = math.sqrt(max_tokens / (long_patches * short_patches))
+        long_patches, short_patches = int(long_patches * factor), int(short_patches * factor)
+    # An extreme aspect leaves the short side without a patch, and the long side may then not exceed the limit alone.
+    long_patches, short_patches = min(max(long_patches, 1), max_tokens), max(short_patches, 1)
+    return (long_patches, short_patches) if size[0] >= size[1] else (short_patches, long_patches)

@@ -1,0 +1,1 @@
+"""Input and output that no part of the toolkit is about: files, locks, devices, the Hub, weights, threads, errors."""

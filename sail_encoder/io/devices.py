@@ -1,0 +1,104 @@
+"""Which device and which precision; torch is imported only to see what this machine has."""
+
+import re
+import time
+from typing import TYPE_CHECKING
+
+from sail_encoder.io.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+_DEVICE = re.compile(r"auto|(cpu|cuda|mps|xpu)(:[0-9]{1,3})?")
+
+
+def check_device(device: str) -> None:
+    """Makes sure that a device is written rightly, whether or not this machine has it.
+
+    Raises:
+        UserError: If it is not.
+    """
+    if not _DEVICE.fullmatch(device):
+        raise UserError(f"device '{device}' is not understood; use auto, cpu, cuda, cuda:0 or mps")
+
+
+def split_devices(devices: str) -> list[str]:
+    """Reads the names of devices, separated by commas.
+
+    Raises:
+        UserError: If one is not written rightly.
+    """
+    names = [device.strip() for device in devices.split(",")]
+    for name in names:
+        check_device(name)
+    return names
+
+
+def choose_device(device: "str | torch.device") -> "torch.device":
+    """Reads a device; `auto` is a GPU where there is one.
+
+    Raises:
+        UserError: If the device is unknown or not on this machine.
+    """
+    import torch
+
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu")
+    if isinstance(device, str):
+        check_device(device)
+    chosen = torch.device(device)
+    if chosen.type == "cuda":
+        count = torch.cuda.device_count()
+        if (chosen.index or 0) >= count:
+            raise UserError(f"device '{device}' is not here: PyTorch sees {count} CUDA devices; see sail doctor")
+    elif chosen.type == "mps" and not _has_mps():
+        raise UserError("device 'mps' is not here; use auto or cpu")
+    return chosen
+
+
+def choose_dtype(dtype: "str | torch.dtype", device: "torch.device") -> "torch.dtype":
+    """Reads a precision; `auto` is bfloat16 on CUDA and float32 elsewhere.
+
+    Raises:
+        UserError: If it is none of `DTYPES`.
+    """
+    import torch
+
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise UserError(f"dtype '{name}' is unknown; use auto, {', '.join(DTYPES)}")
+    precision: torch.dtype = getattr(torch, name)
+    return precision
+
+
+def list_devices(devices: str) -> "list[torch.device]":
+    """Reads devices separated by commas; `auto` is every CUDA GPU, or else what `choose_device` takes."""
+    import torch
+
+    if devices == "auto" and torch.cuda.is_available():
+        return [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    return [choose_device(device) for device in split_devices(devices)]
+
+
+def measure_matrix_rate(device: "torch.device", dtype: "torch.dtype", size: int | None = None) -> float:
+    """Floating-point operations a second of a large matrix product, the best of several."""
+    import torch
+
+    size = size or (8192 if device.type == "cuda" else 1536)
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    times = []
+    for _ in range(6):
+        start = time.perf_counter()
+        float((left @ right)[0, 0])
+        times.append(time.perf_counter() - start)
+    return 2 * size**3 / min(times)
+
+
+def _has_mps() -> bool:
+    import torch
+
+    return torch.backends.mps.is_available()

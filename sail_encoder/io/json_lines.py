@@ -1,0 +1,86 @@
+"""A file of JSON lines that one process appends to."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from sail_encoder.io.appending import append_all
+from sail_encoder.io.errors import StoreError
+from sail_encoder.io.locks import lock
+
+
+class LineLog:
+    """Appends values, a line each; what a kill has cut off at the end is no value, and the next one replaces it.
+
+    Opening and reading change nothing, so that a user of this class can refuse a file that is not its own.
+
+    Args:
+        path: The file; it is made if need be.
+
+    Raises:
+        StoreError: If another process is writing it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file = path.open("ab+")
+        self._may_end_in_part = True
+        if not lock(self.file, wait=False):
+            self.file.close()
+            raise StoreError(f"another run is writing {path}; wait for it, or write elsewhere")
+
+    def read(self) -> list[Any]:
+        """All values so far."""
+        with self.path.open("rb") as lines:
+            return [json.loads(line) for line in lines if line.endswith(b"\n")]
+
+    @property
+    def cut_off(self) -> bytes:
+        """What stands behind the last whole line."""
+        self.file.seek(self._end_of_lines())
+        return self.file.read()
+
+    def keep(self, wanted: Callable[[Any], bool]) -> None:
+        """Drops the values from the first on that is not wanted."""
+        end = 0
+        with self.path.open("rb") as lines:
+            for line in lines:
+                if not line.endswith(b"\n") or not wanted(json.loads(line)):
+                    self.file.truncate(end)
+                    break
+                end += len(line)
+
+    def append(self, value: Any) -> None:
+        """Writes one line."""
+        if self._may_end_in_part:
+            self.file.truncate(self._end_of_lines())
+        line = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+        self._may_end_in_part = True
+        append_all(self.file.fileno(), line.encode() + b"\n")
+        self._may_end_in_part = False
+
+    def _end_of_lines(self) -> int:
+        end = self.file.seek(0, os.SEEK_END)
+        while end:
+            start = max(0, end - 2**16)
+            self.file.seek(start)
+            newline = self.file.read(end - start).rfind(b"\n")
+            if newline >= 0:
+                return start + newline + 1
+            end = start
+        return 0
+
+    def close(self) -> None:
+        """Ends the claim on the file."""
+        self.file.close()
+
+    def __enter__(self) -> "LineLog":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,167 @@
+"""Weight files: safetensors or PyTorch pickles, sharded or not, read tensor by tensor.
+
+Nothing is loaded before it is asked for, and pickles are read with `weights_only=True`, so a file cannot run code.
+"""
+
+import json
+import math
+import pickle
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from sail_encoder.io.errors import CheckpointError
+
+INDEX_NAMES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+FILE_NAMES = ("model.safetensors", "pytorch_model.bin")
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What is known of a stored tensor without reading it."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def numel(self) -> int:
+        """Number of values."""
+        return math.prod(self.shape)
+
+
+class _Reader(Protocol):
+    """Tensors of one open file."""
+
+    def info(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]: ...
+
+    def read(self, key: str, rows: list[int] | None) -> Tensor: ...
+
+
+class WeightFiles:
+    """The tensors of a checkpoint folder.
+
+    Args:
+        folder: Where the weight files are, under the names that transformers gives them.
+
+    Raises:
+        CheckpointError: If there are none, or one is missing or damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.tensors: dict[str, TensorInfo] = {}
+        for file in _list_files(folder):
+            with _open(file) as reader:
+                for key, (shape, dtype) in reader.info().items():
+                    self.tensors[key] = TensorInfo(file, shape, dtype)
+
+    def read(self, keys: Iterable[str], rows: dict[str, list[int]] | None = None) -> Iterator[tuple[str, Tensor]]:
+        """Reads tensors one after the other, file by file; they lie on the CPU as stored.
+
+        Args:
+            keys: Which tensors.
+            rows: For some keys, the rows to read in place of the whole tensor.
+
+        Yields:
+            Key and tensor.
+        """
+        by_file: dict[Path, list[str]] = {}
+        for key in keys:
+            by_file.setdefault(self.tensors[key].file, []).append(key)
+        for file, wanted in by_file.items():
+            with _open(file) as reader:
+                for key in wanted:
+                    yield key, reader.read(key, (rows or {}).get(key))
+
+
+def _list_files(folder: Path) -> list[Path]:
+    for name in INDEX_NAMES:
+        if (folder / name).is_file():
+            shards = sorted(set(_read_json(folder / name)["weight_map"].values()))
+            missing = [shard for shard in shards if not (folder / shard).is_file()]
+            if missing:
+                raise CheckpointError(
+                    f"{folder} lacks {len(missing)} of {len(shards)} weight files, first {missing[0]}; get it again"
+                )
+            return [folder / shard for shard in shards]
+    for name in FILE_NAMES:
+        if (folder / name).is_file():
+            return [folder / name]
+    raise CheckpointError(f"{folder} has no weights; expected {', '.join(FILE_NAMES)} or their sharded form")
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} is not valid JSON ({error}); download it again") from None
+
+
+def _open(file: Path) -> AbstractContextManager[_Reader]:
+    return _open_safetensors(file) if file.suffix == ".safetensors" else _open_pickle(file)
+
+
+@contextmanager
+def _open_safetensors(file: Path) -> Iterator[_Reader]:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            yield _SafetensorsReader(opened)
+    except SafetensorError as error:
+        raise _damaged(file, error) from None
+
+
+class _SafetensorsReader:
+    def __init__(self, opened: Any) -> None:
+        self.opened = opened
+
+    def info(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        # An empty slice carries the dtype without touching the values.
+        slices = {key: self.opened.get_slice(key) for key in self.opened.keys()}  # noqa: SIM118
+        return {key: (tuple(part.get_shape()), part[:0].dtype) for key, part in slices.items()}
+
+    def read(self, key: str, rows: list[int] | None) -> Tensor:
+        if rows is None:
+            return self.opened.get_tensor(key)
+        part = self.opened.get_slice(key)
+        return torch.cat([part[row : row + 1] for row in rows])
+
+
+@contextmanager
+def _open_pickle(file: Path) -> Iterator[_Reader]:
+    try:
+        # Only the zip format of torch.save, which starts like any zip file, can be mapped into memory.
+        with file.open("rb") as head:
+            mmap = head.read(2) == b"PK"
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError:
+        raise CheckpointError(
+            f"{file} holds objects other than tensors and is not opened; convert it to safetensors where it came from"
+        ) from None
+    except (RuntimeError, EOFError) as error:
+        raise _damaged(file, error) from None
+    yield _PickleReader(state)
+
+
+class _PickleReader:
+    def __init__(self, state: dict[str, Tensor]) -> None:
+        self.state = state
+
+    def info(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        return {key: (tuple(tensor.shape), tensor.dtype) for key, tensor in self.state.items()}
+
+    def read(self, key: str, rows: list[int] | None) -> Tensor:
+        return self.state[key] if rows is None else self.state[key][rows]
+
+
+def _damaged(file: Path, error: Exception) -> CheckpointError:
+    reason = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
+    return CheckpointError(
+        f"{file} ({file.stat().st_size} bytes) is damaged or incomplete, download it again: {reason}"
+    )
