@@ -94,7 +94,7 @@ def test_doctor_finds_this_machine_fit(capsys):
 
 
 def test_doctor_says_what_to_do(capsys, monkeypatch):
-    from sail_encoder import doctor as module
+    from sail_encoder.commands import doctor as module
 
     monkeypatch.setattr(module, "installed_version", lambda name: {"torch": "2.0.0", "timm": None}.get(name, "99"))
     monkeypatch.setattr(module, "CHECKS", (module._check_packages,))
@@ -107,7 +107,7 @@ def test_doctor_says_what_to_do(capsys, monkeypatch):
 
 
 def test_doctor_knows_no_free_memory_on_macos(monkeypatch):
-    from sail_encoder import doctor as module
+    from sail_encoder.commands import doctor as module
 
     names = {name: number for name, number in os.sysconf_names.items() if name != "SC_AVPHYS_PAGES"}
     monkeypatch.setattr("os.sysconf_names", names)

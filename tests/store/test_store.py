@@ -364,13 +364,13 @@ def write_the_rest(store, listing, pooled):
 @pytest.mark.parametrize(
     ("pooled", "writer", "broken", "known"),
     [
-        (True, "sinks.append_all", half_of_it, 2),
-        (True, "sinks.npy_format.write_array_header_1_0", no_space, 4),
-        (False, "sinks.npy_format.write_array_header_1_0", no_space, 2),
-        (False, "line_log.append_all", half_of_it, 2),
-        (True, "line_log.append_all", half_of_it, 2),
-        (False, "store.write_index", no_space, 4),
-        (True, "store.write_index", no_space, 4),
+        (True, "store.sinks.append_all", half_of_it, 2),
+        (True, "store.sinks.npy_format.write_array_header_1_0", no_space, 4),
+        (False, "store.sinks.npy_format.write_array_header_1_0", no_space, 2),
+        (False, "io.json_lines.append_all", half_of_it, 2),
+        (True, "io.json_lines.append_all", half_of_it, 2),
+        (False, "store.store.write_index", no_space, 4),
+        (True, "store.store.write_index", no_space, 4),
     ],
 )
 def test_a_full_disk_ends_in_one_line_and_the_folder_goes_on(tmp_path, monkeypatch, pooled, writer, broken, known):
@@ -378,7 +378,7 @@ def test_a_full_disk_ends_in_one_line_and_the_folder_goes_on(tmp_path, monkeypat
     listing = images(4)
     with FeatureStore(tmp_path, SETTINGS, pooled) as store, monkeypatch.context() as full:
         store.write(*results(listing[:2], pooled))
-        full.setattr(f"sail_encoder.store.{writer}", broken)
+        full.setattr(f"sail_encoder.{writer}", broken)
         with pytest.raises(
             StoreError, match=r"No space left on device, .* free; free some, then the same command goes on"
         ):

@@ -35,6 +35,8 @@ from sail_encoder.models.sail.packed_images import (
 )
 from sail_encoder.models.sail.positions import holds_images, note_offset, prompt_ids, prompt_positions, text_positions
 
+ALL_ATTENTION_FUNCTIONS = AttentionInterface()  # set_attn_implementation looks for this name in a model's source
+
 Rotary = tuple[Tensor, Tensor]
 """Cosines and sines [..., length, head_dim] of the tokens' positions."""
 
@@ -94,10 +96,7 @@ class SailAttention(nn.Module):
         images: PackedImages | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """Attends from hidden states [batch, length, hidden_size]; returns them and the weights, where they are kept.
-
-        With `images` there is one row, which holds them end to end, and no mask: each image sees itself in full.
-        """
+        """Attends from hidden states [batch, length, hidden_size], or within `images` packed into one row."""
         projections = (project(hidden_states) for project in (self.q_proj, self.k_proj, self.v_proj))
         query, key, value = (rearrange(x, "b t (h d) -> b t h d", d=self.head_dim) for x in projections)
         query, key = rotate(query, rotary), rotate(key, rotary)
@@ -107,7 +106,7 @@ class SailAttention(nn.Module):
             query, key, value = (rearrange(x, "1 h t d -> t h d") for x in (query, key, value))
             attended = packed_attention(query, key, value, images.lengths, images.cu_seqlens, self.scaling)
             return self.o_proj(rearrange(attended, "t h d -> 1 t (h d)")), None
-        attend = AttentionInterface().get_interface(self.config._attn_implementation, eager_attention)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
         options = {"scaling": self.scaling, "sliding_window": self.config.sliding_window, **kwargs}
         dropout = self.config.attention_dropout if self.training else 0.0
         attended, weights = attend(self, query, *cached, attention_mask, dropout=dropout, **options)

@@ -8,8 +8,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 
-from sail_encoder import CheckpointError, SailForCausalLM, SailImageProcessor, UserError, load_backbone, weights
+from sail_encoder import CheckpointError, SailForCausalLM, SailImageProcessor, UserError, load_backbone
 from sail_encoder.backbones.registry import describe
+from sail_encoder.io import weights
 from sail_encoder.io.hub import find_checkpoint
 from sail_encoder.models.sail.checkpoint import open_sail
 from sail_encoder.models.sail.modeling_sail import SailModel

@@ -78,6 +78,20 @@ def test_prefix_does_not_depend_on_the_text(small_model, attention):
             assert relative_error(out.last_hidden_state[0, 1:7], alone) < 1e-5
 
 
+def test_the_attention_of_a_model_can_be_changed(small_model):
+    """Eager attention keeps its weights: those of a prefix are full, those of text causal."""
+    model = copy.deepcopy(small_model)
+    model.set_attn_implementation("eager")
+    assert model.config._attn_implementation == "eager"
+    weights = model(**image_prompt(), output_attentions=True).attentions
+    assert len(weights) == model.config.num_hidden_layers
+    seen = weights[0][0].amin(dim=0) > 0
+    length = seen.shape[0]
+    expected = torch.ones(length, length).tril().bool()
+    expected[:6, :6] = True
+    assert torch.equal(seen, expected)
+
+
 def test_text_is_causal(small_model):
     grid, grids = (2, 2), torch.tensor([(2, 2)])
     patches = random_patches([grid])
