@@ -233,6 +233,19 @@ class SailVLForConditionalGeneration(SailVLPreTrainedModel, GenerationMixin):
             return encoded["image"].pooler_output
         return None if pixel_values is None else self.get_image_features(pixel_values, return_dict=True).pooler_output
 
+    def _expand_inputs_for_generation(
+        self, expand_size: int = 1, input_ids: Tensor | None = None, pixel_values: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Tensor | None, dict[str, Any]]:
+        # transformers 5.17 would repeat tile by tile; later ones have encoded tiles by now and repeat the features.
+        if pixel_values is not None and input_ids is not None and expand_size > 1:
+            tokens = (input_ids == self.config.required_image_token_id).sum(dim=1)
+            tiles = (tokens * len(pixel_values) // tokens.sum()).tolist()
+            pixel_values = torch.cat([part for part in pixel_values.split(tiles) for _ in range(expand_size)])
+        input_ids, kwargs = super()._expand_inputs_for_generation(
+            expand_size=expand_size, input_ids=input_ids, **kwargs
+        )
+        return input_ids, kwargs if pixel_values is None else {**kwargs, "pixel_values": pixel_values}
+
 
 def _require_features(tokens: int, features: Tensor | None) -> None:
     held = 0 if features is None else features.shape[0] * features.shape[1]

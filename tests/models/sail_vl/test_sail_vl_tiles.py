@@ -5,8 +5,8 @@ import json
 
 import numpy as np
 import pytest
-from sail_vl_golden import GOLDEN
 from PIL import Image
+from sail_vl_golden import GOLDEN
 
 from sail_encoder.errors import UserError
 from sail_encoder.models.sail_vl.image_processing_sail_vl import SailVLImageProcessor

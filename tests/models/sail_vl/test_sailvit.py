@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
-from sail_vl_golden import GOLDEN, golden_set
 from safetensors.torch import load_file, save_file
+from sail_vl_golden import GOLDEN, golden_set
 from torch.testing import assert_close
 from transformers import AutoConfig, AutoModel, InternVLVisionConfig, InternVLVisionModel
 
