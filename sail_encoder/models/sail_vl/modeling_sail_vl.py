@@ -66,27 +66,35 @@ class SailVLPreTrainedModel(PublishedPreTrainedModel):
         width = config.text_config.hidden_size
         self.vision_model = build_tower(config.vision_config)
         # Loaded alone, a tower passes over the rest of a whole model's tensors; as a part it must not hide them.
-        self.vision_model._keys_to_ignore_on_load_unexpected = None
+        self.vision_model._keys_to_ignore_on_load_unexpected = []
         self.mlp1 = nn.Sequential(
             nn.LayerNorm(gathered), nn.Linear(gathered, width), nn.GELU(), nn.Linear(width, width)
         )
 
     @can_return_tuple
-    def get_image_features(self, pixel_values: Tensor, **_: Any) -> BaseModelOutputWithPooling:
+    def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
         """Encodes tiles for the language model.
 
         Args:
             pixel_values: [tiles, 3, height, width], normalised; both sides a multiple of the pixels of a projected
                 token (28 for the published models).
+            kwargs: `output_hidden_states`, `output_attentions` of the tower, `return_dict`.
 
         Returns:
             `pooler_output` [tiles, tokens, D] is what the language model receives, `last_hidden_state`
             [tiles, rows * columns, C] the selected output of the tower, without class token.
         """
-        states = self._selected_states(pixel_values)[:, self.vision_model.num_class_tokens :]
-        patch = self.config.vision_config.patch_size
+        config, tower = self.config, self.vision_model
+        encoded = tower(pixel_values, select_layer=config.select_layer, **{**kwargs, "return_dict": True})
+        states = encoded.last_hidden_state[:, tower.num_class_tokens :]
+        patch = config.vision_config.patch_size
         grid = (pixel_values.shape[2] // patch, pixel_values.shape[3] // patch)
-        return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=self.project(states, grid))
+        return BaseModelOutputWithPooling(
+            last_hidden_state=states,
+            pooler_output=self.project(states, grid),
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+        )
 
     def project(self, states: Tensor, grid: Grid) -> Tensor:
         """Projects what the tower gives of patches.
@@ -103,12 +111,6 @@ class SailVLPreTrainedModel(PublishedPreTrainedModel):
         """
         config = self.config
         return self.mlp1(pixel_shuffle(states, grid, config.downsample_factor, config.ps_version))
-
-    def _selected_states(self, pixel_values: Tensor) -> Tensor:
-        """Output that `select_layer` names; blocks beyond it are not run."""
-        layer = self.config.vision_config.num_hidden_layers + self.config.select_layer
-        states = self.vision_model.intermediate_states(pixel_values, [layer])[layer]
-        return self.vision_model.final_norm(states) if self.config.select_layer == -1 else states
 
 
 class SailVLVisionModel(SailVLPreTrainedModel):

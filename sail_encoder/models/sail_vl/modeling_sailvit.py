@@ -29,7 +29,8 @@ from sail_encoder.models.sail_vl.pretrained import PublishedPreTrainedModel
 Grid = tuple[int, int]
 """Rows and columns of patches."""
 
-ATTENTION_FUNCTIONS = AttentionInterface()
+# transformers looks for this name in the source before it changes a model's attention.
+ALL_ATTENTION_FUNCTIONS = AttentionInterface()
 
 
 def eager_attention(
@@ -55,7 +56,7 @@ class TowerAttention(nn.Module):
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
         query, key, value = rearrange(self.qkv(hidden), "b n (three h d) -> three b h n d", three=3, h=self.heads)
-        attend = ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
         attended, weights = attend(self, query, key, value, None, scaling=self.scaling, is_causal=False)
         return self.proj(rearrange(attended, "b n h d -> b n (h d)")), weights
 
@@ -231,24 +232,26 @@ class VisionTower(PublishedPreTrainedModel):
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
-    def forward(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutput:
+    def forward(self, pixel_values: Tensor, select_layer: int = -1, **kwargs: Any) -> BaseModelOutput:
         """Encodes images.
 
         Args:
             pixel_values: [batch, 3, rows * patch_size, columns * patch_size], normalised.
+            select_layer: Which block is the last to run, counted from the end.
             kwargs: `output_hidden_states`, `output_attentions` (with eager attention), `return_dict`.
 
         Returns:
-            `last_hidden_state` [batch, num_class_tokens + rows * columns, hidden_size] after the final norm;
-            `hidden_states` starts with the embedding, and entry i is the output of block i - 1, without that norm.
+            `last_hidden_state` [batch, num_class_tokens + rows * columns, hidden_size] of that block, after the final
+            norm where it is the tower's last; `hidden_states` starts with the embedding, and entry i is the output of
+            block i - 1, without that norm.
 
         Raises:
             UserError: If patches do not tile the images.
         """
         hidden = self.embed(pixel_values)
-        for block in self.blocks:
+        for block in self.blocks[: len(self.blocks) + 1 + select_layer]:
             hidden = block(hidden)
-        return BaseModelOutput(last_hidden_state=self.final_norm(hidden))
+        return BaseModelOutput(last_hidden_state=self.final_norm(hidden) if select_layer == -1 else hidden)
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)

@@ -20,9 +20,9 @@ class PublishedPreTrainedModel(PreTrainedModel):
         Raises:
             CheckpointError: If tensors are missing or unexpected.
         """
-        name = hub_name(str(pretrained_model_name_or_path))
+        name = pretrained_model_name_or_path and hub_name(str(pretrained_model_name_or_path))
         model, info = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
-        require_exact_keys(info["missing_keys"], info["unexpected_keys"], name)
+        require_exact_keys(info["missing_keys"], info["unexpected_keys"], str(name))
         if model.can_generate():
             complete_generation_config(model)
         return (model, info) if output_loading_info else model

@@ -13,7 +13,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from sail_encoder.models.sail_vl.configuration_sail_vl import SailVLConfig
 from sail_encoder.models.sail_vl.image_processing_sail_vl import SailVLImageProcessor, SailVLImageProcessorKwargs
-from sail_encoder.models.sail_vl.prompts import CHAT_TEMPLATE, expand_images
+from sail_encoder.models.sail_vl.prompts import CHAT_TEMPLATE, IMAGE, expand_images
 from sail_encoder.models.sail_vl.published import IMAGE_TOKEN, find_described, hub_name, read_preprocessing
 
 STRAY_TOKENIZER = "tokenizer.model"
@@ -49,7 +49,7 @@ class SailVLProcessor(ProcessorMixin):
         # A tokenizer's file may say otherwise; both our own batches and those of transformers' pipeline go by this.
         tokenizer.padding_side = "left"
         self.image_seq_length = image_seq_length
-        self.image_token = IMAGE_TOKEN
+        self.image_token = IMAGE
         self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
 

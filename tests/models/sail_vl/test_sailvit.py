@@ -144,7 +144,8 @@ def test_residuals_are_contiguous(sailvit_folder):
 
 
 def test_attention_maps(sailvit_folder):
-    model = SailViTModel.from_pretrained(sailvit_folder, attn_implementation="eager").eval()
+    model = SailViTModel.from_pretrained(sailvit_folder).eval()
+    model.set_attn_implementation("eager")
     with torch.no_grad():
         out = model(RECORDED["pixel_values"], output_attentions=True)
     assert [tuple(maps.shape) for maps in out.attentions] == [(2, 2, 16, 16)] * 3
