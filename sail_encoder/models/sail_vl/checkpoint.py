@@ -95,12 +95,11 @@ def read_config(folder: Path, **changes: Any) -> SailVLConfig | TowerConfig:
     Raises:
         CheckpointError: If it describes something else.
     """
-    raw = {**read_json(folder / "config.json")}
-    where = str(folder / "config.json")
+    raw, where = read_json(folder / "config.json"), str(folder / "config.json")
     try:
         if raw.get("model_type") in TOWERS:
-            fields = complete_tower(raw, where)
-            return TOWER_CONFIGS[fields.pop("model_type")](**{**fields, **changes})
+            fields = {**complete_tower(raw, where), **changes}
+            return TOWER_CONFIGS[fields.pop("model_type")](**fields)
         fields = raw if raw.get("model_type") == SailVLConfig.model_type else complete_config(raw, folder)
         return SailVLConfig(**{**fields, **changes})
     except CheckpointError:
@@ -122,14 +121,12 @@ def open_sail_vl(folder: Path, parts: tuple[str, ...] = ALL_PARTS, **changes: An
         CheckpointError: If the folder holds something else, or weights and configuration disagree.
     """
     config = read_config(folder, **changes)
-    is_whole = isinstance(config, SailVLConfig)
-    checkpoint = SailVLCheckpoint(folder, config, WeightFiles(folder, parts if is_whole else ("",)))
-    expected = (
-        expected_shapes(config)
-        if is_whole
-        else {checkpoint.tower_prefix + name: shape for name, shape in expected_shapes(config).items()}
-    )
-    _check({name: shape for name, shape in expected.items() if not is_whole or name.startswith(parts)}, checkpoint)
+    if not isinstance(config, SailVLConfig):
+        parts = ("",)
+    checkpoint = SailVLCheckpoint(folder, config, WeightFiles(folder, parts))
+    prefix = "" if checkpoint.has_language_model else checkpoint.tower_prefix
+    expected = {prefix + name: shape for name, shape in expected_shapes(config).items()}
+    _check({name: shape for name, shape in expected.items() if name.startswith(parts)}, checkpoint)
     return checkpoint
 
 

@@ -6,7 +6,7 @@ and what this package does not know is refused.
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,15 @@ _TEXT_OPTIONS = (
     *("use_sliding_window", "sliding_window", "max_window_layers", "initializer_range", "use_cache"),
     *("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings"),
 )
+
+_TOKEN_LISTS: dict[str, Callable[[dict[str, Any]], Iterable[tuple[Any, Any]]]] = {
+    "added_tokens.json": lambda file: file.items(),
+    "tokenizer_config.json": lambda file: (
+        (entry["content"], key) for key, entry in file.get("added_tokens_decoder", {}).items()
+    ),
+    "tokenizer.json": lambda file: ((entry["content"], entry["id"]) for entry in file.get("added_tokens", ())),
+}
+"""Where a tokenizer's files list special tokens and their ids, small files first."""
 
 
 def hub_name(name: str) -> str:
@@ -155,7 +164,9 @@ def _complete_text(raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     if kind not in ("qwen2", "qwen3"):
         raise CheckpointError(f"{where}: the language model '{kind}' is unknown; known are qwen2, qwen3")
     fields = _take(raw, _TEXT_SIZES, where)
-    rope = {"rope_type": "default", **(raw.get("rope_scaling") or {}), "rope_theta": fields.pop("rope_theta")}
+    scaling = raw.get("rope_scaling") or {}
+    rope_type = scaling.get("rope_type", scaling.get("type", "default"))
+    rope = {**scaling, "rope_type": rope_type, "rope_theta": fields.pop("rope_theta")}
     options = {name: raw[name] for name in _TEXT_OPTIONS if name in raw}
     # Generation ends where a turn does, as in the published `chat`, whatever llm_config says.
     if (end := find_token_id(folder, END_OF_TURN)) is not None:
@@ -170,13 +181,16 @@ def _has_language_head(folder: Path) -> bool:
     SAIL-VL2 says `tie_word_embeddings` all the same. A model that believes it loads without complaint and overwrites
     the head with the embedding, or the other way round.
     """
+    index = next(folder.glob("*.index.json"), None)
+    if index is not None:
+        return LANGUAGE_HEAD in read_json(index).get("weight_map", {})
     return not holds_weights(folder) or LANGUAGE_HEAD in WeightFiles(folder).tensors
 
 
 def find_token_id(folder: Path, token: str) -> int | None:
     """Finds the id of a special token in the tokenizer's files, None where they do not tell.
 
-    The files are read as JSON, the small ones first, so that no tokenizer needs to be built.
+    The files are read as JSON, so that no tokenizer needs to be built.
     """
     for name, list_tokens in _TOKEN_LISTS.items():
         if (folder / name).is_file():
@@ -184,15 +198,6 @@ def find_token_id(folder: Path, token: str) -> int | None:
                 if content == token:
                     return int(token_id)
     return None
-
-
-_TOKEN_LISTS: dict[str, Any] = {
-    "added_tokens.json": lambda file: file.items(),
-    "tokenizer_config.json": lambda file: (
-        (entry["content"], key) for key, entry in file.get("added_tokens_decoder", {}).items()
-    ),
-    "tokenizer.json": lambda file: ((entry["content"], entry["id"]) for entry in file.get("added_tokens", ())),
-}
 
 
 def read_preprocessing(folder: Path, tile_size: int) -> dict[str, Any]:

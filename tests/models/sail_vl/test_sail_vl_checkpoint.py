@@ -40,7 +40,7 @@ def shard(folder):
     """Puts each part of a model into a file of its own."""
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
-    files = {"vision_model": "a.safetensors", "mlp1": "b.safetensors", "language_model": "c.safetensors"}
+    files = {part: f"model-{part}.safetensors" for part in ("vision_model", "mlp1", "language_model")}
     for part, file in files.items():
         held = {name: x for name, x in tensors.items() if name.startswith(f"{part}.")}
         save_file(held, folder / file, {"format": "pt"})
@@ -95,9 +95,9 @@ def test_precision(copy_of):
 @pytest.mark.parametrize("name", ["sail_vl_internvit", "sail_vl2"])
 def test_a_tower_needs_only_its_own_files(name, copy_of):
     folder, recorded = shard(copy_of(name)), golden_set(name).tensors()
-    (folder / "c.safetensors").unlink()
+    (folder / "model-language_model.safetensors").unlink()
     vision = load_vision_model(open_sail_vl(folder, (TOWER, PROJECTOR)), CPU, torch.float32)
-    (folder / "b.safetensors").unlink()
+    (folder / "model-mlp1.safetensors").unlink()
     tower = load_tower(open_sail_vl(folder, (TOWER,)), CPU, torch.float32)
     with torch.no_grad():
         assert_close(vision(recorded["tiles"]).pooler_output, recorded["projected"], rtol=1e-5, atol=1e-5)
@@ -116,11 +116,10 @@ def test_the_hub_is_asked_for_no_other_files(copy_of, monkeypatch):
         return str(folder)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    (folder / "model.safetensors").write_bytes(b"")  # a file of weights, as after a download
     assert find_checkpoint("somebody/model", prefixes=(TOWER,)) == folder
-    assert asked == [[], ["a.safetensors"]]
+    assert asked == [[], ["model-vision_model.safetensors"]]
     assert find_checkpoint("somebody/model", prefixes=(TOWER, PROJECTOR)) == folder
-    assert asked[2:] == [[], ["a.safetensors", "b.safetensors"]]
+    assert asked[2:] == [[], ["model-mlp1.safetensors", "model-vision_model.safetensors"]]
 
 
 def test_only_tensors_of_the_first_blocks_are_read(copy_of, monkeypatch):
