@@ -44,5 +44,10 @@ class Golden:
         return SailVLForConditionalGeneration.from_pretrained(self.checkpoint, **options).eval()
 
 
+def save_activations(model):
+    """Turns on gradient checkpointing, which transformers 5.24 calls by another name."""
+    (getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable)()
+
+
 def golden_set(name):
     return Golden(GOLDEN / name, {"image_token_id": 100} if name == "sail_vl" else {})

@@ -1,7 +1,8 @@
 """The published layout of SAIL-VL, SAIL-VL2 and SAILViT: names on the Hub, config.json, ids of special tokens.
 
 The files come with code of their own, which is never run: what they say is put into the terms of this package here,
-and what this package does not know is refused.
+and what this package does not know is refused. Nothing here needs torch or transformers, but for one look into weights
+where config.json cannot be believed.
 """
 
 import json
@@ -12,7 +13,6 @@ from typing import Any
 
 from sail_encoder.errors import CheckpointError
 from sail_encoder.hub import find_checkpoint, holds_weights
-from sail_encoder.weights import WeightFiles
 
 ORGANISATION = "BytedanceDouyinContent"
 IMAGE_TOKEN = "<IMG_CONTEXT>"
@@ -184,7 +184,11 @@ def _has_language_head(folder: Path) -> bool:
     index = next(folder.glob("*.index.json"), None)
     if index is not None:
         return LANGUAGE_HEAD in read_json(index).get("weight_map", {})
-    return not holds_weights(folder) or LANGUAGE_HEAD in WeightFiles(folder).tensors
+    if not holds_weights(folder):
+        return True
+    from sail_encoder.weights import WeightFiles
+
+    return LANGUAGE_HEAD in WeightFiles(folder).tensors
 
 
 def find_token_id(folder: Path, token: str) -> int | None:

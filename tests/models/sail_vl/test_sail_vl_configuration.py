@@ -1,6 +1,8 @@
 """The published config.json, what is made of it, and what is refused."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -175,3 +177,15 @@ def test_a_folder_keeps_its_name(tmp_path, monkeypatch):
 def test_quantised_names_are_refused(name):
     with pytest.raises(CheckpointError, match=f"^{name} is a quantised checkpoint"):
         hub_name(name)
+
+
+def test_a_published_file_is_read_without_torch(write_config):
+    folder = write_config(published(AIMV2_HUGE, QWEN2_7B))
+    script = (
+        "import sys; from pathlib import Path; from sail_encoder.models.sail_vl.published import *;"
+        f"folder = Path({str(folder)!r}); fields = complete_config(read_json(folder / 'config.json'), folder);"
+        "print(fields['tile_size']);"
+        "print({'torch', 'transformers'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:2] == ["448", "set()"]

@@ -4,11 +4,12 @@ import copy
 
 import pytest
 import torch
-from sail_vl_golden import golden_set
+from sail_vl_golden import golden_set, save_activations
 from torch.testing import assert_close
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, Trainer, TrainingArguments, pipeline
 
 from sail_encoder.errors import UserError
+from sail_encoder.models.cache_name import CACHE
 from sail_encoder.models.sail_vl.configuration_sail_vl import SailVLConfig
 from sail_encoder.models.sail_vl.modeling_sail_vl import (
     SailVLForConditionalGeneration,
@@ -110,11 +111,10 @@ def test_beams_find_what_is_at_least_as_likely(golden_chat, chat_model):
 def test_a_conversation_goes_on_from_its_cache(golden_chat, chat_model):
     inputs = inputs_of(golden_chat)
     first = chat_model.generate(**inputs, max_new_tokens=4, return_dict_in_generate=True)
-    name = "cache" if "cache" in first else "past_key_values"
     more = torch.tensor([[5, 6, 7]])
     ids = torch.cat([first.sequences, more], dim=1)
     whole = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    continued = chat_model.generate(**whole, **{name: first[name]}, max_new_tokens=NEW)
+    continued = chat_model.generate(**whole, **{CACHE: first[CACHE]}, max_new_tokens=NEW)
     fresh = chat_model.generate(**whole, pixel_values=inputs["pixel_values"], max_new_tokens=NEW)
     assert torch.equal(continued, fresh)
 
@@ -210,7 +210,7 @@ def test_labels_of_images_never_count(small):
 def test_gradients_reach_all_parts_with_and_without_checkpointing(small):
     inputs = inputs_of(golden_set("sail_vl2"))
     saving = copy.deepcopy(small)
-    saving.gradient_checkpointing_enable()
+    save_activations(saving)
     for model in (small, saving):
         model.train()(**inputs, labels=inputs["input_ids"]).loss.backward()
     for (name, expected), given in zip(small.named_parameters(), saving.parameters(), strict=True):
@@ -239,7 +239,6 @@ def test_trainer_learns(small, tmp_path):
         report_to=[],
         remove_unused_columns=False,
         use_cpu=True,
-        gradient_checkpointing=True,
         save_strategy="no",
     )
     trainer = Trainer(small, arguments, train_dataset=samples, eval_dataset=samples[:2], data_collator=collate)
