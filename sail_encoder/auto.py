@@ -21,24 +21,33 @@ def register_when_needed() -> None:
 
 def _register_config(auto: ModuleType) -> None:
     from sail_encoder.models.sail.configuration_sail import SailConfig
+    from sail_encoder.models.sail_vl.configuration_sail_vl import TOWER_CONFIGS, SailVLConfig
 
     auto.AutoConfig.register("sail", SailConfig)
+    for name, config in (*TOWER_CONFIGS.items(), (SailVLConfig.model_type, SailVLConfig)):
+        auto.AutoConfig.register(name, config)
 
 
 def _register_image_processor(auto: ModuleType) -> None:
     from sail_encoder.models.sail.configuration_sail import SailConfig
     from sail_encoder.models.sail.image_processing_sail import SailImageProcessor
+    from sail_encoder.models.sail_vl.configuration_sail_vl import SailVLConfig
+    from sail_encoder.models.sail_vl.image_processing_sail_vl import SailVLImageProcessor
 
     # One class for both backends: the published resizing is Pillow's.
-    backends = dict.fromkeys(("pil", "torchvision"), SailImageProcessor)
-    auto.AutoImageProcessor.register(SailConfig, image_processor_classes=backends)
+    for config, processor in ((SailConfig, SailImageProcessor), (SailVLConfig, SailVLImageProcessor)):
+        backends = dict.fromkeys(("pil", "torchvision"), processor)
+        auto.AutoImageProcessor.register(config, image_processor_classes=backends)
 
 
 def _register_processor(auto: ModuleType) -> None:
     from sail_encoder.models.sail.configuration_sail import SailConfig
     from sail_encoder.models.sail.processing_sail import SailProcessor
+    from sail_encoder.models.sail_vl.configuration_sail_vl import SailVLConfig
+    from sail_encoder.models.sail_vl.processing_sail_vl import SailVLProcessor
 
     auto.AutoProcessor.register(SailConfig, SailProcessor)
+    auto.AutoProcessor.register(SailVLConfig, SailVLProcessor)
 
 
 @cache
@@ -54,3 +63,18 @@ def register_models() -> None:
     AutoModel.register(SailConfig, SailModel)
     AutoModelForCausalLM.register(SailConfig, SailForCausalLM)
     AutoModelForImageTextToText.register(SailConfig, SailForCausalLM)
+
+
+@cache
+def register_sail_vl_models() -> None:
+    """Registers the models; called when a configuration of SAIL-VL or of one of its towers is made."""
+    from transformers import AutoModel, AutoModelForImageTextToText
+
+    from sail_encoder.models.sail_vl.configuration_sail_vl import InternViTConfig, SailViTConfig, SailVLConfig
+    from sail_encoder.models.sail_vl.modeling_sail_vl import SailVLForConditionalGeneration
+    from sail_encoder.models.sail_vl.modeling_sailvit import InternViTModel, SailViTModel
+
+    AutoModel.register(SailViTConfig, SailViTModel)
+    AutoModel.register(InternViTConfig, InternViTModel)
+    AutoModel.register(SailVLConfig, SailVLForConditionalGeneration)
+    AutoModelForImageTextToText.register(SailVLConfig, SailVLForConditionalGeneration)

@@ -28,12 +28,15 @@ tests = types.ModuleType("tests")
 tests.__path__ = [str(SOURCE / "tests")]
 sys.modules["tests"] = tests
 # Models inside transformers are listed by name; the tests decide by these lists what to expect of a class.
-for names, model in (
-    (modeling_auto.MODEL_MAPPING_NAMES, "SailModel"),
-    (modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, "SailForCausalLM"),
-    (modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, "SailForCausalLM"),
+for names, model_type, model in (
+    (modeling_auto.MODEL_MAPPING_NAMES, "sail", "SailModel"),
+    (modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, "sail", "SailForCausalLM"),
+    (modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, "sail", "SailForCausalLM"),
+    (modeling_auto.MODEL_MAPPING_NAMES, "sailvit", "SailViTModel"),
+    (modeling_auto.MODEL_MAPPING_NAMES, "internvit", "InternViTModel"),
+    (modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, "sail_vl", "SailVLForConditionalGeneration"),
 ):
-    names["sail"] = model
+    names[model_type] = model
 
 # Files of the Hub that some tests of processing ask for by address; nothing is downloaded here.
 sys.modules["fetch_hub_objects_for_ci"] = types.ModuleType("fetch_hub_objects_for_ci")

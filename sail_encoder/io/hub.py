@@ -25,7 +25,9 @@ def holds_weights(folder: Path) -> bool:
     return any(any(folder.glob(files)) for files in WEIGHTS)
 
 
-def find_checkpoint(name: str, revision: str | None = None, weights: bool = True) -> Path:
+def find_checkpoint(
+    name: str, revision: str | None = None, weights: bool = True, prefixes: tuple[str, ...] = ("",)
+) -> Path:
     """The folder of a checkpoint, downloaded if need be.
 
     Args:
@@ -33,6 +35,8 @@ def find_checkpoint(name: str, revision: str | None = None, weights: bool = True
             `ByteDance-Seed/SAIL-7B`.
         revision: Branch, tag or commit on the Hub.
         weights: Whether the weights are needed; without them only small files are downloaded.
+        prefixes: What the names of the tensors begin with that are needed; of sharded weights only files that hold
+            some of them are downloaded.
 
     Returns:
         A local folder. Of a repository that has both, safetensors are taken before pickles.
@@ -47,19 +51,22 @@ def find_checkpoint(name: str, revision: str | None = None, weights: bool = True
         return folder
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
         raise CheckpointError(f"no model '{name}'; use {TINY}, a folder, or a Hub name such as ByteDance-Seed/SAIL-7B")
-    return _download(name, revision, weights)
+    return _download(name, revision, weights, prefixes)
 
 
-def _download(name: str, revision: str | None, weights: bool) -> Path:
+def _download(name: str, revision: str | None, weights: bool, prefixes: tuple[str, ...]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-    settings = ["*.json", "*.jinja"]
+    settings = ["*.json", "*.jinja", "merges.txt"]
     try:
+        if not weights or prefixes != ("",):
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=settings))
         if not weights:
-            return Path(snapshot_download(name, revision=revision, allow_patterns=settings))
+            return folder
         for files in WEIGHTS:
-            folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*settings, files]))
+            needed = [files] if prefixes == ("",) else _shards_with(prefixes, folder, files)
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*settings, *needed]))
             if any(folder.glob(files)):
                 return folder
     except RepositoryNotFoundError:
@@ -68,3 +75,11 @@ def _download(name: str, revision: str | None, weights: bool) -> Path:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"cannot download '{name}' ({reason}); pass a local folder instead") from None
     raise CheckpointError(f"'{name}' on the Hub has no model*.safetensors and no pytorch_model*.bin")
+
+
+def _shards_with(prefixes: tuple[str, ...], folder: Path, files: str) -> list[str]:
+    """Of weight files of one format, those with tensors whose names begin so, as far as an index tells."""
+    from sail_encoder.weights import shards_with
+
+    index = next(folder.glob(f"{files}.index.json"), None)
+    return [files] if index is None else shards_with(index, prefixes)

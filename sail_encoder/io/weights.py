@@ -49,18 +49,21 @@ class WeightFiles:
 
     Args:
         folder: Where the weight files are, under the names that transformers gives them.
+        prefixes: What the names of the tensors begin with that are wanted. Of a sharded checkpoint, files without any
+            of them are not opened and may be missing.
 
     Raises:
         CheckpointError: If there are none, or one is missing or damaged.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, prefixes: tuple[str, ...] = ("",)) -> None:
         self.folder = folder
         self.tensors: dict[str, TensorInfo] = {}
-        for file in _list_files(folder):
+        for file in _list_files(folder, prefixes):
             with _open(file) as reader:
                 for key, (shape, dtype) in reader.info().items():
-                    self.tensors[key] = TensorInfo(file, shape, dtype)
+                    if key.startswith(prefixes):
+                        self.tensors[key] = TensorInfo(file, shape, dtype)
 
     def read(self, keys: Iterable[str], rows: dict[str, list[int]] | None = None) -> Iterator[tuple[str, Tensor]]:
         """Reads tensors one after the other, file by file; they lie on the CPU as stored.
@@ -81,10 +84,15 @@ class WeightFiles:
                     yield key, reader.read(key, (rows or {}).get(key))
 
 
-def _list_files(folder: Path) -> list[Path]:
+def shards_with(index: Path, prefixes: tuple[str, ...]) -> list[str]:
+    """Names of the files that an index lists for tensors whose names begin with one of these prefixes."""
+    return sorted({file for key, file in _read_json(index)["weight_map"].items() if key.startswith(prefixes)})
+
+
+def _list_files(folder: Path, prefixes: tuple[str, ...]) -> list[Path]:
     for name in INDEX_NAMES:
         if (folder / name).is_file():
-            shards = sorted(set(_read_json(folder / name)["weight_map"].values()))
+            shards = shards_with(folder / name, prefixes)
             missing = [shard for shard in shards if not (folder / shard).is_file()]
             if missing:
                 raise CheckpointError(

@@ -1,0 +1,108 @@
+"""Turns images into normalised tiles, as a transformers image processor."""
+
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from transformers.image_processing_backends import PilBackend
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_utils import ImageInput, PILImageResampling, SizeDict
+from transformers.processing_utils import ImagesKwargs, Unpack
+
+from sail_encoder.errors import UserError
+from sail_encoder.models.sail_vl.tiles import MAX_TILES, TILE_SIZE, count_tiles, tile_image
+from sail_encoder.pixels import IMAGENET_MEAN, IMAGENET_STD, Array, read_image
+
+
+class SailVLImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
+    """Options of `SailVLImageProcessor` beyond those of every image processor."""
+
+    max_tiles: int
+    msac: bool
+
+
+class SailVLImageProcessor(PilBackend):
+    """Cuts images into square tiles and normalises them with the statistics of ImageNet.
+
+    Gives `pixel_values` [tiles, 3, side, side] of all images and `num_tiles` [images]. The published resizing is
+    Pillow's, so there is no other backend.
+
+    Args:
+        size: Height and width of a tile, which are equal.
+        max_tiles: Tiles of a grid at most; the thumbnail is one more. 1 gives the whole image in one tile, as for the
+            frames of a video.
+        msac: Whether to add the tiles of a second grid.
+        kwargs: Every option of transformers' image processors.
+    """
+
+    valid_kwargs = SailVLImageProcessorKwargs
+    model_input_names = ["pixel_values"]
+
+    do_resize = True
+    resample = PILImageResampling.BICUBIC
+    do_rescale = True
+    do_normalize = True
+    do_convert_rgb = True
+    image_mean = IMAGENET_MEAN
+    image_std = IMAGENET_STD
+    size = {"height": TILE_SIZE, "width": TILE_SIZE}
+    max_tiles = MAX_TILES
+    msac = False
+
+    def __init__(self, **kwargs: Unpack[SailVLImageProcessorKwargs]) -> None:
+        super().__init__(**kwargs)
+
+    def get_number_of_image_patches(self, height: int, width: int, images_kwargs: dict[str, Any] | None = None) -> int:
+        """Tiles of an image of this size in pixels; `images_kwargs` override the processor's own options."""
+        options = {"size": self.size, "max_tiles": self.max_tiles, "msac": self.msac, **(images_kwargs or {})}
+        side = _tile_size(options["size"])
+        return count_tiles((width, height), options["max_tiles"], tile_size=side, msac=options["msac"])
+
+    def process_image(self, image: ImageInput, *args: Any, **kwargs: Any) -> Array:
+        """One image as uint8 [3, height, width]; a PIL image of any mode is read as the backbones read it."""
+        if isinstance(image, Image.Image):
+            image = read_image(image)[0]
+        return super().process_image(image, *args, **kwargs)
+
+    def _preprocess(
+        self,
+        images: list[Array],
+        size: SizeDict,
+        do_rescale: bool,
+        rescale_factor: float,
+        do_normalize: bool,
+        image_mean: tuple[float, ...],
+        image_std: tuple[float, ...],
+        max_tiles: int,
+        msac: bool,
+        return_tensors: str | None,
+        **_: Any,
+    ) -> BatchFeature:
+        side = _tile_size(size)
+        tiles, counts = [], []
+        for image in images:
+            pixels = _as_image(image)
+            cut = [np.asarray(tile) for tile in tile_image(pixels, max_tiles, tile_size=side, msac=msac)]
+            tiles += cut
+            counts.append(len(cut))
+        values = np.stack(tiles).transpose(0, 3, 1, 2)
+        if do_rescale:
+            # Divided by 255, as in the published code, and not multiplied by its inverse, which rounds differently.
+            values = values.astype(np.float32) / np.float32(1 / rescale_factor)
+        if do_normalize:
+            mean, std = (np.array(x, np.float32)[:, None, None] for x in (image_mean, image_std))
+            values = (values - mean) / std
+        data = {"pixel_values": np.ascontiguousarray(values), "num_tiles": np.array(counts)}
+        return BatchFeature(data, tensor_type=return_tensors)
+
+
+def _as_image(pixels: Array) -> Image.Image:
+    if pixels.dtype != np.uint8:
+        raise UserError(f"an image of {pixels.dtype} cannot be tiled; give a PIL image or an array of uint8")
+    return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+
+
+def _tile_size(size: Any) -> int:
+    if size["height"] != size["width"]:
+        raise UserError(f"tiles are square, so size cannot be {size['height']}x{size['width']}")
+    return int(size["height"])
