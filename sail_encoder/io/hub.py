@@ -79,7 +79,7 @@ def _download(name: str, revision: str | None, weights: bool, prefixes: tuple[st
 
 def _shards_with(prefixes: tuple[str, ...], folder: Path, files: str) -> list[str]:
     """Of weight files of one format, those with tensors whose names begin so, as far as an index tells."""
-    from sail_encoder.weights import shards_with
+    from sail_encoder.io.weights import shards_with
 
     index = next(folder.glob(f"{files}.index.json"), None)
     return [files] if index is None else shards_with(index, prefixes)

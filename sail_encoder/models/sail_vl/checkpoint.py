@@ -15,7 +15,8 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
-from sail_encoder.errors import CheckpointError, UserError
+from sail_encoder.io.errors import CheckpointError, UserError
+from sail_encoder.io.weights import WeightFiles
 from sail_encoder.models.sail_vl.configuration_sail_vl import (
     TOWER_CONFIGS,
     InternViTConfig,
@@ -26,7 +27,6 @@ from sail_encoder.models.sail_vl.modeling_sail_vl import SailVLForConditionalGen
 from sail_encoder.models.sail_vl.modeling_sailvit import InternViTModel, SailViTModel, build_tower
 from sail_encoder.models.sail_vl.pretrained import complete_generation_config, require_exact_keys
 from sail_encoder.models.sail_vl.published import LANGUAGE_HEAD, TOWERS, complete_config, complete_tower, read_json
-from sail_encoder.weights import WeightFiles
 
 TOWER, PROJECTOR, LANGUAGE_MODEL = "vision_model.", "mlp1.", "language_model."
 """Parts of a whole model, by the prefix of the names of their tensors."""

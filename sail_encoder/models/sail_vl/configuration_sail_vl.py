@@ -8,7 +8,7 @@ from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
 from sail_encoder.auto import register_sail_vl_models
-from sail_encoder.errors import UserError
+from sail_encoder.io.errors import UserError
 from sail_encoder.models.sail_vl.published import complete_config, complete_tower, find_described, hub_name
 
 LARGEST = {

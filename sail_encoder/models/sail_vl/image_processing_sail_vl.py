@@ -9,9 +9,9 @@ from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import ImageInput, PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs, Unpack
 
-from sail_encoder.errors import UserError
+from sail_encoder.images.pixels import IMAGENET_MEAN, IMAGENET_STD, Array, read_image
+from sail_encoder.io.errors import UserError
 from sail_encoder.models.sail_vl.tiles import MAX_TILES, TILE_SIZE, count_tiles, tile_image
-from sail_encoder.pixels import IMAGENET_MEAN, IMAGENET_STD, Array, read_image
 
 
 class SailVLImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]

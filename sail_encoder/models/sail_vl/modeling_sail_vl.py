@@ -15,7 +15,7 @@ from transformers import GenerationMixin, Qwen2ForCausalLM, Qwen3ForCausalLM
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
-from sail_encoder.errors import UserError
+from sail_encoder.io.errors import UserError
 from sail_encoder.models.sail_vl.configuration_sail_vl import SailVLConfig
 from sail_encoder.models.sail_vl.modeling_sailvit import Grid, VisionTower, build_tower
 from sail_encoder.models.sail_vl.pretrained import PublishedPreTrainedModel

@@ -22,7 +22,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from sail_encoder.errors import UserError
+from sail_encoder.io.errors import UserError
 from sail_encoder.models.sail_vl.configuration_sail_vl import InternViTConfig, SailViTConfig
 from sail_encoder.models.sail_vl.pretrained import PublishedPreTrainedModel
 

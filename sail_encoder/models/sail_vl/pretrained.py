@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from sail_encoder.errors import CheckpointError
+from sail_encoder.io.errors import CheckpointError
 from sail_encoder.models.sail_vl.published import hub_name, refuse_quantised_tensors
 
 

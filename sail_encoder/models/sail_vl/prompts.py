@@ -7,7 +7,7 @@ ends with `<|im_end|>` and no line break.
 
 from collections.abc import Iterator, Sequence
 
-from sail_encoder.errors import UserError
+from sail_encoder.io.errors import UserError
 from sail_encoder.models.sail_vl.published import IMAGE_TOKEN
 
 IMAGE = "<image>"

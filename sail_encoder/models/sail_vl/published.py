@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sail_encoder.errors import CheckpointError
-from sail_encoder.hub import find_checkpoint, holds_weights
+from sail_encoder.io.errors import CheckpointError
+from sail_encoder.io.hub import find_checkpoint, holds_weights
 
 ORGANISATION = "BytedanceDouyinContent"
 IMAGE_TOKEN = "<IMG_CONTEXT>"
@@ -186,7 +186,7 @@ def _has_language_head(folder: Path) -> bool:
         return LANGUAGE_HEAD in read_json(index).get("weight_map", {})
     if not holds_weights(folder):
         return True
-    from sail_encoder.weights import WeightFiles
+    from sail_encoder.io.weights import WeightFiles
 
     return LANGUAGE_HEAD in WeightFiles(folder).tensors
 

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from PIL import Image
 
-from sail_encoder.errors import UserError
+from sail_encoder.io.errors import UserError
 
 TileGrid = tuple[int, int]
 """Columns and rows of tiles."""

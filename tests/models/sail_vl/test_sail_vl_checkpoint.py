@@ -9,8 +9,9 @@ from safetensors.torch import load_file, save_file
 from sail_vl_golden import golden_set
 from torch.testing import assert_close
 
-from sail_encoder.errors import CheckpointError, UserError
-from sail_encoder.hub import find_checkpoint
+from sail_encoder.io.errors import CheckpointError, UserError
+from sail_encoder.io.hub import find_checkpoint
+from sail_encoder.io.weights import WeightFiles
 from sail_encoder.models.sail_vl import published
 from sail_encoder.models.sail_vl.checkpoint import (
     PROJECTOR,
@@ -22,7 +23,6 @@ from sail_encoder.models.sail_vl.checkpoint import (
     random_tower,
     read_config,
 )
-from sail_encoder.weights import WeightFiles
 
 CPU = torch.device("cpu")
 HEAD, EMBEDDING = "language_model.lm_head.weight", "language_model.model.embed_tokens.weight"

@@ -9,7 +9,7 @@ import torch
 from sail_vl_golden import GOLDEN
 from transformers import Qwen2Config, Qwen3Config
 
-from sail_encoder.errors import CheckpointError, UserError
+from sail_encoder.io.errors import CheckpointError, UserError
 from sail_encoder.models.sail_vl.checkpoint import expected_shapes, read_config
 from sail_encoder.models.sail_vl.configuration_sail_vl import InternViTConfig, SailViTConfig, SailVLConfig
 from sail_encoder.models.sail_vl.published import hub_name

@@ -8,7 +8,7 @@ from sail_vl_golden import golden_set, save_activations
 from torch.testing import assert_close
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, Trainer, TrainingArguments, pipeline
 
-from sail_encoder.errors import UserError
+from sail_encoder.io.errors import UserError
 from sail_encoder.models.cache_name import CACHE
 from sail_encoder.models.sail_vl.configuration_sail_vl import SailVLConfig
 from sail_encoder.models.sail_vl.modeling_sail_vl import (

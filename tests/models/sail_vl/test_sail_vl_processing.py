@@ -9,7 +9,7 @@ from helpers import noise
 from PIL import Image
 from sail_vl_golden import GOLDEN
 
-from sail_encoder.errors import UserError
+from sail_encoder.io.errors import UserError
 from sail_encoder.models.sail_vl.image_processing_sail_vl import SailVLImageProcessor
 from sail_encoder.models.sail_vl.processing_sail_vl import SailVLProcessor
 from sail_encoder.models.sail_vl.prompts import (

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from sail_vl_golden import GOLDEN
 
-from sail_encoder.errors import UserError
+from sail_encoder.io.errors import UserError
 from sail_encoder.models.sail_vl.image_processing_sail_vl import SailVLImageProcessor
 from sail_encoder.models.sail_vl.tiles import choose_grid, choose_second_grid, count_tiles, tile_image
 

@@ -9,7 +9,7 @@ from sail_vl_golden import GOLDEN, golden_set, save_activations
 from torch.testing import assert_close
 from transformers import AutoConfig, AutoModel, InternVLVisionConfig, InternVLVisionModel
 
-from sail_encoder.errors import CheckpointError, UserError
+from sail_encoder.io.errors import CheckpointError, UserError
 from sail_encoder.models.sail_vl.configuration_sail_vl import InternViTConfig, SailViTConfig
 from sail_encoder.models.sail_vl.modeling_sailvit import InternViTModel, SailViTModel, interpolate_positions
 
