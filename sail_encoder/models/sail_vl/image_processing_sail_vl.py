@@ -6,8 +6,9 @@ import numpy as np
 from PIL import Image
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
-from transformers.image_utils import ImageInput, PILImageResampling, SizeDict
-from transformers.processing_utils import ImagesKwargs, Unpack
+from transformers.image_utils import ImageInput, SizeDict
+from transformers.processing_utils import ImagesKwargs
+from typing_extensions import Unpack
 
 from sail_encoder.images.pixels import IMAGENET_MEAN, IMAGENET_STD, Array, read_image
 from sail_encoder.io.errors import UserError
@@ -39,7 +40,7 @@ class SailVLImageProcessor(PilBackend):
     model_input_names = ["pixel_values"]
 
     do_resize = True
-    resample = PILImageResampling.BICUBIC
+    resample = Image.Resampling.BICUBIC
     do_rescale = True
     do_normalize = True
     do_convert_rgb = True
@@ -49,7 +50,7 @@ class SailVLImageProcessor(PilBackend):
     max_tiles = MAX_TILES
     msac = False
 
-    def __init__(self, **kwargs: Unpack[SailVLImageProcessorKwargs]) -> None:
+    def __init__(self, **kwargs: Unpack[SailVLImageProcessorKwargs]) -> None:  # type: ignore[misc]
         super().__init__(**kwargs)
 
     def get_number_of_image_patches(self, height: int, width: int, images_kwargs: dict[str, Any] | None = None) -> int:

@@ -13,7 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from transformers import GenerationMixin, Qwen2ForCausalLM, Qwen3ForCausalLM
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
-from transformers.utils.generic import can_return_tuple
+from transformers.utils import can_return_tuple
 
 from sail_encoder.io.errors import UserError
 from sail_encoder.models.sail_vl.configuration_sail_vl import SailVLConfig

@@ -8,8 +8,9 @@ from typing import Any
 from transformers import Qwen2Tokenizer
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import ImageInput, make_flat_list_of_images
-from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, Unpack
+from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+from typing_extensions import Unpack
 
 from sail_encoder.models.sail_vl.configuration_sail_vl import SailVLConfig
 from sail_encoder.models.sail_vl.image_processing_sail_vl import SailVLImageProcessor, SailVLImageProcessorKwargs
@@ -73,7 +74,7 @@ class SailVLProcessor(ProcessorMixin):
         self,
         images: ImageInput | None = None,
         text: str | list[str] | None = None,
-        **kwargs: Unpack[SailVLProcessorKwargs],
+        **kwargs: Unpack[SailVLProcessorKwargs],  # type: ignore[misc]
     ) -> BatchFeature:
         """Processes images, text with images, or text alone.
 
