@@ -20,9 +20,6 @@ from sail_encoder.images.pixels import patch_image, read_image
 from sail_encoder.images.resizing import Resize
 from sail_encoder.io.errors import ImageError
 
-RESIZE_SHARE = 256 / 224
-"""For testing, the shorter side is brought to the crop times this before the center is cropped."""
-
 Item = tuple[int, int]
 """Row of a sample, and a number that decides its augmentation."""
 
@@ -38,16 +35,20 @@ class CroppedImages(Dataset[tuple[Tensor | None, int]]):
         patch_size: Side of a patch in pixels.
         crop: Side of the crop in pixels.
         seed: Of the random crops and flips; None takes the center.
+        test_resize: The shorter side that images are brought to before their center is taken; that of the crop by
+            default.
     """
 
-    def __init__(self, dataset: LabelledImages, patch_size: int, crop: int, seed: int | None) -> None:
+    def __init__(
+        self, dataset: LabelledImages, patch_size: int, crop: int, seed: int | None, test_resize: int | None = None
+    ) -> None:
         self.images = {image.key: image for image in dataset.images.images}
         self.keys, self.patch_size, self.resize, self.seed = dataset.keys, patch_size, Resize((crop, crop)), seed
         self.resize.grid((crop, crop), patch_size)
         bicubic = v2.InterpolationMode.BICUBIC
         steps: list[nn.Module] = [v2.RandomResizedCrop(crop, interpolation=bicubic), v2.RandomHorizontalFlip()]
         if seed is None:
-            steps = [v2.Resize(round(crop * RESIZE_SHARE), bicubic), v2.CenterCrop(crop)]
+            steps = [v2.Resize(test_resize or crop, bicubic), v2.CenterCrop(crop)]
         self.transform = v2.Compose(steps)
 
     def __getitem__(self, item: Item) -> tuple[Tensor | None, int]:

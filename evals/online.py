@@ -105,7 +105,8 @@ class OnlineRun:
         parts = parts_for(splits, self.choose_on)
         made_of = self._made_of(probe, parts[0])
         rest = [self._samples(index) for index in parts[1:]]
-        key = digest([probe.kind, made_of, *rest, self.dataset.name, self.title, self.choose_on])
+        tested = [self.choose_on, self.crops.test_resize]
+        key = digest([probe.kind, made_of, *rest, self.dataset.name, self.title, *tested])
         head = self.out / "heads" / slug(self.title) / f"{probe.kind}-seed{seed}"
         # The first process decides for all of them, since only it writes heads.
         kept = self.processes.gather(holds_head_of(head, key))[0]
@@ -195,7 +196,7 @@ class OnlineRun:
         bank.eval()
         mine = index[self.processes.rank :: self.processes.count].tolist()
         batches = [[(row, 0) for row in mine[at : at + TEST_BATCH]] for at in range(0, len(mine), TEST_BATCH)]
-        images = CroppedImages(self.dataset, self.backbone.patch_size, self.crops.side, None)
+        images = CroppedImages(self.dataset, self.backbone.patch_size, self.crops.side, None, self.crops.test_resize)
         scores, rows = [], []
         for patches, where, unread in images.load(batches, self.crops.workers):
             self._unread.update(unread)

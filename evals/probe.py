@@ -54,6 +54,7 @@ def probe(
     baselines: bool | None = None,
     online: bool = False,
     crop: int | None = None,
+    test_resize: int | None = None,
     workers: int | None = None,
     plots: bool = True,
 ) -> int:
@@ -95,6 +96,8 @@ def probe(
         online: Whether to train on augmented images (random crops and flips) with the backbone in the loop: only linear
             and attentive. Runs on several GPUs under torchrun or accelerate: torchrun --nproc-per-node 8 -m sail_cli.
         crop: Side of the crops in pixels, only with --online; 224 by default.
+        test_resize: Shorter side that images are brought to before their center is cropped for testing, only with
+            --online; by default 256/224 of the crop, which is 256.
         workers: Processes that read images for each GPU, only with --online; 8 by default, 0 for none.
         plots: Whether to draw hyper-parameter paths and confusion matrices.
 
@@ -122,7 +125,7 @@ def probe(
     built = check_probes(chosen, dataset, splits, device, choose_on)
     _check_use(built, online, features)
     if online:
-        crops = CropOptions.of(crop, workers)
+        crops = CropOptions.of(crop, workers, test_resize)
         results = _train_online(folder, dataset, settings, crops, choose_on, chosen, splits)
     else:
         wanted = with_baselines(settings) if baselines or (baselines is None and data in MADE) else [settings]

@@ -16,7 +16,16 @@ from heads.norm import BatchNorm, check_batch_norm
 from heads.probe import Array, Candidate, Probe, Validation, require_a_target_each
 from heads.settings import as_values
 from heads.targets import TargetSpace, Task, hold_out
-from heads.training import BankTraining, HeadBank, OptimizerName, Recipe, effective, shuffled_batches
+from heads.training import (
+    BankTraining,
+    HeadBank,
+    LabelLoss,
+    OptimizerName,
+    Recipe,
+    ScheduleName,
+    effective,
+    shuffled_batches,
+)
 from sail_encoder.io.devices import choose_device
 
 LEARNING_RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
@@ -54,7 +63,13 @@ class TrainedProbe(Probe):
         momentum: Of sgd and lars.
         nesterov: Whether momentum looks ahead, of sgd and lars.
         weight_decay: Of weights, not of biases.
-        warmup: Share of the steps over which learning rates rise from 0; then they fall to 0 along a cosine.
+        schedule: How learning rates fall to 0: along half a cosine behind the warm-up (`cosine`), or as in the code
+            of a published recipe, see `heads.schedules`.
+        warmup: Share of the steps over which learning rates rise from 0.
+        clip: Largest norm of the gradient of a head; 0 leaves gradients as they are.
+        label_smoothing: Share of the target of a class that all classes get in equal parts.
+        label_loss: Whether the losses of the labels of an image are averaged (`mean`, as DINOv3 has it) or added up
+            (`sum`), with which a learning rate means the same for any number of labels.
         ema: Decay of the moving average of the weights that is used in the end; 0 takes the last weights.
         batch_norm: Whether features go through a batch norm first: true for one without weights, `affine` for one
             with a learned scale and shift of each feature.
@@ -73,7 +88,11 @@ class TrainedProbe(Probe):
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 0.0
+    schedule: ScheduleName = "cosine"
     warmup: float = 0.0
+    clip: float = 0.0
+    label_smoothing: float = 0.0
+    label_loss: LabelLoss = "mean"
     ema: float = 0.0
     batch_norm: BatchNorm = False
     task: Task = "classification"

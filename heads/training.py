@@ -14,11 +14,15 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from heads.contract import HeadError
+from heads.schedules import PUBLISHED, PublishedSchedule
 from heads.settings import as_values, check_at_least_zero, check_positive, check_share
 from heads.targets import Kind
 from sail_encoder.io.files import replacing
 
 OptimizerName = Literal["sgd", "adamw", "lars"]
+ScheduleName = Literal["cosine"] | PublishedSchedule
+LabelLoss = Literal["mean", "sum"]
+"""Whether the losses of an image's labels are averaged or added up."""
 
 
 @dataclass(frozen=True)
@@ -39,19 +43,25 @@ class Recipe:
     momentum: float
     nesterov: bool
     weight_decay: float
+    schedule: ScheduleName
     warmup: float
+    clip: float
+    label_smoothing: float
+    label_loss: LabelLoss
     ema: float
 
     def __post_init__(self) -> None:
         as_values("lrs", self.lrs)
-        if self.optimizer not in ("sgd", "adamw", "lars"):
-            raise HeadError(f"optimizer '{self.optimizer}' is unknown; use sgd, adamw or lars")
+        _check_name("optimizer", self.optimizer, ("sgd", "adamw", "lars"))
+        _check_name("schedule", self.schedule, ("cosine", *PUBLISHED))
+        _check_name("label_loss", self.label_loss, ("mean", "sum"))
         for name in ("epochs", "lr_batch"):
             check_positive(name, getattr(self, name))
         check_positive("batch_size", self.batch_size, whole=True)
         check_at_least_zero("least_steps", self.least_steps, whole=True)
-        check_at_least_zero("weight_decay", self.weight_decay)
-        for name in ("momentum", "warmup", "ema"):
+        for name in ("weight_decay", "clip"):
+            check_at_least_zero(name, getattr(self, name))
+        for name in ("momentum", "warmup", "label_smoothing", "ema"):
             check_share(name, getattr(self, name))
         if self.steps is not None:
             check_positive("steps", self.steps, whole=True)
@@ -65,9 +75,16 @@ class Recipe:
     def factor(self, step: int, steps: int) -> float:
         """What learning rates are multiplied with in a step, 0 to 1."""
         rising = round(self.warmup * steps)
+        if self.schedule != "cosine":
+            return PUBLISHED[self.schedule](step, steps, rising)
         if step < rising:
             return (step + 1) / rising
         return (1 + cos(pi * (step - rising) / max(1, steps - rising))) / 2
+
+
+def _check_name(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise HeadError(f"{name} '{value}' is unknown; use {', '.join(allowed[:-1])} or {allowed[-1]}")
 
 
 class HeadBank(nn.Module):
@@ -108,12 +125,16 @@ class BankTraining:
         forward: Callable[[Any], Tensor] | None = None,
     ) -> None:
         self.bank = bank
+        self.recipe = recipe
         self.kind = kind
         self.forward = forward or bank
         self.optimizer = build_optimizer(bank, recipe)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: recipe.factor(step, steps))
         average = get_ema_multi_avg_fn(recipe.ema)
         self.average = AveragedModel(bank, multi_avg_fn=average, use_buffers=True) if recipe.ema else None
+        if self.average:
+            # The average begins at the first weights, as timm's does, and not at those behind the first step.
+            self.average.n_averaged.fill_(1)
 
     def step(self, batch: Any, targets: Tensor) -> None:
         """One step for all heads.
@@ -123,7 +144,11 @@ class BankTraining:
             targets: Of the batch, see `loss_of`.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        loss_of(self.forward(batch), targets, self.kind).sum().backward()
+        smoothing, label_loss = self.recipe.label_smoothing, self.recipe.label_loss
+        loss_of(self.forward(batch), targets, self.kind, smoothing, label_loss).sum().backward()
+        if self.recipe.clip:
+            for parameters in self.bank.head_parameters():
+                nn.utils.clip_grad_norm_(parameters, self.recipe.clip)
         self.optimizer.step()
         self.scheduler.step()
         if self.average:
@@ -168,20 +193,28 @@ class BankTraining:
         return self.bank.eval()
 
 
-def loss_of(scores: Tensor, targets: Tensor, kind: Kind) -> Tensor:
-    """Mean loss of each head [heads]: cross-entropy, binary cross-entropy summed over labels, or squared error.
+def loss_of(
+    scores: Tensor, targets: Tensor, kind: Kind, label_smoothing: float = 0.0, label_loss: LabelLoss = "mean"
+) -> Tensor:
+    """Mean loss of each head [heads]: cross-entropy, binary cross-entropy, or squared error summed over the numbers.
 
     Args:
         scores: [heads, images, outputs].
         targets: Indices [images] of classes, or [images, outputs].
         kind: Kind of the targets.
+        label_smoothing: Share of a class's target that all classes get in equal parts.
+        label_loss: What is done with the binary cross-entropies of an image's labels.
     """
     if kind == "classification":
-        losses = F.cross_entropy(scores.flatten(0, 1), targets.repeat(len(scores)), reduction="none")
+        losses = F.cross_entropy(
+            scores.flatten(0, 1), targets.repeat(len(scores)), reduction="none", label_smoothing=label_smoothing
+        )
         return losses.view(len(scores), -1).mean(1)
     wanted = targets.to(scores.dtype).expand_as(scores)
-    measure = F.binary_cross_entropy_with_logits if kind == "multilabel" else F.mse_loss
-    return measure(scores, wanted, reduction="none").sum(2).mean(1)
+    if kind == "regression":
+        return F.mse_loss(scores, wanted, reduction="none").sum(2).mean(1)
+    losses = F.binary_cross_entropy_with_logits(scores, wanted, reduction="none")
+    return (losses.mean(2) if label_loss == "mean" else losses.sum(2)).mean(1)
 
 
 def build_optimizer(bank: HeadBank, recipe: Recipe) -> Optimizer:

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from heads.schedules import PUBLISHED, WARMUP_START, PublishedSchedule
 from sail_encoder.io.errors import UserError
 
 if TYPE_CHECKING:
@@ -12,10 +13,9 @@ if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LambdaLR
 
 OptimizerName = Literal["adamw", "sgd"]
-ScheduleName = Literal["poly", "cosine", "constant"]
-
-WARMUP_START = 1e-6
-"""Share of the learning rate at which a warm-up starts, as in mmsegmentation's and DINOv3's settings."""
+ScheduleName = Literal["poly", "cosine", "constant"] | PublishedSchedule
+CountedPixels = Literal["labelled", "all"]
+"""Which pixels the loss of a batch is a mean over."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,12 @@ class Optimization:
         optimizer: AdamW, or stochastic gradient descent with momentum 0.9.
         learning_rate: Its highest value.
         weight_decay: As the optimizer has it.
-        schedule: How the rate falls behind the warm-up: in a line to zero (`poly`, mmsegmentation's PolyLR of power 1),
-            along half a cosine to zero, or not at all.
+        schedule: How the rate falls behind the warm-up: in a line to zero (`poly`), along half a cosine to zero, or
+            not at all; or as in the code of a published recipe, see `heads.schedules`.
         warmup: Steps in which the rate rises in a line.
+        decay_norms: Whether weight decay applies to norms and biases too.
+        loss_over: The pixels over which the loss is a mean: those with a label, or all of them, as mmsegmentation's
+            default and DINOv3 have it; then the loss is smaller, the fewer pixels have a label.
     """
 
     steps: int
@@ -40,6 +43,8 @@ class Optimization:
     weight_decay: float
     schedule: ScheduleName
     warmup: int
+    decay_norms: bool = True
+    loss_over: CountedPixels = "labelled"
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size"):
@@ -54,6 +59,8 @@ class Optimization:
 
     def rate(self, step: int) -> float:
         """The learning rate of a step as a share of its highest value."""
+        if self.schedule in PUBLISHED:
+            return PUBLISHED[self.schedule](step, self.steps, self.warmup)
         if step < self.warmup:
             return WARMUP_START + (1 - WARMUP_START) * step / self.warmup
         gone = (step - self.warmup) / (self.steps - self.warmup)
@@ -66,9 +73,13 @@ class Optimization:
         from torch.optim import SGD, AdamW
         from torch.optim.lr_scheduler import LambdaLR
 
+        spared = [] if self.decay_norms else [weight for weight in head.parameters() if weight.ndim == 1]
+        decayed = [weight for weight in head.parameters() if self.decay_norms or weight.ndim > 1]
+        groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": spared, "weight_decay": 0.0}]
+        groups = [group for group in groups if group["params"]]
         optimizer: Optimizer
         if self.optimizer == "adamw":
-            optimizer = AdamW(head.parameters(), self.learning_rate, weight_decay=self.weight_decay)
+            optimizer = AdamW(groups, self.learning_rate)
         else:
-            optimizer = SGD(head.parameters(), self.learning_rate, momentum=0.9, weight_decay=self.weight_decay)
+            optimizer = SGD(groups, self.learning_rate, momentum=0.9)
         return optimizer, LambdaLR(optimizer, self.rate)

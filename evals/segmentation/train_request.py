@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from evals.segmentation.data import SegmentationData
 from evals.segmentation.layouts import LayoutName
-from evals.segmentation.optimization import Optimization, OptimizerName, ScheduleName
+from evals.segmentation.optimization import CountedPixels, Optimization, OptimizerName, ScheduleName
 from evals.segmentation.option_checks import HIGHEST_SEED, check_folder, check_range
 from evals.segmentation.scene_data import SCENES
 from sail_encoder.io.devices import check_device, choose_device, choose_dtype
@@ -48,6 +48,8 @@ class TrainRequest:
     jitter: tuple[float, float] | None
     flip: bool
     distort: bool | None
+    colors: Literal["mmseg", "dinov3"] | None
+    fit: Literal["resize", "pad"]
     window: str | None
     stride: int | None
     steps: int
@@ -57,6 +59,8 @@ class TrainRequest:
     weight_decay: float
     schedule: ScheduleName
     warmup: int
+    decay_norms: bool
+    loss_over: CountedPixels
     cache: str | None
     cache_gb: float
     validate_every: int
@@ -94,6 +98,8 @@ class TrainRequest:
             self.weight_decay,
             self.schedule,
             self.warmup,
+            self.decay_norms,
+            self.loss_over,
         )
 
     def decisive(self, training_data: SegmentationData) -> dict[str, Any]:

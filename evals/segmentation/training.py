@@ -19,6 +19,7 @@ from evals.segmentation.batches import Batches
 from evals.segmentation.history import open_history
 from evals.segmentation.optimization import Optimization
 from evals.segmentation.run_folder import CHECKPOINT
+from heads.dense import IGNORE
 from heads.dense.contract import DenseHead
 from sail_encoder.io.errors import UserError
 from sail_encoder.io.files import replacing
@@ -134,6 +135,8 @@ class Training:
         with closing(self.batches.between(self.step, self.optimization.steps)) as batches:
             for batch in batches:
                 loss = self.head.loss(batch.maps, batch.labels)
+                if self.optimization.loss_over == "all":
+                    loss = loss * batch.labels.ne(IGNORE).float().mean()
                 self.optimizer.zero_grad()
                 loss.backward()
                 self.optimizer.step()

@@ -134,6 +134,7 @@ def test_there_is_one_for_each_protocol():
         "imagenet1k-aim-attentive",
         "imagenet1k-dinov2-knn-logistic",
         "imagenet1k-dinov3-linear",
+        "imagenet1k-efficient-probing",
         "imagenet1k-internvl-linear",
     }
 
