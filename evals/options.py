@@ -10,6 +10,7 @@ from typing import Any
 
 from heads.contract import HeadError
 from heads.registry import require_head
+from heads.settings import rename_settings
 from heads.targets import Kind
 from sail_encoder.io.errors import UserError
 
@@ -42,7 +43,10 @@ def parse_probes(probes: str | Mapping[str, Mapping[str, Any] | None]) -> dict[s
         raise HeadError("no probe was named; give some as --probes knn,logistic")
     for name in probes:
         require_head(name)
-    return {name: dict(settings or {}) for name, settings in probes.items()}
+    return {
+        name: rename_settings(settings or {}, f"probe '{name}'") if name in STEPWISE else dict(settings or {})
+        for name, settings in probes.items()
+    }
 
 
 _ONLINE = ("crop", "test_resize", "workers")

@@ -194,7 +194,7 @@ def _train_online(
 ) -> "list[Result]":
     """Trains with the backbone in the loop; all processes take part, and only the first one has results to report."""
     from evals.online import OnlineRun
-    from evals.processes import Processes
+    from heads.processes import Processes
 
     with Processes.join() as processes, OnlineRun(out, dataset, settings, crops, choose_on, processes) as run:
         results = [run.run(name, probes[name], one, seed) for name in probes for seed, one in enumerate(splits)]

@@ -13,13 +13,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from heads.bank import HeadBank
 from heads.contract import HeadError
 from heads.norm import Affine, BatchNorm, build_norm
 from heads.pooling import AttentionPool, check_heads, pack_patches
 from heads.probe import as_tensor
+from heads.recipe import OptimizerName
 from heads.settings import check_positive
 from heads.trained import TrainedProbe
-from heads.training import HeadBank, OptimizerName
 
 NormPlace = Literal["patches", "pooled"]
 """What the batch norm sees: the patches, as in AIM's probe, or what was pooled from them, as in efficient probing."""
@@ -40,8 +41,8 @@ class AttentiveProbe(TrainedProbe):
     kind = "attentive"
     takes = "grids"
 
-    lrs: float | Sequence[float] = (1e-3,)
-    lr_batch: int = 128
+    learning_rates: float | Sequence[float] = (1e-3,)
+    base_batch_size: int = 128
     optimizer: OptimizerName = "adamw"
     warmup: float = 0.1
     batch_norm: BatchNorm = True

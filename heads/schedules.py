@@ -1,15 +1,17 @@
-"""Learning rates over the steps of published trainings, each as a share of its highest value.
+"""Learning rates over the steps of a training, each as a share of its highest value.
 
-What differs between them is where the decay begins, at the first step under the warm-up or behind it, and whether a
-step sees the rate that was computed for it or for the one before. Over a whole training that is up to a tenth of the
-sum of all rates.
+The plain ones are a decay that begins when the warm-up has ended. Those of published trainings differ in where the
+decay begins, at the first step under the warm-up or after it, and in whether a step sees the rate that was computed for
+it or for the one before. Over a whole training that is up to a tenth of the sum of all rates.
 """
 
 from collections.abc import Callable
 from math import cos, pi
 from typing import Literal
 
-PublishedSchedule = Literal["cosine_dinov3", "cosine_mae", "cosine_timm", "poly_mmseg"]
+ScheduleName = Literal[
+    "poly", "cosine", "constant", "trapezoid", "cosine_dinov3", "cosine_mae", "cosine_timm", "poly_mmseg"
+]
 
 WARMUP_START = 1e-6
 """Share of the learning rate at which mmsegmentation's and DINOv3's warm-ups start."""
@@ -45,10 +47,15 @@ def cosine_mae(step: int, steps: int, warmup: int) -> float:
     return step / warmup if step < warmup else _half_cosine((step - warmup) / max(1, steps - warmup))
 
 
-PUBLISHED: dict[str, Callable[[int, int, int], float]] = {
-    function.__name__: function for function in (cosine_dinov3, cosine_mae, cosine_timm, poly_mmseg)
+def trapezoid(step: int, steps: int, warmup: int) -> float:
+    """A warm-up, the highest rate, and a line towards zero over the last two fifths, which ends at a hundredth."""
+    return min((step + 1) / max(1, warmup), 1.0, max(0.01, (steps - step) / (0.4 * steps)))
+
+
+WHOLE: dict[str, Callable[[int, int, int], float]] = {
+    function.__name__: function for function in (cosine_dinov3, cosine_mae, cosine_timm, poly_mmseg, trapezoid)
 }
-"""Schedules by name: (step, steps in all, steps of the warm-up) -> share of the highest rate."""
+"""Schedules with a warm-up of their own: (step, steps in all, steps of the warm-up) -> share of the highest rate."""
 
 
 def _risen(step: int, warmup: int) -> float:
@@ -57,3 +64,11 @@ def _risen(step: int, warmup: int) -> float:
 
 def _half_cosine(gone: float) -> float:
     return (1 + cos(pi * gone)) / 2
+
+
+DECAYS: dict[str, Callable[[float], float]] = {
+    "poly": lambda gone: 1 - gone,
+    "cosine": _half_cosine,
+    "constant": lambda gone: 1.0,
+}
+"""Schedules after any warm-up: share of the steps after it that are gone -> share of the highest rate."""

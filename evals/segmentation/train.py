@@ -4,9 +4,10 @@ from typing import Any, Literal
 
 from evals.segmentation import train_options
 from evals.segmentation.layouts import LayoutName
-from evals.segmentation.optimization import CountedPixels, OptimizerName, ScheduleName
 from evals.segmentation.run_folder import check_run, claim
-from evals.segmentation.train_request import TrainRequest
+from evals.segmentation.train_request import CountedPixels, TrainRequest
+from heads.recipe import OptimizerName
+from heads.schedules import ScheduleName
 from sail_encoder.backbones.registry import announce
 
 
@@ -116,11 +117,9 @@ def train(
     """
     crop, window = str(crop), None if window is None else str(window)
     request = TrainRequest(**locals())
-    optimization = request.optimization
     source, spec = train_options.choose_features(request)
     announce(model)
     from evals.segmentation.run import Run
-    from evals.segmentation.training import Pace
 
     train_options.check_head(request, [spec.embed_dim] * len(source.layers))
     training_data, validation_data = train_options.open_data(request)
@@ -129,11 +128,12 @@ def train(
         check_run(request.folder, settings)
     features = train_options.cache(request, source, training_data) if mode == "cached" else None
     segmenter, trained = train_options.build_segmenter(request, source, training_data)
-    claim(request.folder, {**settings, "weights": trained.source.weights}, overwrite)
+    settings = {**settings, "weights": trained.source.weights}
+    claim(request.folder, settings, overwrite)
     batches = train_options.build_batches(request, segmenter, training_data, features)
-    run = Run(request.folder, segmenter, trained, validation_data)
-    status = run.learn(batches, optimization, Pace(log_every, save_every, validate_every), len(training_data))
+    run = Run(request, segmenter, trained, validation_data)
+    status = run.learn(batches, settings, len(training_data))
     if status:
         return status
-    print(run.finish(overlays))
+    print(run.finish())
     return 0

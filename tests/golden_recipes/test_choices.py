@@ -10,7 +10,7 @@ from evals.metrics import measure
 from evals.segmentation.augment import distort_colors, saturate, turn_hue
 from heads.knn import KNNProbe
 from heads.targets import TargetSpace, hold_out
-from sail_encoder.images import ImageList
+from sail_encoder.images.sources import ImageList
 
 NAME = "imagenet1k-dinov2-knn-logistic"
 

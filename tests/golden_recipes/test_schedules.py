@@ -5,7 +5,7 @@ import torch
 from recipe_values import ROOT, probe_settings, recipe_probe, recorded, segmentation_request
 from torch import nn
 
-from heads.training import build_optimizer
+from heads.trainer import Trainer
 
 IMAGENET = 1_281_167
 SEGMENTATION = ("ade20k_linear_dinov2", "ade20k_linear_dinov3", "ade20k_upernet_internvl")
@@ -15,30 +15,30 @@ LIKE_ADE20K = ("voc2012_linear_dinov2", "cityscapes_linear_dinov2")
 
 @pytest.mark.parametrize("name", SEGMENTATION)
 def test_segmentation(name):
-    values, optimization = recorded(name)["schedule"], segmentation_request(name).optimization
-    assert optimization.steps == values["steps"]
-    assert optimization.warmup == values["warmup"]
-    rates = [optimization.learning_rate * optimization.rate(step) for step, _ in values["rates"]]
+    values, recipe = recorded(name)["schedule"], segmentation_request(name).recipe
+    assert recipe.steps == values["steps"]
+    assert recipe.warmup == values["warmup"]
+    (highest,) = recipe.learning_rates
+    rates = [highest * recipe.factor(step) for step, _ in values["rates"]]
     assert rates == pytest.approx([rate for _, rate in values["rates"]], rel=1e-9, abs=1e-15)
-    total = sum(map(optimization.rate, range(optimization.steps)))
-    assert optimization.learning_rate * total == pytest.approx(values["sum"], rel=1e-9)
+    total = sum(map(recipe.factor, range(recipe.steps)))
+    assert highest * total == pytest.approx(values["sum"], rel=1e-9)
 
 
 @pytest.mark.parametrize("name", SEGMENTATION)
 def test_the_optimizer_of_segmentation_sees_these_rates(name):
-    values, optimization = dict(recorded(name)["schedule"]["rates"]), segmentation_request(name).optimization
-    optimizer, scheduler = optimization.build(nn.Linear(2, 2))
+    values, recipe = dict(recorded(name)["schedule"]["rates"]), segmentation_request(name).recipe
+    trainer = Trainer(nn.Linear(2, 2), recipe, lambda model, batch: model(batch).sum())
+    groups = trainer.optimizers[0].param_groups
     for step in range(3):
-        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(
-            [values[step]] * len(optimizer.param_groups), rel=1e-9
-        )
-        optimizer.step()
-        scheduler.step()
+        trainer.train_step(torch.ones(2))
+        assert [group["lr"] for group in groups] == pytest.approx([values[step]] * len(groups), rel=1e-9)
 
 
 @pytest.mark.parametrize("name", LIKE_ADE20K)
 def test_dinov2_trains_on_other_data_as_on_ade20k(name):
-    assert segmentation_request(name).optimization == segmentation_request("ade20k_linear_dinov2").optimization
+    assert segmentation_request(name).recipe == segmentation_request("ade20k_linear_dinov2").recipe
+    assert segmentation_request(name).loss_over == segmentation_request("ade20k_linear_dinov2").loss_over
 
 
 @pytest.mark.parametrize("name", SEGMENTATION)
@@ -68,34 +68,35 @@ PROBES = (
 
 @pytest.mark.parametrize(("name", "kind"), PROBES)
 def test_probes(name, kind):
-    values, recipe = recorded(name)["schedule"], recipe_probe(name, kind).recipe
-    steps = recipe.count_steps(IMAGENET)
-    assert steps == values["steps"]
-    highest = max(recipe.lrs) * recipe.batch_size / recipe.lr_batch
-    rates = [highest * recipe.factor(step, steps) for step, _ in values["rates"]]
+    values, recipe = recorded(name)["schedule"], recipe_probe(name, kind).recipe.for_samples(IMAGENET)
+    assert recipe.steps == values["steps"]
+    highest = max(recipe.learning_rates) * recipe.batch_size / recipe.base_batch_size
+    rates = [highest * recipe.factor(step) for step, _ in values["rates"]]
     assert rates == pytest.approx([rate for _, rate in values["rates"]], rel=1e-9, abs=1e-15)
-    assert highest * sum(recipe.factor(step, steps) for step in range(steps)) == pytest.approx(values["sum"], rel=1e-9)
+    assert highest * sum(map(recipe.factor, range(recipe.steps))) == pytest.approx(values["sum"], rel=1e-9)
 
 
 def test_the_grid_of_dinov3_is_scaled_by_the_batch():
     values, probe = recorded("imagenet1k-dinov3-linear"), recipe_probe("imagenet1k-dinov3-linear", "linear")
     torch.manual_seed(0)
-    optimizer = build_optimizer(probe.build(6, 5, len(probe.recipe.lrs)), probe.recipe)
+    bank = probe.build(6, 5, len(probe.recipe.learning_rates))
+    optimizer = probe.recipe.build_optimizer(bank.head_parameters())
     rates = [group["lr"] for group in optimizer.param_groups if group["params"][0].ndim == 2]
     assert rates == pytest.approx(values["schedule"]["peaks"])
-    assert list(probe.recipe.lrs) == pytest.approx(values["settings"]["learning_rates"])
+    assert list(probe.recipe.learning_rates) == pytest.approx(values["settings"]["learning_rates"])
 
 
 @pytest.mark.parametrize(("name", "kind"), PROBES)
 def test_settings_of_probes(name, kind):
-    settings, recipe = recorded(name)["settings"], recipe_probe(name, kind).recipe
+    settings, probe = recorded(name)["settings"], recipe_probe(name, kind)
+    recipe = probe.recipe
     assert recipe.batch_size == settings["batch_size"]
     assert recipe.optimizer == settings["optimizer"]
     assert recipe.momentum == settings["momentum"]
     assert recipe.weight_decay == settings["weight_decay"]
     for setting in ("nesterov", "label_smoothing", "clip", "ema"):
         if setting in settings:
-            assert getattr(recipe, setting) == settings[setting]
+            assert getattr(probe, setting) == settings[setting]
     assert probe_settings(name).get("norm", True) == settings.get("final_norm", True)
 
 

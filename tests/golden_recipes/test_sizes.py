@@ -10,8 +10,8 @@ from evals.datasets.labelled import LabelledImages
 from evals.options import CropOptions
 from evals.segmentation.augment import Augmentation
 from heads.dense.inference import Canvas
-from sail_encoder.images import ImageList
 from sail_encoder.images.resizing import Resize
+from sail_encoder.images.sources import ImageList
 
 LONGEST = 4
 """Aspect from which mmsegmentation's limit of the longer side counts; docs/segmentation_protocols.md says so."""

@@ -38,8 +38,8 @@ def features_for(probe, X):
 
 PROBES = [
     LinearProbe(steps=10),
-    LinearProbe(steps=10, batch_norm=True, lrs=(0.1,)),
-    LinearProbe(steps=10, batch_norm="affine", lrs=(0.1, 0.2)),
+    LinearProbe(steps=10, batch_norm=True, learning_rates=(0.1,)),
+    LinearProbe(steps=10, batch_norm="affine", learning_rates=(0.1, 0.2)),
     LogisticProbe(),
     RidgeProbe(alphas=np.array([1.0, 10.0])),
     KNNProbe(),
@@ -160,7 +160,7 @@ def test_folders_without_a_head(data, tmp_path):
     [
         ({"source": {"backbone": "a"}}, "holds no head that can be read"),
         ({"settings": {"rates": 1}}, "is of another version .*rates.*; fit it again"),
-        ({"settings": {"lrs": "fast"}}, "lrs is 'fast'"),
+        ({"settings": {"learning_rates": "fast"}}, "learning_rates is 'fast'"),
         ({"settings": {"batch_norm": True}}, "do not fit its settings; fit it again"),
     ],
 )
