@@ -19,6 +19,7 @@ from sail_encoder.backbones.packing import Pack
 from sail_encoder.images.pixels import patch_image, read_image
 from sail_encoder.images.resizing import Resize
 from sail_encoder.io.errors import ImageError
+from sail_encoder.io.signals import leave_signals_to_parent
 
 Item = tuple[int, int]
 """Row of a sample, and a number that decides its augmentation."""
@@ -64,7 +65,13 @@ class CroppedImages(Dataset[tuple[Tensor | None, int]]):
 
     def load(self, batches: Iterable[list[Item]], workers: int) -> DataLoader[Any]:
         """Batches as `_collate` makes them, read by other processes."""
-        return DataLoader(self, batch_sampler=batches, num_workers=workers, collate_fn=_collate)  # type: ignore[arg-type]
+        return DataLoader(
+            self,
+            batch_sampler=batches,  # type: ignore[arg-type]
+            num_workers=workers,
+            collate_fn=_collate,
+            worker_init_fn=leave_signals_to_parent,
+        )
 
 
 def _collate(items: Sequence[tuple[Tensor | None, int]]) -> tuple[Tensor | None, Tensor, list[int]]:
