@@ -117,7 +117,8 @@ def test_overlapping_windows_are_averaged_with_exact_weights():
 def random_logits(canvas, classes=3):
     """Logits of each tile of a canvas."""
     generator = torch.Generator().manual_seed(0)
-    return [torch.randn(classes, *(side // 14 for side in tile.pixels.shape[:2]), generator=generator) for tile in canvas.tiles]
+    shapes = [[side // 14 for side in tile.pixels.shape[:2]] for tile in canvas.tiles]
+    return [torch.randn(classes, *shape, generator=generator) for shape in shapes]
 
 
 @pytest.mark.parametrize("window", [(28, 42), (70, 70)])
