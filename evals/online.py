@@ -23,7 +23,7 @@ from evals.crops import CropEncoder, CroppedImages, Item
 from evals.datasets.labelled import LabelledImages
 from evals.datasets.splits import Splits
 from evals.errors import DatasetError
-from evals.features import FeatureSettings, slug
+from evals.features import slug
 from evals.options import CropOptions
 from evals.probing import (
     ChooseOn,
@@ -34,16 +34,17 @@ from evals.probing import (
     parts_for,
     require_readable,
 )
-from evals.results import Result, ResultLog, digest, make_result
+from evals.results import Result, ResultLog, make_result
 from evals.saved_heads import holds_head_of, save_with_result
 from heads.bank import HeadBank, shuffled_batches
-from heads.contract import FeatureSource
 from heads.processes import Processes
 from heads.targets import TargetSpace
 from heads.trained import TrainedProbe
-from sail_encoder.backbones.layers import resolve_layers
-from sail_encoder.backbones.registry import describe, load_backbone
-from sail_encoder.images.pixels import Array
+from sail_encoder.backbones.registry import load_backbone
+from sail_encoder.backbones.spec import FeatureSpec
+from sail_encoder.images.decoding import Array
+from sail_encoder.images.resizing import Resize
+from sail_encoder.io.fingerprints import digest
 
 CHECKPOINT_EVERY = 500
 """Steps between two checkpoints."""
@@ -57,7 +58,8 @@ class OnlineRun:
     Args:
         out: Folder of the run.
         dataset: Samples and targets.
-        settings: Which features.
+        features: Which features.
+        device: Where the backbone runs.
         crops: How images are cropped.
         choose_on: Where learning rates are chosen.
         processes: Who trains.
@@ -67,18 +69,18 @@ class OnlineRun:
         self,
         out: Path,
         dataset: LabelledImages,
-        settings: FeatureSettings,
+        features: FeatureSpec,
+        device: str,
         crops: CropOptions,
         choose_on: ChooseOn,
         processes: Processes,
     ) -> None:
-        self.out, self.dataset, self.settings, self.crops, self.choose_on = out, dataset, settings, crops, choose_on
-        self.processes = processes
-        self.title = f"{settings.title}, online"
-        self.layers = resolve_layers(settings.layers, describe(settings.model).num_layers)
-        device = processes.device(settings.device)
-        self.backbone = load_backbone(settings.model, device, settings.precision, max(self.layers) + 1)
-        self.encode = CropEncoder(self.backbone, self.layers, settings, crops.side)
+        self.out, self.dataset, self.crops, self.choose_on, self.processes = out, dataset, crops, choose_on, processes
+        self.title = f"{features.title}, online"
+        self.backbone = load_backbone(features.model, processes.device(device), features.precision, features.depth)
+        size = Resize((crops.side, crops.side))
+        self.features = replace(features, size=size, weights=self.backbone.fingerprint(features.depth - 1))
+        self.encode = CropEncoder(self.backbone, features, crops.side)
         self._unread: set[int] = set()
         self._open = ExitStack()
         self.log = self._open.enter_context(ResultLog(out)) if processes.rank == 0 else None
@@ -120,12 +122,12 @@ class OnlineRun:
         """All that decides a training, the same on every device."""
         return {
             **decisive_settings(probe),
-            "weights": self.backbone.fingerprint(max(self.layers)),
+            "weights": self.features.weights,
             "precision": str(self.backbone.dtype).removeprefix("torch."),
-            "layers": self.layers,
-            "norm": self.settings.norm,
-            "fuse": self.settings.fuse,
-            "pool": self.settings.pool,
+            "layers": list(self.features.layers),
+            "norm": self.features.norm,
+            "fuse": self.features.fuse,
+            "pool": self.features.pool,
             "crop": self.crops.side,
             "training images": self._samples(index),
         }
@@ -164,7 +166,7 @@ class OnlineRun:
     ) -> Generator[tuple[Any, Tensor], None, None]:
         """Features and targets of this process's share of each batch."""
         encoded = torch.as_tensor(probe.targets_.encode(self.dataset.targets[index]), device=self.backbone.device)
-        images = CroppedImages(self.dataset, self.backbone.patch_size, self.crops.side, probe.seed)
+        images = CroppedImages(self.dataset, self.crops.side, probe.seed)
         batches = shuffled_batches(len(index), batch_size, last, probe.seed)
         items = (self._items(index[batch.numpy()], step) for step, batch in islice(enumerate(batches), first, None))
         for patches, rows, unread in images.load(items, self.crops.workers):
@@ -184,7 +186,7 @@ class OnlineRun:
         bank.eval()
         mine = index[self.processes.rank :: self.processes.count].tolist()
         batches = [[(row, 0) for row in mine[at : at + TEST_BATCH]] for at in range(0, len(mine), TEST_BATCH)]
-        images = CroppedImages(self.dataset, self.backbone.patch_size, self.crops.side, None, self.crops.test_resize)
+        images = CroppedImages(self.dataset, self.crops.side, None, self.crops.test_resize)
         scores, rows = [], []
         for patches, where, unread in images.load(batches, self.crops.workers):
             self._unread.update(unread)
@@ -200,17 +202,8 @@ class OnlineRun:
         ascending = order.argsort()
         return everything[:, ascending], order[ascending]
 
-    def _source(self, probe: TrainedProbe) -> FeatureSource:
-        settings = self.settings
-        return FeatureSource(
-            backbone=settings.model,
-            weights=self.backbone.fingerprint(max(self.layers)),
-            layers=tuple(self.layers),
-            norm=settings.norm,
-            resize=f"{self.crops.side}x{self.crops.side}",
-            pool="none" if probe.takes == "grids" else settings.pool,
-            fuse=settings.fuse,
-        )
+    def _source(self, probe: TrainedProbe) -> FeatureSpec:
+        return replace(self.features, pool="none" if probe.takes == "grids" else self.features.pool)
 
 
 def _finite(scores: Tensor) -> Array:

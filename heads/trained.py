@@ -11,7 +11,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from heads.bank import HeadBank, LabelLoss, loss_of, shuffled_batches
-from heads.contract import FeatureSource, HeadError, SavedHead
+from heads.contract import HeadError, SavedHead
 from heads.norm import BatchNorm, check_batch_norm
 from heads.probe import Array, Candidate, Probe, Validation, require_a_target_each
 from heads.recipe import OptimizerName, Recipe
@@ -19,6 +19,7 @@ from heads.schedules import ScheduleName
 from heads.settings import as_values, check_one_of, check_share, rename_settings
 from heads.targets import TargetSpace, Task, hold_out
 from heads.trainer import Trainer
+from sail_encoder.backbones.spec import FeatureSpec
 from sail_encoder.io.devices import choose_device
 
 LEARNING_RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
@@ -220,7 +221,7 @@ class TrainedProbe(Probe):
         return self.targets_.restore(_scores(self.bank_, samples, np.arange(len(samples)))[0])
 
     @classmethod
-    def from_saved(cls, saved: SavedHead, source: FeatureSource | None = None, device: str = "auto") -> Self:
+    def from_saved(cls, saved: SavedHead, source: FeatureSpec | None = None, device: str = "auto") -> Self:
         settings = rename_settings(saved.settings, f"the saved {saved.kind} head")
         probe = super().from_saved(replace(saved, settings=settings), source, device)
         probe.path_ = [replace(candidate, name=PARAMETER) for candidate in probe.path_]

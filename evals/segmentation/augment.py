@@ -9,7 +9,7 @@ from numpy.random import Generator
 from PIL import Image, ImageEnhance
 
 from heads.dense import IGNORE, PADDING
-from sail_encoder.images.pixels import Array
+from sail_encoder.images.decoding import Array
 from sail_encoder.images.resizing import Resize, Size
 
 ColorRecipe = Literal["mmseg", "dinov3"]

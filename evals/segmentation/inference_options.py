@@ -118,5 +118,4 @@ def inference_of(
         windows = read_windows("x".join(map(str, trained.window)), stride, patch_size)
     else:
         windows = read_windows(None if window == "whole" else window, stride, patch_size)
-    rule = Resize.parse(trained.source.resize, trained.source.max_tokens)
-    return Inference(rule, *windows, scales=tuple(scales), flip=flip, fit=fit or trained.fit)
+    return Inference(trained.source.size, *windows, scales=tuple(scales), flip=flip, fit=fit or trained.fit)

@@ -1,6 +1,6 @@
 """Heads that give every pixel a class: linear, UperNet, and nearest neighbours for an instant look."""
 
-from sail_encoder.images.pixels import IMAGENET_MEAN
+from sail_encoder.images.decoding import IMAGENET_MEAN
 
 IGNORE = 255
 """The label of pixels that count neither in training nor in evaluation."""

@@ -1,9 +1,9 @@
 """From images to label maps of their own size: whole or by sliding windows, mirrored, at several scales."""
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -16,9 +16,11 @@ from heads.dense import PADDING
 from heads.dense.registry import Fit
 from heads.dense.segmenter import Segmenter
 from heads.dense.upsampling import add_probabilities, most_likely, most_voted
-from sail_encoder.backbones.packing import pack_consecutive
-from sail_encoder.images.pixels import Array, PatchedImage, patchify
+from sail_encoder.backbones.batch import Prepared
+from sail_encoder.extraction.loader import PackedLoader
+from sail_encoder.images.decoding import Array
 from sail_encoder.images.resizing import Resize, Size
+from sail_encoder.io.errors import UserError
 from sail_encoder.io.threads import map_ahead
 
 T = TypeVar("T")
@@ -69,19 +71,19 @@ class Tile:
         top: Where it lies in the view, in pixels.
         left: Likewise.
         size: (height, width) of the part in pixels.
-        pixels: What is to be seen: the part, and a border where it is not whole patches.
+        pixels: uint8 [height, width, 3], what is to be seen: the part, and a border where it is not whole patches.
     """
 
     view: int
     top: int
     left: int
     size: Size
-    pixels: PatchedImage
+    pixels: Array
 
     @property
     def has_border(self) -> bool:
         """Whether it is larger than the part."""
-        return self.pixels.resized_size != self.size
+        return self.pixels.shape[:2] != self.size
 
 
 class Canvas:
@@ -122,9 +124,7 @@ class Canvas:
         for top in window_starts(size[0], height, stride[0]):
             for left in window_starts(size[1], width, stride[1]):
                 part = _with_border(pixels[top : top + height, left : left + width], p)
-                seen = (part.shape[0], part.shape[1])
-                patched = PatchedImage(patchify(part, p), (seen[0] // p, seen[1] // p), seen, seen)
-                self.tiles.append(Tile(len(self.sizes), top, left, (height, width), patched))
+                self.tiles.append(Tile(len(self.sizes), top, left, (height, width), part))
         self.sizes.append(size)
         self.flipped.append(flipped)
 
@@ -145,7 +145,7 @@ class Canvas:
             self.weights[tile.view] = logits.new_zeros(self.sizes[tile.view])
         height, width = tile.size
         rows, columns = slice(tile.top, tile.top + height), slice(tile.left, tile.left + width)
-        enlarged = F.interpolate(logits[None], tile.pixels.resized_size, mode="bilinear")[0]
+        enlarged = F.interpolate(logits[None], tile.pixels.shape[:2], mode="bilinear")[0]
         self.sums[tile.view][:, rows, columns] += enlarged[:, :height, :width]
         self.weights[tile.view][rows, columns] += 1
 
@@ -223,21 +223,24 @@ def predict(
         uint8 [height, width] on the model's device, of the original image's size.
     """
     backbone = segmenter.backbone
-    readers = os.cpu_count() or 1
+    resample = Image.Resampling[backbone.spec.resample]
 
     def open_canvas(item: T) -> Canvas:
-        return Canvas(read(item), inference, backbone.patch_size, backbone.resample)
+        return Canvas(read(item), inference, backbone.patch_size, resample)
+
+    def prepare(placed: tuple[Canvas, Tile]) -> Prepared:
+        return backbone.prepare(placed[1].pixels, Resize(placed[1].pixels.shape[:2]))
 
     segmenter.head.eval()
-    with ThreadPoolExecutor(readers, "read") as pool:
-        canvases = map_ahead(open_canvas, items, pool, _IMAGES_AHEAD_PER_READER * readers)
+    loader = PackedLoader(backbone, prepare)
+    with ThreadPoolExecutor(loader.readers, "open") as pool:
+        canvases = map_ahead(open_canvas, items, pool, _IMAGES_AHEAD_PER_READER * loader.readers)
         tiles = ((canvas, tile) for canvas in canvases for tile in canvas.tiles)
-        for group in pack_consecutive(tiles, _tokens, backbone.default_token_budget()):
-            yield from _finish(group, segmenter.logits([tile.pixels for _, tile in group]))
-
-
-def _tokens(placed: tuple[Canvas, Tile]) -> int:
-    return len(placed[1].pixels.patches)
+        with closing(loader.run([tiles], segmenter.logits)) as groups:
+            for group, _, logits in groups:
+                if logits is None:
+                    raise UserError(f"{group[0].error}; use smaller --window")
+                yield from _finish([one.item for one in group], logits)
 
 
 def _finish(group: Sequence[tuple[Canvas, Tile]], logits: Sequence[Tensor]) -> Iterator[Tensor]:
