@@ -225,10 +225,10 @@ def test_a_configuration_is_read_without_downloading_weights(checkpoint, monkeyp
     small = ["*.json", "*.jinja", "merges.txt"]
     assert asked == [small]
     load_backbone("somebody/sail", revision="main")
-    assert asked[1:] == [[*small, "model*.safetensors"]]
+    assert asked[1:] == [[*small, "model*.safetensors"], small]
     edit_config(checkpoint, model_type="mistral", vision_patch_size="drop")
     assert describe("somebody/sail", "main").patch_size == 14
-    assert asked[2:] == [small, [*small, "model*.safetensors"]]
+    assert asked[3:] == [small, [*small, "model*.safetensors"]]
 
 
 def test_the_fingerprint_names_all_that_decides_features(checkpoint):
