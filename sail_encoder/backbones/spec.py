@@ -30,6 +30,7 @@ class BackboneSpec:
         resample: Name of Pillow's filter with which they are resized.
         image_mean: Mean per channel that is subtracted from pixels in [0, 1].
         image_std: What they are divided by then.
+        second_grid: Whether the tiles of a second grid are seen too (MSAC).
     """
 
     name: str
@@ -46,6 +47,7 @@ class BackboneSpec:
     resample: str = "BILINEAR"
     image_mean: Channels = IMAGENET_MEAN
     image_std: Channels = IMAGENET_STD
+    second_grid: bool = False
 
     def grid(self, image_size: Size, size: Resize) -> Size:
         """Rows and columns of patches of an image of (height, width) pixels under a rule of resizing.
