@@ -95,7 +95,7 @@ def describe_sail_vl(
         other_parameters=others,
         attention_dim=width,
         extra_tokens=int(tower["model_type"] == "internvit"),
-        resize=Resize(tile=tile, max_tiles=max_tiles or options.get("max_tiles", MAX_TILES)),
+        resize=Resize(tile=tile, max_tiles=options.get("max_tiles", MAX_TILES) if max_tiles is None else max_tiles),
         resample="BICUBIC",
         image_mean=tuple(options.get("image_mean", IMAGENET_MEAN)),
         image_std=tuple(options.get("image_std", IMAGENET_STD)),

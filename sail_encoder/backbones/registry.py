@@ -98,7 +98,7 @@ def family_of(name: str, revision: str | None = None) -> Family:
         if kind in family.model_types:
             return family
     raise CheckpointError(
-        f"{name} is a '{kind}' checkpoint, which is no SAIL and none of its relatives; for a timm model use timm/NAME"
+        f"{name} is a '{kind}' checkpoint, not SAIL or a relative of it; for a timm model use timm/NAME"
     )
 
 
