@@ -10,11 +10,12 @@ from pathlib import Path
 from evals.segmentation.pairs import Sample
 from heads.contract import FeatureSource
 from sail_encoder.backbones.registry import describe
-from sail_encoder.commands.estimate import feature_bytes, format_bytes, mean_tokens
+from sail_encoder.commands.estimate import feature_bytes, mean_tokens
 from sail_encoder.commands.extract import extract
 from sail_encoder.images.resizing import Resize
 from sail_encoder.images.sources import list_images
 from sail_encoder.io.errors import UserError
+from sail_encoder.io.units import format_bytes
 from sail_encoder.store.reading import FeatureFolder
 
 _STOPPED = 128

@@ -139,5 +139,5 @@ def _names(images: Sequence[ImageFile]) -> list[str]:
 
 def _entry(name: str, image: ImageFile) -> dict[str, Any]:
     """The line of the journal by which a changed image is noticed."""
-    changed = os.stat(image.path).st_mtime_ns if image.size >= 0 else 0
-    return {"name": name, "path": image.key, "size": image.size, "changed": changed}
+    status = image.with_status()
+    return {"name": name, "path": image.key, "size": status.size, "changed": status.modified or 0}

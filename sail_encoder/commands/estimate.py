@@ -6,6 +6,7 @@ from typing import Literal
 from sail_encoder.images.resizing import Resize
 from sail_encoder.images.sources import ImageFile
 from sail_encoder.io.errors import UserError, require_positive
+from sail_encoder.io.units import format_bytes
 
 PEAK_TFLOPS = {
     "h200": 989.0,
@@ -117,17 +118,6 @@ def mean_tokens(images: Sequence[ImageFile], resize: Resize, patch_size: int) ->
     sizes = [size for image in sample if (size := image_size(image.open)) is not None]
     grids = [resize.grid(size, patch_size) for size in sizes]
     return sum(rows * columns for rows, columns in grids) / len(grids) if grids else 0.0
-
-
-def format_bytes(count: float) -> str:
-    """A size for people, in powers of 1000."""
-    if count < 1000:
-        return f"{count:,.0f} bytes"
-    for unit in ("kB", "MB", "GB"):
-        count /= 1000
-        if count < 1000:
-            return f"{count:,.1f} {unit}"
-    return f"{count / 1000:,.1f} TB"
 
 
 def _format_seconds(seconds: float) -> str:

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sail_encoder.backbones.registry import announce, resolve_options
-from sail_encoder.commands.estimate import format_bytes
 from sail_encoder.io.hub import RAW, TIMM, TINY, TINY_FOLDER
+from sail_encoder.io.units import format_bytes
 
 if TYPE_CHECKING:
     from sail_encoder.backbones.spec import BackboneSpec

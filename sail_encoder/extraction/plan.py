@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sail_encoder.backbones.spec import BackboneSpec
-from sail_encoder.commands.estimate import feature_bytes, format_bytes, mean_tokens
+from sail_encoder.commands.estimate import feature_bytes, mean_tokens
 from sail_encoder.images.resizing import Resize
 from sail_encoder.images.sources import ImageList
 from sail_encoder.io.errors import StoreError
 from sail_encoder.io.refusals import nearest_existing
+from sail_encoder.io.units import format_bytes
 from sail_encoder.store.records import read_journals
 from sail_encoder.store.shard import Shard
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sail_encoder.extraction.worker import CRASHED
 from sail_encoder.images.sources import ImageFile
-from sail_encoder.io.appending import append_all
+from sail_encoder.io.files import append_all
 from sail_encoder.io.signals import Interrupt
 from sail_encoder.store.index import list_undone
 from sail_encoder.store.shard import Shard

@@ -49,7 +49,8 @@ class Record:
     @classmethod
     def begin(cls, image: ImageFile) -> "Record":
         """Of an image that is still to be done."""
-        return cls(image.key, image.size, modified=image.modified)
+        status = image.with_status()
+        return cls(image.key, status.size or 0, modified=status.modified)
 
     @classmethod
     def of(cls, fields: dict[str, Any]) -> "Record":
@@ -66,8 +67,9 @@ class Record:
 
     def is_of(self, image: ImageFile) -> bool:
         """Whether the image has not changed since, as far as both are known."""
-        unchanged = None in (self.modified, image.modified) or self.modified == image.modified
-        return unchanged and self.size == image.size
+        status = image.with_status()
+        unchanged = None in (self.modified, status.modified) or self.modified == status.modified
+        return unchanged and self.size == status.size
 
 
 def list_journals(folder: Path) -> list[Path]:

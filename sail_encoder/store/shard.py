@@ -2,9 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 
-from sail_encoder.images.sources import ImageFile
+import numpy as np
+
+from sail_encoder.images.files import ImageFile
+from sail_encoder.images.table import Array, key_lists, take
+from sail_encoder.io.digests import digest
 from sail_encoder.io.errors import UserError
 
 
@@ -34,11 +37,18 @@ class Shard:
     def __str__(self) -> str:
         return f"{self.index}/{self.count}"
 
-    def of(self, images: Sequence[ImageFile]) -> list[ImageFile]:
-        """The images of this part."""
+    def of(self, images: Sequence[ImageFile]) -> Sequence[ImageFile]:
+        """The images of this part, in their order."""
         if self.count == 1:
-            return list(images)
-        return [image for image in images if _number(image.key) % self.count == self.index]
+            return images
+        return take(images, np.flatnonzero(self.holds(images)))
+
+    def holds(self, images: Sequence[ImageFile]) -> Array:
+        """bool [images], whether each is of this part."""
+        if self.count == 1:
+            return np.ones(len(images), bool)
+        numbers = (_number(key) for keys in key_lists(images) for key in keys)
+        return np.fromiter((number % self.count == self.index for number in numbers), bool, len(images))
 
     def split(self, count: int) -> "list[Shard]":
         """This part in so many parts of its own."""
@@ -55,4 +65,4 @@ WHOLE = Shard()
 
 def _number(key: str) -> int:
     """A number that is the same on every machine, and even among numbered names, as a plain checksum's is not."""
-    return int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "big")
+    return int(digest(key), 16)

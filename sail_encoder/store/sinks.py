@@ -16,7 +16,7 @@ import numpy as np
 from numpy.lib import format as npy_format
 
 from sail_encoder.images.pixels import Array
-from sail_encoder.io.appending import append_all
+from sail_encoder.io.files import append_all
 from sail_encoder.store.records import Record
 
 SHARD_BYTES = 2**28

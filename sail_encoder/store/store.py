@@ -162,7 +162,7 @@ class FeatureStore:
                 entry.unlink()
                 continue
             with (self.folder / f"journal{entry.name.removeprefix('run')}.jsonl").open("ab") as journal:
-                if lock(journal, wait=False):
+                if lock(journal, wait=False, path=entry):
                     shutil.rmtree(entry)
         if not any(work.iterdir()):
             work.rmdir()
