@@ -1,7 +1,5 @@
 """Features of a data set: extracted into a folder that is used again, or read from one that `sail extract` has made."""
 
-import hashlib
-import json
 import re
 import sys
 from collections.abc import Sequence
@@ -18,9 +16,10 @@ from sail_encoder.extraction.plan import Plan, Request, forecast
 from sail_encoder.extraction.run import run_plan
 from sail_encoder.images.pixels import Array
 from sail_encoder.io.devices import choose_device, choose_dtype
+from sail_encoder.io.digests import digest
 from sail_encoder.io.errors import UserError
 from sail_encoder.store.reading import FeatureFolder
-from sail_encoder.store.shard import WHOLE
+from sail_encoder.store.shares import WHOLE
 
 if TYPE_CHECKING:
     from heads.pooling import Pooling
@@ -169,8 +168,7 @@ def open_features(folder: str, fuse: Fuse, pool: "Pooling") -> ImageFeatures:
             f"--pool {pool} has no effect with {folder}, whose vectors are pooled by {stored.settings['pool']}; leave "
             "it out, or extract with --pool none"
         )
-    runs = json.loads((Path(folder) / "run.json").read_text(encoding="utf-8"))["runs"]
-    return ImageFeatures(runs[-1]["model"], stored, runs[-1]["model"], fuse, pool)
+    return ImageFeatures(stored.model, stored, stored.model, fuse, pool)
 
 
 def extract_features(dataset: LabelledImages, settings: FeatureSettings, cache: Path, grids: bool) -> ImageFeatures:
@@ -207,8 +205,7 @@ def extract_features(dataset: LabelledImages, settings: FeatureSettings, cache: 
 def _cache_folder(cache: Path, title: str, name: str, weights: str, plan: Plan) -> Path:
     """Where the features of a plan are kept."""
     decisive = {**plan.settings, "weights": weights, "name": name}
-    digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:10]
-    return cache / f"{slug(title)}-{digest}"
+    return cache / f"{slug(title)}-{digest(decisive, 10)}"
 
 
 def _first_finished(choices: Sequence[tuple[Plan, Path]]) -> tuple[Plan, Path]:

@@ -37,7 +37,7 @@ from evals.probing import (
     require_readable,
 )
 from evals.processes import Processes
-from evals.results import Result, ResultLog, digest, make_result
+from evals.results import Result, ResultLog, make_result
 from evals.saved_heads import holds_head_of, save_with_result
 from heads.contract import FeatureSource
 from heads.probe import Candidate
@@ -47,6 +47,7 @@ from heads.training import BankTraining, HeadBank, Recipe, effective, shuffled_b
 from sail_encoder.backbones.layers import resolve_layers
 from sail_encoder.backbones.registry import describe, load_backbone
 from sail_encoder.images.pixels import Array
+from sail_encoder.io.digests import digest
 
 CHECKPOINT_EVERY = 500
 """Steps between two checkpoints."""

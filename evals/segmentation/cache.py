@@ -1,6 +1,5 @@
 """Grids of all training images, extracted once by the pipeline of `sail extract`, within a disk budget."""
 
-import hashlib
 import os
 import sys
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from sail_encoder.commands.estimate import feature_bytes, mean_tokens
 from sail_encoder.commands.extract import extract
 from sail_encoder.images.resizing import Resize
 from sail_encoder.images.sources import list_images
+from sail_encoder.io.digests import digest
 from sail_encoder.io.errors import UserError
 from sail_encoder.io.units import format_bytes
 from sail_encoder.store.reading import FeatureFolder
@@ -66,7 +66,7 @@ def cache_grids(
 def _name(images: list[str], source: FeatureSource, precision: str) -> str:
     """A name for these features of these images."""
     paths = [os.path.abspath(image) for image in images]
-    return hashlib.sha256(repr((source, precision, paths)).encode()).hexdigest()[:12]
+    return digest(repr((source, precision, paths)), 12)
 
 
 def _check_budget(images: list[str], source: FeatureSource, folder: Path, budget_gb: float) -> None:

@@ -8,11 +8,12 @@ from typing import Any
 
 from evals.segmentation.history import CURVES, LOG
 from sail_encoder.io.errors import UserError
-from sail_encoder.io.files import write_json
+from sail_encoder.io.runs import RUN, check_settings, require_own, write_run
 from sail_encoder.io.versions import versions
-from sail_encoder.store.store import check_settings
 
-RUN, RESULTS, CHECKPOINT, OVERLAYS, LABELS = "run.json", "results.json", "checkpoint.pt", "overlays", "labels"
+RESULTS, CHECKPOINT, OVERLAYS, LABELS = "results.json", "checkpoint.pt", "overlays", "labels"
+TRAIN, PREDICT = "segment train", "segment predict"
+"""How run.json names the commands."""
 
 
 def check_run(folder: Path, settings: dict[str, Any]) -> None:
@@ -21,7 +22,7 @@ def check_run(folder: Path, settings: dict[str, Any]) -> None:
     Raises:
         UserError: If one differs.
     """
-    check_settings(folder, _as_json(settings))
+    check_settings(folder, _as_json(settings), TRAIN)
 
 
 def claim(folder: Path, settings: dict[str, Any], overwrite: bool) -> None:
@@ -33,7 +34,7 @@ def claim(folder: Path, settings: dict[str, Any], overwrite: bool) -> None:
     if overwrite:
         _remove_run(folder)
     check_run(folder, settings)
-    write_json(folder / RUN, {"settings": _as_json(settings), "versions": versions()})
+    write_run(folder, TRAIN, {"settings": _as_json(settings), "versions": versions()})
 
 
 def remove_labels(folder: Path, others: Sequence[str]) -> None:
@@ -50,9 +51,7 @@ def remove_labels(folder: Path, others: Sequence[str]) -> None:
         if (folder / LABELS).exists() or (folder / OVERLAYS).exists():
             raise UserError(f"{folder} has no {RUN}, so what is in it is not overwritten; use another --out")
         return
-    settings = json.loads((folder / RUN).read_text(encoding="utf-8")).get("settings", {})
-    if "inference" not in settings:
-        raise UserError(f"{folder} holds a run of another command, which is not overwritten; use another --out")
+    require_own(folder, PREDICT)
     _remove(folder, others)
 
 
@@ -69,6 +68,7 @@ def _remove_run(folder: Path) -> None:
         if (folder / WEIGHTS).exists() or (folder / OVERLAYS).exists():
             raise UserError(f"{folder} has no {RUN}, so what is in it is not overwritten; use another --out")
         return
+    require_own(folder, TRAIN)
     _remove(folder, (CHECKPOINT, LOG, CURVES, WEIGHTS, DESCRIPTION, RESULTS))
 
 

@@ -12,8 +12,8 @@ from typing import Literal
 
 from packaging.requirements import Requirement
 
-from sail_encoder.io.versions import installed_version
 from sail_encoder.io.units import format_bytes
+from sail_encoder.io.versions import installed_version
 
 OPTIONAL = {
     "accelerate": "device_map= in transformers' from_pretrained",

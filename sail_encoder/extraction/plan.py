@@ -12,8 +12,8 @@ from sail_encoder.images.sources import ImageList
 from sail_encoder.io.errors import StoreError
 from sail_encoder.io.refusals import nearest_existing
 from sail_encoder.io.units import format_bytes
-from sail_encoder.store.records import read_journals
-from sail_encoder.store.shard import Shard
+from sail_encoder.store.index import list_todo
+from sail_encoder.store.shares import Share
 
 Pooling = Literal["none", "mean", "max"]
 
@@ -90,16 +90,14 @@ class Plan:
         return {**settings, "model": self.spec.name, "layers": ",".join(map(str, self.request.layers))}
 
 
-def forecast(plan: Plan, part: Shard, folder: Path, overwrite: bool) -> str:
+def forecast(plan: Plan, part: Share, folder: Path, overwrite: bool) -> str:
     """Says what is to be done.
 
     Raises:
         StoreError: If the disk cannot hold it.
     """
     images = part.of(plan.listing.images)
-    packs = [] if overwrite else read_journals(folder)
-    known = {record.key: record for pack in packs for record in pack if record.file}
-    todo = [image for image in images if image.key not in known or not known[image.key].is_of(image)]
+    todo = images if overwrite else list_todo(folder, images)
     tokens = mean_tokens(todo, plan.request.resize, plan.spec.patch_size)
     positions = tokens if plan.request.pool == "none" else 1
     each = feature_bytes(positions, plan.spec.embed_dim, len(plan.request.layers), plan.request.dtype)

@@ -15,7 +15,7 @@ from sail_encoder.extraction.workers import check_all_done, start_worker
 from sail_encoder.images.sources import ImageFile
 from sail_encoder.io.errors import UserError
 from sail_encoder.io.signals import Interrupt
-from sail_encoder.store.shard import Shard
+from sail_encoder.store.shares import Share
 
 if TYPE_CHECKING:
     import torch
@@ -87,7 +87,7 @@ def connect(devices: str) -> Cluster:
 
 
 def extract_on_ray(
-    cluster: Cluster, part: Shard, request: dict[str, Any], images: Sequence[ImageFile], folder: Path
+    cluster: Cluster, part: Share, request: dict[str, Any], images: Sequence[ImageFile], folder: Path
 ) -> int:
     """Runs `sail extract` in tasks on the cluster; they end with this process.
 
@@ -128,7 +128,7 @@ def with_absolute_paths(request: dict[str, Any]) -> dict[str, Any]:
 
 def run_share(request: dict[str, Any], device: str, share: str) -> int:
     """One task: a share of the images in a process of its own, as on a machine with several devices."""
-    worker = start_worker(request, device, Shard.parse(share))
+    worker = start_worker(request, device, Share.parse(share))
     with worker.process:
         try:
             # Ray interrupts Python, which a wait for the process would not notice.

@@ -69,8 +69,10 @@ def common_folder(paths: Sequence[str], are_folders: bool = False) -> str:
         raise SourceError(f"{one} and {other} have no folder in common; give the images of one place at a time")
     start = f"{protocol}://" if (protocol := next(iter(protocols))) else "/"
     below = [path[len(start) :] + "/" * are_folders for path in paths]
+    first, last = min(below), max(below)
     # What the first and the last in order begin with, all between them begin with.
-    return start + os.path.commonprefix([min(below), max(below)]).rpartition("/")[0]
+    alike = next((place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    return start + first[:alike].rpartition("/")[0]
 
 
 def _first_and_last(batch: ImageBatch) -> tuple[bytes, bytes]:

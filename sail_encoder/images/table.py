@@ -1,10 +1,11 @@
 """Ten million images as columns: a few bytes for each beside its path, and no object before it is asked for."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeAlias, overload
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
 
 import numpy as np
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 Array: TypeAlias = np.ndarray[Any, Any]
+T = TypeVar("T")
 
 STEP = 2**16
 """Images in a batch, and of how many there are objects at a time."""
@@ -141,16 +143,22 @@ class ImageTable(Sequence[ImageFile]):
 
     def keys_at(self, rows: Array) -> list[str]:
         """Names of some images by their numbers, in any order."""
+        return self._at(rows, ImageBatch.keys)
+
+    def images_at(self, rows: Array) -> list[ImageFile]:
+        """Some images by their numbers, in any order."""
+        return self._at(rows, ImageBatch.images)
+
+    def _at(self, rows: Array, what: Callable[[ImageBatch, Array], list[T]]) -> list[T]:
         order = np.argsort(rows, kind="stable")
-        keys = self._keys(np.asarray(self._rows)[rows[order]] if len(rows) else rows)
-        places = np.empty_like(order)
-        places[order] = np.arange(len(order))
-        return [keys[place] for place in places.tolist()]
+        ascending = np.array([self._rows[row] for row in rows[order].tolist()], np.int64)
+        found = [item for batch, inside in self._runs(ascending) for item in what(batch, inside)]
+        return [item for _, item in sorted(zip(order.tolist(), found, strict=True), key=itemgetter(0))]
 
     @cached_property
     def index(self) -> "KeyIndex":
         """Numbers of images by their names."""
-        return KeyIndex(self)
+        return KeyIndex(self.key_lists(), len(self), self.keys_at)
 
     def unique(self) -> "ImageTable":
         """The same images, each once.
@@ -196,19 +204,21 @@ class KeyIndex:
     """Numbers of images by their names, in 12 bytes for each: hashes in order, and whose they are.
 
     Args:
-        images: The images; a later one of the same name is not found.
+        key_lists: All names in order, some at a time; of equal ones only the first is found.
+        count: How many there are.
+        keys_at: Gives names by their numbers.
     """
 
-    def __init__(self, images: Sequence[ImageFile]) -> None:
-        self.images = images
-        hashes = np.empty(len(images), np.int64)
+    def __init__(self, key_lists: Iterable[list[str]], count: int, keys_at: Callable[[Array], Sequence[str]]) -> None:
+        self._keys_at = keys_at
+        hashes = np.empty(count, np.int64)
         filled = 0
-        for keys in key_lists(images):
+        for keys in key_lists:
             hashes[filled : filled + len(keys)] = _hashes(keys)
             filled += len(keys)
         order = np.argsort(hashes, kind="stable")
         self._hashes = hashes[order]
-        self._order = order.astype(_row_type(len(images)))
+        self._order = order.astype(_row_type(count))
 
     def rows(self, keys: Sequence[str]) -> Array:
         """The number of each key's image, -1 where there is none."""
@@ -219,7 +229,7 @@ class KeyIndex:
         rows = np.where(self._hashes[places] == wanted, self._order[places], -1)
         known = np.flatnonzero(rows >= 0)
         # Equal hashes are of equal names but for once in a million runs; then the image counts as unknown.
-        for place, key in zip(known.tolist(), keys_at(self.images, rows[known]), strict=True):
+        for place, key in zip(known.tolist(), self._keys_at(rows[known]), strict=True):
             if key != keys[place]:
                 rows[place] = -1
         return rows
@@ -247,9 +257,23 @@ def keys_at(images: Sequence[ImageFile], rows: Array) -> list[str]:
     return [images[row].key for row in rows.tolist()]
 
 
+def images_at(images: Sequence[ImageFile], rows: Array) -> list[ImageFile | None]:
+    """Some images by their numbers, None in place of -1."""
+    known = np.flatnonzero(rows >= 0)
+    found: list[ImageFile | None] = [None] * len(rows)
+    some = (
+        images.images_at(rows[known]) if isinstance(images, ImageTable) else [images[n] for n in rows[known].tolist()]
+    )
+    for place, image in zip(known.tolist(), some, strict=True):
+        found[place] = image
+    return found
+
+
 def index_of(images: Sequence[ImageFile]) -> KeyIndex:
     """Numbers of images by their names; that of a table is made once."""
-    return images.index if isinstance(images, ImageTable) else KeyIndex(images)
+    if isinstance(images, ImageTable):
+        return images.index
+    return KeyIndex(key_lists(images), len(images), lambda rows: keys_at(images, rows))
 
 
 def take(images: Sequence[ImageFile], rows: Array) -> Sequence[ImageFile]:

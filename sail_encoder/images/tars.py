@@ -44,8 +44,9 @@ def open_tar(path: str) -> Iterator[tarfile.TarFile]:
         SourceError: If it is none, or reading it stumbles over what it says.
     """
     try:
-        with open_remote(path) if is_remote(path) else open_regular(path) as file:
-            yield tarfile.open(fileobj=file, mode="r:")
+        opened = open_remote(path) if is_remote(path) else open_regular(path)
+        with opened as file, tarfile.open(fileobj=file, mode="r:") as shard:
+            yield shard
     # Sizes that no file has end in errors of any kind.
     except (tarfile.TarError, ValueError, OverflowError, EOFError, OSError) as error:
         if isinstance(error, SourceError) or getattr(error, "filename", None):

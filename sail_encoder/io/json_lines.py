@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -50,7 +51,7 @@ class LineLog:
     @property
     def cut_off(self) -> bytes:
         """What stands behind the last whole line."""
-        self.file.seek(self._end_of_lines())
+        self.file.seek(self.end_of_lines())
         return self.file.read()
 
     def keep(self, wanted: Callable[[Any], bool]) -> None:
@@ -69,22 +70,27 @@ class LineLog:
         Raises:
             StoreError: If the file was deleted or replaced meanwhile, so that the line would be lost.
         """
-        if not self._is_in_place():
-            raise StoreError(f"{self.path} was deleted or replaced while it was written; give the same command again")
+        self.require_in_place()
         if self._may_end_in_part:
-            self.file.truncate(self._end_of_lines())
+            self.file.truncate(self.end_of_lines())
         line = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
         self._may_end_in_part = True
         append_all(self.file.fileno(), line.encode() + b"\n")
         self._may_end_in_part = False
 
-    def _is_in_place(self) -> bool:
-        try:
-            return os.path.samestat(os.stat(self.path), os.fstat(self.file.fileno()))
-        except FileNotFoundError:
-            return False
+    def require_in_place(self) -> None:
+        """Makes sure that what was written is still there.
 
-    def _end_of_lines(self) -> int:
+        Raises:
+            StoreError: If the file was deleted or replaced.
+        """
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(self.path), os.fstat(self.file.fileno())):
+                return
+        raise StoreError(f"{self.path} was deleted or replaced while it was written; give the same command again")
+
+    def end_of_lines(self) -> int:
+        """Where the next line goes, behind the last whole one."""
         end = self.file.seek(0, os.SEEK_END)
         while end:
             start = max(0, end - 2**16)

@@ -1,4 +1,4 @@
-"""Parts of a list of images, for runs that several processes or machines share."""
+"""Shares of a list of images, for runs that several processes or machines do together."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ from sail_encoder.io.errors import UserError
 
 
 @dataclass(frozen=True)
-class Shard:
-    """One of several parts of a list of images, about equal in size; each may run on a machine of its own.
+class Share:
+    """One of several shares of a list of images, about equal in size; each may run on a machine of its own.
 
-    Which part an image belongs to depends on its key alone, so that parts which are started at different times fit
+    Which share an image belongs to depends on its key alone, so that shares which are started at different times fit
     together even where images have been added between.
 
     Attributes:
-        index: Which part, from 0.
+        index: Which share, from 0.
         count: How many there are.
     """
 
@@ -27,8 +27,8 @@ class Shard:
     count: int = 1
 
     @classmethod
-    def parse(cls, text: str) -> "Shard":
-        """Reads `i/n` with i from 0 to n - 1."""
+    def parse(cls, text: str) -> "Share":
+        """Reads `i/n` with i from 0 to n - 1, as `--shard` has it."""
         index, _, count = text.partition("/")
         if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
             raise UserError(f"shard '{text}' is not understood; use i/n with i from 0 to n-1, such as 0/4")
@@ -38,28 +38,26 @@ class Shard:
         return f"{self.index}/{self.count}"
 
     def of(self, images: Sequence[ImageFile]) -> Sequence[ImageFile]:
-        """The images of this part, in their order."""
-        if self.count == 1:
-            return images
-        return take(images, np.flatnonzero(self.holds(images)))
+        """The images of this share, in their order."""
+        return images if self.count == 1 else take(images, np.flatnonzero(self.holds(images)))
 
     def holds(self, images: Sequence[ImageFile]) -> Array:
-        """bool [images], whether each is of this part."""
+        """Bool [images], whether each is of this share."""
         if self.count == 1:
             return np.ones(len(images), bool)
         numbers = (_number(key) for keys in key_lists(images) for key in keys)
         return np.fromiter((number % self.count == self.index for number in numbers), bool, len(images))
 
-    def split(self, count: int) -> "list[Shard]":
-        """This part in so many parts of its own."""
-        return [Shard(self.index + self.count * position, self.count * count) for position in range(count)]
+    def split(self, count: int) -> "list[Share]":
+        """This share in so many shares of its own."""
+        return [Share(self.index + self.count * position, self.count * count) for position in range(count)]
 
     def name(self, stem: str) -> str:
-        """A file name of this part's own."""
+        """A file name of this share's own."""
         return stem if self.count == 1 else f"{stem}_{self.index}_of_{self.count}"
 
 
-WHOLE = Shard()
+WHOLE = Share()
 """All images, where nobody shares the run."""
 
 
