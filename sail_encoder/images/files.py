@@ -53,7 +53,7 @@ class ImageFile:
             return self.path
         with open_regular(self.path) as file:
             file.seek(self.offset)
-            content = file.read(self.size)
+            content = file.read(self.size or 0)
         if len(content) != self.size:
             raise OSError(errno.EIO, f"ends within the member of {self.size:,} bytes", self.path)
         return content

@@ -84,6 +84,7 @@ def _first_and_last(batch: ImageBatch) -> tuple[bytes, bytes]:
 
 def _read_entries(file: BinaryIO, path: str) -> Iterator[list[str]]:
     """What stands in a list, without empty entries, some at a time."""
+    entries: Iterator[str]
     if suffix_of(path) == ".parquet":
         entries = chain.from_iterable(_read_parquet(file, path))
     else:
@@ -94,7 +95,7 @@ def _read_entries(file: BinaryIO, path: str) -> Iterator[list[str]]:
 
 
 def _read_lines(text: TextIO, path: str) -> Iterator[str]:
-    lines = (stripped for line in text if (stripped := line.strip()))
+    lines: Iterator[str] = (stripped for line in text if (stripped := line.strip()))
     first = list(islice(lines, _LOOKED_AT))
     lines = chain(first, lines)
     if first and all(map(_has_label, first)):

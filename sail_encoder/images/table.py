@@ -156,7 +156,7 @@ class ImageTable(Sequence[ImageFile]):
         return [item for _, item in sorted(zip(order.tolist(), found, strict=True), key=itemgetter(0))]
 
     @cached_property
-    def index(self) -> "KeyIndex":
+    def key_index(self) -> "KeyIndex":
         """Numbers of images by their names."""
         return KeyIndex(self.key_lists(), len(self), self.keys_at)
 
@@ -166,7 +166,7 @@ class ImageTable(Sequence[ImageFile]):
         Raises:
             SourceError: If two images have the same name.
         """
-        twice = [row for group in self.index.equal_groups() for row in self._repeated(group)]
+        twice = [row for group in self.key_index.equal_groups() for row in self._repeated(group)]
         return self.take(np.delete(np.arange(len(self)), twice)) if twice else self
 
     def _repeated(self, group: Array) -> list[int]:
@@ -272,7 +272,7 @@ def images_at(images: Sequence[ImageFile], rows: Array) -> list[ImageFile | None
 def index_of(images: Sequence[ImageFile]) -> KeyIndex:
     """Numbers of images by their names; that of a table is made once."""
     if isinstance(images, ImageTable):
-        return images.index
+        return images.key_index
     return KeyIndex(key_lists(images), len(images), lambda rows: keys_at(images, rows))
 
 

@@ -102,6 +102,7 @@ def _now(folder: Path) -> float:
 
 def _describe(pid: Any) -> dict[str, Any]:
     """A process by its machine, its number, and when it was started, since numbers are used again."""
+    started: str | None
     try:
         started = Path(f"/proc/{int(pid)}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, ValueError, TypeError, IndexError):
