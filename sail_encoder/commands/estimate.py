@@ -1,6 +1,7 @@
 """What a run will cost: patches, FLOPs, time and disk, told before it starts."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from sail_encoder.images.resizing import Resize
@@ -107,17 +108,47 @@ def feature_bytes(positions: float, channels: int, layers: int, dtype: str) -> f
     return positions * channels * layers * (2 if dtype == "float16" else 4)
 
 
-def mean_tokens(images: Sequence[ImageFile], resize: Resize, patch_size: int) -> float:
-    """Patches of an image on average, from the headers of a sample; unreadable images are left out."""
-    if resize.fixed is not None:
-        rows, columns = resize.grid(resize.fixed, patch_size)
-        return rows * columns
+@dataclass(frozen=True)
+class ImageSample:
+    """What some images of a list tell of all.
+
+    Attributes:
+        tokens: Patches of an image on average; unreadable images are left out.
+        count: Images that were looked at.
+        unreadable: Names of those that are none, or not there.
+    """
+
+    tokens: float
+    count: int
+    unreadable: list[str]
+
+    @property
+    def note(self) -> str:
+        """What is to be said of unreadable images, with a semicolon before it; empty where there are none."""
+        if not self.unreadable:
+            return ""
+        return (
+            f"; {len(self.unreadable)} of {self.count} that were looked at cannot be read, such as {self.unreadable[0]}"
+        )
+
+
+def look_at_some(images: Sequence[ImageFile], resize: Resize, patch_size: int) -> ImageSample:
+    """Reads the headers of a sample."""
     from sail_encoder.images.pixels import image_size
 
-    sample = images[:: max(1, len(images) // _SAMPLES)]
-    sizes = [size for image in sample if (size := image_size(image.open)) is not None]
-    grids = [resize.grid(size, patch_size) for size in sizes]
-    return sum(rows * columns for rows, columns in grids) / len(grids) if grids else 0.0
+    sample = list(images[:: max(1, len(images) // _SAMPLES)])
+    sizes = [image_size(image.open) for image in sample]
+    unreadable = [image.key for image, size in zip(sample, sizes, strict=True) if size is None]
+    grids = [resize.grid(size, patch_size) for size in sizes if size is not None]
+    if resize.fixed is not None:
+        grids = [resize.grid(resize.fixed, patch_size)]
+    tokens = sum(rows * columns for rows, columns in grids) / len(grids) if grids else 0.0
+    return ImageSample(tokens, len(sample), unreadable)
+
+
+def mean_tokens(images: Sequence[ImageFile], resize: Resize, patch_size: int) -> float:
+    """Patches of an image on average, from the headers of a sample."""
+    return look_at_some(images, resize, patch_size).tokens
 
 
 def _format_seconds(seconds: float) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sail_encoder.backbones.spec import BackboneSpec
-from sail_encoder.commands.estimate import feature_bytes, mean_tokens
+from sail_encoder.commands.estimate import feature_bytes, look_at_some
 from sail_encoder.images.resizing import Resize
 from sail_encoder.images.sources import ImageList
 from sail_encoder.io.errors import StoreError
@@ -98,13 +98,14 @@ def forecast(plan: Plan, part: Share, folder: Path, overwrite: bool) -> str:
     """
     images = part.of(plan.listing.images)
     todo = images if overwrite else list_todo(folder, images)
-    tokens = mean_tokens(todo, plan.request.resize, plan.spec.patch_size)
-    positions = tokens if plan.request.pool == "none" else 1
+    sample = look_at_some(todo, plan.request.resize, plan.spec.patch_size)
+    positions = sample.tokens if plan.request.pool == "none" else 1
     each = feature_bytes(positions, plan.spec.embed_dim, len(plan.request.layers), plan.request.dtype)
     needed, free = each * len(todo), shutil.disk_usage(nearest_existing(folder)).free
     text = (
-        f"{len(todo):,} of {len(images):,} images to do, about {tokens:,.0f} patches each, with {plan.spec.name}; "
-        f"{format_bytes(needed)} to write, {format_bytes(free)} free in {folder}"
+        f"{len(todo):,} of {len(images):,} images to do, about {sample.tokens:,.0f} patches each, "
+        f"with {plan.spec.name}; "
+        f"{format_bytes(needed)} to write, {format_bytes(free)} free in {folder}{sample.note}"
     )
     if needed > free:
         raise StoreError(f"{text}; free some space, or use --pool mean, fewer --layers or --dtype float16")

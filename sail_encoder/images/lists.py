@@ -132,7 +132,10 @@ def _read_parquet(file: BinaryIO, path: str) -> Iterator[list[str]]:
         _require_text(schema.field(column).type, column, path)
         for batch in table.iter_batches(STEP, columns=[column]):
             yield [entry for entry in batch.column(0).to_pylist() if entry]
-    except pyarrow.ArrowException as error:
+    # Of what Arrow stumbles over some is an OSError, but of no file.
+    except (pyarrow.ArrowException, OSError) as error:
+        if getattr(error, "filename", None):
+            raise
         raise SourceError(f"{path} is not a parquet file, or is damaged ({error})") from None
 
 

@@ -19,7 +19,7 @@ from sail_encoder.images.lists import LIST_SUFFIXES, PATH_COLUMNS, base_of, comm
 from sail_encoder.images.table import STEP, ImageBatch, ImageTable
 from sail_encoder.images.tars import list_tar
 from sail_encoder.io.errors import SourceError
-from sail_encoder.io.files import irregular_kind, walk
+from sail_encoder.io.files import irregular_entry, irregular_kind, walk
 from sail_encoder.io.remote import explain_network, is_remote, open_file_system, protocol_of, status_of
 
 __all__ = ["IMAGE_SUFFIXES", "PATH_COLUMNS", "ImageFile", "ImageList", "expand_braces", "list_images"]
@@ -176,7 +176,7 @@ class _Listing:
             for entry in walk(folder):
                 if suffix_of(entry.name) not in IMAGE_SUFFIXES:
                     self.passed_over[suffix_of(entry.name) or "without suffix"] += 1
-                elif kind := _irregular_kind(entry):
+                elif kind := irregular_entry(entry):
                     self.irregular.append(f"{entry.path} ({kind})")
                 else:
                     yield entry.path[start:]
@@ -237,11 +237,3 @@ def expand_braces(source: str) -> list[str]:
 def _in_steps(names: Iterator[str]) -> Iterator[list[str]]:
     while some := list(islice(names, STEP)):
         yield some
-
-
-def _irregular_kind(entry: "os.DirEntry[str]") -> str | None:
-    """Kind of what is no regular file; a link to nothing is a missing file, which is reported when it is its turn."""
-    try:
-        return None if entry.is_file() else irregular_kind(entry.stat().st_mode)
-    except OSError:
-        return None

@@ -83,12 +83,39 @@ def append_all(descriptor: int, data: Any) -> None:
         rest = rest[os.write(descriptor, rest) :]
 
 
+def make_folders(folder: StrPath) -> None:
+    """Makes a folder and those above it that are missing, as deeply nested as the system allows.
+
+    Raises:
+        OSError: If something else is in the place of one, or it may not be made.
+    """
+    missing, place = [], os.fspath(folder)
+    while place and not os.path.isdir(place):
+        missing.append(place)
+        place = os.path.dirname(place)
+    for place in reversed(missing):
+        try:
+            os.mkdir(place)
+        except FileExistsError:
+            # Another thread may have made it meanwhile.
+            if not os.path.isdir(place):
+                raise
+
+
 def irregular_kind(mode: int) -> str | None:
     """Kind of a file that is not to be read, by its `st_mode`: a FIFO, a socket or a device; None for all others.
 
     Reading a FIFO waits for somebody who writes to it, and a device may never end.
     """
     return _KINDS.get(stat.S_IFMT(mode))
+
+
+def irregular_entry(entry: "os.DirEntry[str]") -> str | None:
+    """The same of what lies in a folder; a link to nothing is a missing file, of which reading it tells."""
+    try:
+        return None if entry.is_file() else irregular_kind(entry.stat().st_mode)
+    except OSError:
+        return None
 
 
 def require_regular(path: StrPath) -> None:

@@ -21,7 +21,7 @@ from numpy.lib import format as npy_format
 
 from sail_encoder.images.table import Array
 from sail_encoder.io.errors import StoreError
-from sail_encoder.io.files import append_all
+from sail_encoder.io.files import append_all, make_folders
 from sail_encoder.store.index import grid_file
 from sail_encoder.store.records import Record, read_names
 
@@ -108,7 +108,7 @@ class FileSink:
 
     def _make_folder(self, folder: str) -> None:
         if folder not in self.known_folders:
-            os.makedirs(folder, exist_ok=True)
+            make_folders(folder)
             self.known_folders.add(folder)
 
     def is_intact(self, record: Record) -> bool:
