@@ -22,8 +22,8 @@ from heads.probe import OF_THE_MACHINE, Probe
 from heads.registry import get_head
 from heads.targets import TargetSpace, Task
 from heads.trained import TrainedProbe
-from sail_encoder.images.pixels import Array
-from sail_encoder.io.digests import digest
+from sail_encoder.images.decoding import Array
+from sail_encoder.io.fingerprints import digest
 
 ChooseOn = Literal["validation", "test"]
 

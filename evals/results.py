@@ -11,7 +11,7 @@ from sklearn.metrics import confusion_matrix
 
 from evals.metrics import PRIMARY, measure
 from heads.probe import Probe
-from sail_encoder.images.pixels import Array
+from sail_encoder.images.decoding import Array
 from sail_encoder.io.json_lines import LineLog
 
 

@@ -16,7 +16,7 @@ from sail_encoder.commands.doctor import doctor
 from sail_encoder.commands.estimate import estimate
 from sail_encoder.commands.info import info
 from sail_encoder.commands.visualize import heat_rgb, pca, pca_rgb, similarity
-from sail_encoder.io.units import format_bytes
+from sail_encoder.io.files import format_bytes
 from sail_encoder.store.reading import FeatureFolder
 
 

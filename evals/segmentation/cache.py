@@ -7,15 +7,14 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 from evals.segmentation.pairs import Sample
-from heads.contract import FeatureSource
 from sail_encoder.backbones.registry import describe
-from sail_encoder.commands.estimate import feature_bytes, mean_tokens
+from sail_encoder.backbones.spec import FeatureSpec
 from sail_encoder.commands.extract import extract
-from sail_encoder.images.resizing import Resize
+from sail_encoder.extraction.cost import feature_bytes, look_at_some
 from sail_encoder.images.sources import list_images
-from sail_encoder.io.digests import digest
 from sail_encoder.io.errors import UserError
-from sail_encoder.io.units import format_bytes
+from sail_encoder.io.files import format_bytes
+from sail_encoder.io.fingerprints import digest
 from sail_encoder.store.reading import FeatureFolder
 
 _STOPPED = 128
@@ -23,7 +22,7 @@ _STOPPED = 128
 
 
 def cache_grids(
-    samples: Sequence[Sample], source: FeatureSource, folder: Path, budget_gb: float, precision: str, device: str
+    samples: Sequence[Sample], source: FeatureSpec, folder: Path, budget_gb: float, precision: str, device: str
 ) -> FeatureFolder:
     """Extracts what is missing of the grids of these images.
 
@@ -50,11 +49,11 @@ def cache_grids(
         status = extract(
             images,
             str(folder),
-            model=source.backbone,
+            model=source.model,
             layers=",".join(map(str, source.layers)),
             norm=source.norm,
-            resize=source.resize,
-            max_tokens=source.max_tokens,
+            resize=str(source.size),
+            max_tokens=source.size.max_tokens,
             precision=precision,  # type: ignore[arg-type]
             devices=device,
         )
@@ -63,16 +62,15 @@ def cache_grids(
     return FeatureFolder(folder)
 
 
-def _name(images: list[str], source: FeatureSource, precision: str) -> str:
+def _name(images: list[str], source: FeatureSpec, precision: str) -> str:
     """A name for these features of these images."""
     paths = [os.path.abspath(image) for image in images]
-    return digest(repr((source, precision, paths)), 12)
+    return digest([source.to_json(), precision, paths], 12)
 
 
-def _check_budget(images: list[str], source: FeatureSource, folder: Path, budget_gb: float) -> None:
-    spec = describe(source.backbone)
-    rule = Resize.parse(source.resize, source.max_tokens)
-    tokens = mean_tokens(list_images(images).images, rule, spec.patch_size)
+def _check_budget(images: list[str], source: FeatureSpec, folder: Path, budget_gb: float) -> None:
+    spec = describe(source.model)
+    tokens = look_at_some(list_images(images).images, spec, source.size).patches
     needed = len(images) * feature_bytes(tokens, spec.embed_dim, len(source.layers), "float16")
     text = (
         f"cached features of {len(images):,} images, about {tokens:,.0f} patches of {spec.embed_dim:,} channels in "

@@ -26,7 +26,7 @@ def write_report(
     """
     source = trained.source
     way = {
-        "backbone": source.backbone,
+        "backbone": source.model,
         "weights": source.weights,
         "layers": list(source.layers),
         "norm": source.norm,
@@ -36,6 +36,7 @@ def write_report(
         "max_tokens": inference.resize.max_tokens,
         "window": inference.window,
         "stride": inference.stride,
+        "fit": inference.fit,
         "scales": list(inference.scales),
         "flip": inference.flip,
         "images": images,
@@ -43,7 +44,7 @@ def write_report(
     table = scores.as_dict(trained.classes)
     layers = ", ".join(map(str, source.layers))
     lines = [
-        f"{trained.kind} head, {trained.mode} training, layers {layers} of {source.backbone}",
+        f"{trained.kind} head, {trained.mode} training, layers {layers} of {source.model}",
         f"{images:,} images, {inference}",
         format_scores(table),
     ]

@@ -6,14 +6,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evals.segmentation.history import CURVES, LOG
 from sail_encoder.io.errors import UserError
 from sail_encoder.io.runs import RUN, check_settings, require_own, write_run
 from sail_encoder.io.versions import versions
 
-RESULTS, CHECKPOINT, OVERLAYS, LABELS = "results.json", "checkpoint.pt", "overlays", "labels"
+RESULTS, CHECKPOINT, LOG, CURVES = "results.json", "checkpoint.pt", "log.jsonl", "curves.png"
+OVERLAYS, LABELS = "overlays", "labels"
 TRAIN, PREDICT = "segment train", "segment predict"
 """How run.json names the commands."""
+
+
+def check_owner(folder: Path) -> None:
+    """Makes sure that a folder holds nothing, or a training run, so that a run in it may be deleted.
+
+    Raises:
+        UserError: If it holds a run of another command or program, or a head without a run.
+    """
+    from heads.contract import WEIGHTS
+
+    if require_own(folder, TRAIN) is None and ((folder / WEIGHTS).exists() or (folder / OVERLAYS).exists()):
+        raise UserError(f"{folder} has no {RUN}, so what is in it is not overwritten; use another --out")
 
 
 def check_run(folder: Path, settings: dict[str, Any]) -> None:
@@ -64,12 +76,9 @@ def _remove_run(folder: Path) -> None:
     """Deletes a run, but neither cached grids nor drawn scenes, which any run may use."""
     from heads.contract import DESCRIPTION, WEIGHTS
 
-    if not (folder / RUN).exists():
-        if (folder / WEIGHTS).exists() or (folder / OVERLAYS).exists():
-            raise UserError(f"{folder} has no {RUN}, so what is in it is not overwritten; use another --out")
-        return
-    require_own(folder, TRAIN)
-    _remove(folder, (CHECKPOINT, LOG, CURVES, WEIGHTS, DESCRIPTION, RESULTS))
+    check_owner(folder)
+    if (folder / RUN).exists():
+        _remove(folder, (CHECKPOINT, LOG, CURVES, WEIGHTS, DESCRIPTION, RESULTS))
 
 
 def _remove(folder: Path, files: Sequence[str]) -> None:

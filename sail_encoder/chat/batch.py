@@ -11,7 +11,7 @@ from sail_encoder.chat.answers import AnswerFile
 from sail_encoder.chat.conversation import Chat, ask_together
 from sail_encoder.chat.questions import Query
 from sail_encoder.chat.sampling import Sampling
-from sail_encoder.extraction.pipeline import is_out_of_memory
+from sail_encoder.io.devices import is_out_of_memory
 from sail_encoder.io.errors import UserError
 from sail_encoder.io.signals import Interrupt
 

@@ -15,12 +15,13 @@ from transformers.generation.streamers import BaseStreamer
 from sail_encoder.chat.joining import join_caches, pad_behind_prefixes
 from sail_encoder.chat.questions import check_prompt
 from sail_encoder.chat.sampling import Sampling
-from sail_encoder.images.pixels import ImageLike, read_image
+from sail_encoder.images.decoding import ImageLike, read_image
 from sail_encoder.io.devices import choose_device, choose_dtype
 from sail_encoder.io.errors import UserError
 from sail_encoder.io.hub import TINY, find_checkpoint
 from sail_encoder.models.cache_name import CACHE
-from sail_encoder.models.sail.checkpoint import load_language_model, open_sail, read_preprocessing
+from sail_encoder.models.sail.checkpoint import load_language_model, open_sail
+from sail_encoder.models.sail.config_file import read_preprocessing
 from sail_encoder.models.sail.image_processing_sail import SailImageProcessor
 from sail_encoder.models.sail.modeling_sail import SailForCausalLM
 from sail_encoder.models.sail.positions import Grid

@@ -5,16 +5,16 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from sail_encoder.backbones.registry import announce, check_options
+from sail_encoder.backbones.descriptions import describe_sail
+from sail_encoder.backbones.registry import announce, check_features
 from sail_encoder.chat.answers import AnswerFile
 from sail_encoder.chat.fingerprint import fingerprint_checkpoint
 from sail_encoder.chat.questions import check_prompt, read_queries
 from sail_encoder.chat.sampling import Sampling
-from sail_encoder.images.pixels import read_image
+from sail_encoder.images.decoding import read_image
 from sail_encoder.io.devices import check_device, choose_device, choose_dtype
 from sail_encoder.io.errors import UserError, require_positive
 from sail_encoder.io.hub import find_checkpoint
-from sail_encoder.models.sail.config_file import describe_sail
 
 
 def chat(
@@ -89,7 +89,7 @@ def chat(
 
 def _check_model(model: str, device: str, max_tokens: int | None, sliding_window: int | str) -> None:
     check_device(device)
-    check_options("all", "auto", max_tokens)
+    check_features("all", "auto", max_tokens)
     if isinstance(sliding_window, int):
         require_positive("sliding_window", sliding_window)
     describe_sail(model)

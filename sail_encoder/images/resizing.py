@@ -20,7 +20,8 @@ class Resize:
         fixed: (height, width) for all images, squashed to it whatever their aspect. None is the native rule: keep
             size and aspect, up to the next whole patch and `max_tokens`.
         max_tokens: Patches at most under the native rule.
-        short: Under the native rule, first bring the shorter side to so many pixels.
+        short: Bring the shorter side to so many pixels, and then each side by itself up to the next whole patch, as
+            InternVL's segmentation does; within `max_tokens`.
     """
 
     fixed: Size | None = None
@@ -62,21 +63,32 @@ class Resize:
             return f"short{self.short}"
         return "native" if self.fixed is None else f"{self.fixed[0]}x{self.fixed[1]}"
 
-    def pixels(self, size: Size) -> Size:
-        """Height and width that are aimed at, before whole patches and the limit of tokens are seen to."""
-        if self.fixed is not None:
-            return self.fixed
-        factor = 1 if self.short is None else self.short / min(size)
-        return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
+    def pixels(self, size: Size, scale: float = 1.0) -> Size:
+        """Height and width that are aimed at, before whole patches and the limit of tokens are seen to.
+
+        Args:
+            size: Height and width of the image in pixels.
+            scale: Factor on the size that the rule asks for. Of a shorter side it makes a whole number, rounded down,
+                and the longer side follows that, as mmsegmentation and DINOv3 have it.
+        """
+        if self.short is None or self.fixed is not None:
+            height, width = self.fixed or size
+            return max(1, round(height * scale)), max(1, round(width * scale))
+        short = max(1, int(self.short * scale))
+        height, width = (int(short * side / min(size) + 0.5) for side in size)
+        return height, width
 
     def grid(self, size: Size, patch_size: int) -> Size:
         """Rows and columns of patches for an image of this size, at least one each."""
+        if self.fixed is None and self.short is None:
+            return native_grid(size, patch_size, self.max_tokens)
+        height, width = self.pixels(size)
         if self.fixed is None:
-            return native_grid(self.pixels(size), patch_size, self.max_tokens)
-        if any(side % patch_size for side in self.fixed):
+            return _limit_tokens(-(-height // patch_size), -(-width // patch_size), self.max_tokens)
+        if height % patch_size or width % patch_size:
             nearest = "x".join(str(max(1, round(side / patch_size)) * patch_size) for side in self.fixed)
             raise UserError(f"resize {self} is not a multiple of the patch size {patch_size}; the nearest is {nearest}")
-        return self.fixed[0] // patch_size, self.fixed[1] // patch_size
+        return height // patch_size, width // patch_size
 
 
 def native_grid(size: Size, patch_size: int, max_tokens: int) -> Size:
@@ -96,9 +108,14 @@ def native_grid(size: Size, patch_size: int, max_tokens: int) -> Size:
     long, short = max(size), min(size)
     long_patches = math.ceil(long / patch_size)
     short_patches = math.ceil(int(long_patches * patch_size * (short / long)) / patch_size)
-    if long_patches * short_patches > max_tokens:
-        factor = math.sqrt(max_tokens / (long_patches * short_patches))
-        long_patches, short_patches = int(long_patches * factor), int(short_patches * factor)
+    rows, columns = (long_patches, short_patches) if size[0] >= size[1] else (short_patches, long_patches)
+    return _limit_tokens(rows, columns, max_tokens)
+
+
+def _limit_tokens(rows: int, columns: int, max_tokens: int) -> Size:
+    """A grid of at most so many patches, at least one on each side."""
+    if rows * columns > max_tokens:
+        factor = math.sqrt(max_tokens / (rows * columns))
+        rows, columns = int(rows * factor), int(columns * factor)
     # An extreme aspect leaves the short side without a patch, and the long side may then not exceed the limit alone.
-    long_patches, short_patches = min(max(long_patches, 1), max_tokens), max(short_patches, 1)
-    return (long_patches, short_patches) if size[0] >= size[1] else (short_patches, long_patches)
+    return min(max(rows, 1), max_tokens), min(max(columns, 1), max_tokens)

@@ -188,3 +188,14 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
     # A link to itself leads nowhere, like a link to a missing file.
     except OSError:
         return False
+
+
+def format_bytes(count: float) -> str:
+    """Writes a size for people, in powers of 1000."""
+    if count < 1000:
+        return f"{count:,.0f} bytes"
+    for unit in ("kB", "MB", "GB"):
+        count /= 1000
+        if count < 1000:
+            return f"{count:,.1f} {unit}"
+    return f"{count / 1000:,.1f} TB"

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
-from sail_encoder.io.digests import digest
 from sail_encoder.io.errors import UserError
+from sail_encoder.io.fingerprints import digest
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sail_encoder.io.errors import StoreError, UserError
+from sail_encoder.io.errors import StoreError, UserError, name_changes
 from sail_encoder.io.files import read_json, write_json
 
 RUN = "run.json"
@@ -59,16 +59,9 @@ def check_settings(folder: Path, settings: Mapping[str, Any], command: str = "ex
     maker = command_of(run)
     if maker not in (command, None):
         raise StoreError(f"{folder} holds a run of sail {maker}; use another --out")
-    changes = changed_settings(run["settings"], settings)
+    changes = name_changes(run["settings"], settings)
     if changes:
-        raise StoreError(
-            f"{folder} holds a run with other settings: {'; '.join(changes)}; use another --out or --overwrite true"
-        )
-
-
-def changed_settings(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Settings that differ from earlier ones, each as `name was 1, now 2`; those that nobody asks for do not count."""
-    return [f"{name} was {earlier.get(name)}, now {new}" for name, new in now.items() if earlier.get(name) != new]
+        raise StoreError(f"{folder} holds a run with other settings: {changes}; use another --out or --overwrite true")
 
 
 def require_own(folder: Path, command: str) -> dict[str, Any] | None:

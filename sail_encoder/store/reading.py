@@ -9,6 +9,7 @@ from typing import Any, BinaryIO, Literal, overload
 import numpy as np
 from numpy.lib import format as npy_format
 
+from sail_encoder.backbones.spec import FeatureSpec
 from sail_encoder.images.table import STEP, Array, KeyIndex
 from sail_encoder.io.errors import StoreError
 from sail_encoder.io.files import open_regular
@@ -109,8 +110,8 @@ class FeatureFolder:
         folder: The `--out` of that run.
 
     Attributes:
-        settings: What the features are: layers, norm, pool, resize, weights (a fingerprint), ...
-        model: Name of the model, for people.
+        settings: What run.json says of the features.
+        spec: What the features are: layers, norm, pool, size, weights (a fingerprint), ...
         entries: The images that have features, in the order of the run.
 
     Raises:
@@ -124,9 +125,8 @@ class FeatureFolder:
         if run is None or not (self.folder / INDEX).exists():
             lacks = RUN if run is None else INDEX
             raise StoreError(f"{folder} has no {lacks}; run (or resume) sail extract SOURCE --out {folder} first")
-        self.settings: dict[str, Any] = _Settings(run["settings"], self.folder / RUN)
-        self.model = _model_of(run)
-        _check_layers(self.settings["layers"], self.folder / RUN)
+        self.settings: dict[str, Any] = run["settings"]
+        self.spec = _read_spec(run, self.folder / RUN)
         self.entries = Entries(self._read_index())
 
     def _read_index(self) -> Any:
@@ -150,12 +150,12 @@ class FeatureFolder:
     @property
     def layers(self) -> list[int]:
         """The blocks that were stored."""
-        return list(self.settings["layers"])
+        return list(self.spec.layers)
 
     @property
     def is_pooled(self) -> bool:
         """Whether there is one vector an image, and no grid."""
-        return self.settings["pool"] != "none"
+        return self.spec.pool != "none"
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -169,7 +169,7 @@ class FeatureFolder:
     def __repr__(self) -> str:
         kind = "vectors" if self.is_pooled else "grids"
         layers = ", ".join(map(str, self.layers))
-        return f"FeatureFolder('{self.folder}': {len(self):,} {kind} of {self.model}, layers {layers})"
+        return f"FeatureFolder('{self.folder}': {len(self):,} {kind} of {self.spec.model}, layers {layers})"
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_shards"}
@@ -282,30 +282,15 @@ class FeatureFolder:
 _AGAIN = "the same sail extract writes it again"
 
 
-class _Settings(dict[str, Any]):
-    """Settings of a run, of which one that is missing is named."""
-
-    def __init__(self, settings: dict[str, Any], path: Path) -> None:
-        super().__init__(settings)
-        self.path = path
-
-    def __missing__(self, name: str) -> Any:
-        raise StoreError(f"{self.path} says nothing of '{name}', so it is damaged, or of no extraction; {_AGAIN}")
-
-    def __reduce__(self) -> Any:
-        return _Settings, (dict(self), self.path)
-
-
-def _check_layers(layers: Any, path: Path) -> None:
-    if not isinstance(layers, list) or not layers or not all(isinstance(layer, int) for layer in layers):
-        raise StoreError(f"{path} is damaged: its layers are {layers}; {_AGAIN}")
-
-
-def _model_of(run: dict[str, Any]) -> str:
-    """The model that the last report of a run names."""
-    runs = run.get("runs")
-    last = runs[-1] if isinstance(runs, list) and runs else None
-    return str(last["model"]) if isinstance(last, dict) and "model" in last else "an unknown model"
+def _read_spec(run: dict[str, Any], path: Path) -> FeatureSpec:
+    """What run.json says of the features; the model is the one that the last report names."""
+    reports = run.get("runs")
+    last = reports[-1] if isinstance(reports, list) and reports else None
+    model = str(last["model"]) if isinstance(last, dict) and "model" in last else "an unknown model"
+    try:
+        return FeatureSpec.from_json({"model": model, **run["settings"]})
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreError(f"{path} is damaged, or of no extraction ({error!r}); {_AGAIN}") from None
 
 
 def _read_header(file: BinaryIO) -> tuple[tuple[int, ...], "np.dtype[Any]"]:

@@ -7,8 +7,8 @@ import numpy as np
 
 from sail_encoder.images.files import ImageFile
 from sail_encoder.images.table import Array, key_lists, take
-from sail_encoder.io.digests import digest
 from sail_encoder.io.errors import UserError
+from sail_encoder.io.fingerprints import digest
 
 
 @dataclass(frozen=True)

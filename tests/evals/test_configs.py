@@ -11,11 +11,11 @@ import yaml
 
 from evals.datasets.labelled import LabelledImages
 from evals.datasets.made import MADE
-from evals.features import _plan
 from evals.options import parse_probes
 from evals.probe import probe
 from evals.probing import build_probe, check_stepwise, parts_for
 from heads.logistic import LogisticSolver
+from heads.targets import TargetSpace
 from heads.trained import TrainedProbe
 from sail_cli import main
 from sail_encoder.backbones.spec import BackboneSpec
@@ -56,7 +56,7 @@ def backbone(name):
     """Sizes as of SAIL-7B, under any name; raw pixels are patches of 16."""
     side = 16 if name.startswith("raw/") else 14
     sizes = {"patch_size": side, "embed_dim": WIDTH, "num_layers": 32, "attention_dim": WIDTH, "extra_tokens": 2}
-    return BackboneSpec(name=name, kind="SAIL", block_parameters=1, other_parameters=1, resize=Resize(), **sizes)
+    return BackboneSpec(name=name, family="sail", block_parameters=1, other_parameters=1, resize=Resize(), **sizes)
 
 
 @pytest.fixture
@@ -67,22 +67,18 @@ def reached(monkeypatch, tmp_path):
     monkeypatch.setattr("sail_encoder.backbones.registry.describe", backbone)
     seen = []
 
-    def extract(dataset, wanted, cache, probes):
-        seen.append((dataset.name, cache, [plan_of(dataset, settings) for settings in wanted]))
+    def extract(dataset, wanted, device, cache, probes):
+        seen.append((dataset.name, cache, device, wanted))
         return [None]
 
     def fit(run, probes, features, splits):
         seen.append((run.out, samples(splits, run.choose_on), [learned(name, probes[name]) for name in probes]))
         raise WorkBeginsError
 
-    def train(out, dataset, settings, crops, choose_on, probes, splits):
-        seen.append((dataset.name, out, plan_of(dataset, settings), crops, samples(splits, choose_on)))
+    def train(out, dataset, features, device, crops, choose_on, probes, splits):
+        seen.append((dataset.name, out, features, device, crops, samples(splits, choose_on)))
         seen.append([learned(name, probes[name]) for name in probes])
         raise WorkBeginsError
-
-    def plan_of(dataset, settings):
-        plan = _plan(dataset, settings, grids=False)
-        return plan.spec.name, plan.settings, settings.fuse, settings.pretrained
 
     def learned(name, settings):
         one = build_probe(name, settings, "classification", 0, "cpu")
@@ -110,11 +106,14 @@ def samples(splits, choose_on):
 
 
 def trained(one):
-    """The recipe of a probe, and what its untrained heads make of made-up features."""
+    """The recipe of a probe, and what its untrained heads make of made-up features, with their loss."""
     torch.manual_seed(0)
-    bank, images = one.build(WIDTH, 3, len(one.recipe.lrs)), torch.randn(12, WIDTH)
+    bank, images = one.build(WIDTH, 3, len(one.recipe.learning_rates)), torch.randn(12, WIDTH)
     batch = (images, torch.full((3,), 4)) if one.takes == "grids" else images
-    return one.recipe, bank(batch).flatten().tolist()
+    one.targets_ = TargetSpace.of(np.arange(3), "classification")
+    scores = bank(batch)
+    targets = torch.arange(scores.shape[1]) % 3
+    return one.recipe, scores.flatten().tolist(), one.loss(bank, (batch, targets)).item()
 
 
 def fitted(one, monkeypatch):
@@ -134,6 +133,7 @@ def test_there_is_one_for_each_protocol():
         "imagenet1k-aim-attentive",
         "imagenet1k-dinov2-knn-logistic",
         "imagenet1k-dinov3-linear",
+        "imagenet1k-efficient-probing",
         "imagenet1k-internvl-linear",
     }
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import warnings
 from importlib.metadata import EntryPoint, EntryPoints
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,15 +14,16 @@ import torch
 
 from heads import registry
 from heads.attentive import AttentiveProbe
-from heads.contract import FeatureSource, HeadError
+from heads.contract import HeadError
 from heads.knn import KNNProbe
 from heads.linear import LinearProbe
 from heads.logistic import LogisticProbe
 from heads.registry import get_head, head_names, load_probe
 from heads.ridge import RidgeProbe
+from sail_encoder.backbones.spec import FeatureSpec
 from sail_encoder.io.errors import UserError
 
-SOURCE = FeatureSource("sail-tiny", "abc123", (2, 5), norm=True, pool="mean")
+SOURCE = FeatureSpec("sail-tiny", (2, 5), weights="abc123", norm=True, pool="mean")
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +40,8 @@ def features_for(probe, X):
 
 PROBES = [
     LinearProbe(steps=10),
-    LinearProbe(steps=10, batch_norm=True, lrs=(0.1,)),
-    LinearProbe(steps=10, batch_norm="affine", lrs=(0.1, 0.2)),
+    LinearProbe(steps=10, batch_norm=True, learning_rates=(0.1,)),
+    LinearProbe(steps=10, batch_norm="affine", learning_rates=(0.1, 0.2)),
     LogisticProbe(),
     RidgeProbe(alphas=np.array([1.0, 10.0])),
     KNNProbe(),
@@ -73,7 +75,7 @@ def test_saved_and_loaded(data, probe, targets, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"weights": "fff"}, "weights abc123 of sail-tiny, not on weights fff"),
+        ({"weights": "fff"}, "weights was abc123, now fff"),
         ({"layers": (5,)}, "layers"),
         ({"norm": False}, "norm"),
         ({"pool": "max"}, "pool"),
@@ -84,7 +86,7 @@ def test_features_of_another_source_are_refused(data, change, message, tmp_path)
     RidgeProbe().fit(*data).save(tmp_path, SOURCE)
     with pytest.raises(HeadError, match=message):
         load_probe(tmp_path, dataclasses.replace(SOURCE, **change))
-    load_probe(tmp_path, dataclasses.replace(SOURCE, backbone="a copy elsewhere"))
+    load_probe(tmp_path, dataclasses.replace(SOURCE, model="a copy elsewhere"))
     load_probe(tmp_path)
 
 
@@ -160,7 +162,7 @@ def test_folders_without_a_head(data, tmp_path):
     [
         ({"source": {"backbone": "a"}}, "holds no head that can be read"),
         ({"settings": {"rates": 1}}, "is of another version .*rates.*; fit it again"),
-        ({"settings": {"lrs": "fast"}}, "lrs is 'fast'"),
+        ({"settings": {"learning_rates": "fast"}}, "learning_rates is 'fast'"),
         ({"settings": {"batch_norm": True}}, "do not fit its settings; fit it again"),
     ],
 )
@@ -171,6 +173,31 @@ def test_heads_that_do_not_fit(data, change, message, tmp_path):
     with pytest.raises(HeadError, match=message) as caught:
         load_probe(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+FIRST_VERSION = Path(__file__).parents[1] / "golden/heads_of_0_1_0"
+
+
+@pytest.mark.parametrize("kind", ["linear", "attentive"])
+def test_heads_of_the_first_version_load_with_a_line_about_their_settings(kind, capsys):
+    expected = json.loads((FIRST_VERSION / "expected.json").read_text())
+    X = np.array(expected["features"], np.float32)
+    head = load_probe(FIRST_VERSION / kind, FeatureSpec("raw/14", (0,), pool="mean", weights="abc"))
+    scores = head.scores([row.reshape(2, 1, 2) for row in X] if kind == "attentive" else X)
+    np.testing.assert_allclose(scores, expected[kind]["scores"], rtol=1e-5, atol=1e-6)
+    assert head.chosen_ == expected[kind]["chosen"]
+    assert {candidate.name for candidate in head.path_} == {"learning_rate"}
+    assert head.settings()["learning_rates"] == [candidate.value for candidate in head.path_]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"the saved {kind} head: 'lrs' is now 'learning_rates', 'lr_batch' is now 'base_batch_size'")
+
+
+def test_a_head_that_is_saved_again_needs_no_line(tmp_path, capsys):
+    load_probe(FIRST_VERSION / "linear").save(tmp_path)
+    capsys.readouterr()
+    again = load_probe(tmp_path)
+    assert capsys.readouterr().err == ""
+    assert again.learning_rates == [0.01, 0.1]
 
 
 def test_other_packages_add_heads(monkeypatch):

@@ -18,7 +18,7 @@ from sail_encoder.store.records import Record, read_journals
 from sail_encoder.store.shares import Share
 from sail_encoder.store.store import FeatureStore, remove_run
 
-SETTINGS = {"layers": [5], "dtype": "float16", "pool": "mean"}
+SETTINGS = {"layers": [5], "size": "native", "dtype": "float16", "pool": "mean"}
 
 
 def images(count, size=10):
