@@ -8,7 +8,7 @@ class UserError(ValueError):
     """A mistake in what was asked for; the message names the value, what is allowed, and what to do next."""
 
 
-def in_one_line(error: UserError | OSError) -> str:
+def in_one_line(error: Exception) -> str:
     """What a command prints of an error that is no bug: for what a file system refuses, the file and the reason."""
     text = str(error)
     if isinstance(error, OSError) and error.strerror:
