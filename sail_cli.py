@@ -5,6 +5,7 @@ Options and help come from the function's signature and docstring. A sub-command
 """
 
 import importlib
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -101,6 +102,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(in_one_line(error))
     except KeyboardInterrupt:
         return 130
+    # A mistake of the program, or a file that nobody has foreseen.
+    except Exception as error:
+        return _complain(f"{in_one_line(error)}; {_keep_traceback(arguments)}")
 
 
 def _run(name: str, arguments: list[str]) -> int:
@@ -147,6 +151,21 @@ def _overview(group: str = "") -> str:
     width = max(map(len, shown))
     rows = [f"  {name:<{width}}  {command.summary}" for name, command in shown.items()]
     return "\n".join(["usage: sail COMMAND ...", "", *rows, "", "sail COMMAND --help tells more."])
+
+
+def _keep_traceback(arguments: Sequence[str]) -> str:
+    """Writes down how the error that is being handled came about; says where, and what to do with it."""
+    import tempfile
+    import traceback
+
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="sail-", suffix=".txt", delete=False) as file:
+            file.write(f"sail {__version__}, python {sys.version}\nsail {shlex.join(arguments)}\n\n")
+            traceback.print_exc(file=file)
+    except (OSError, ValueError):
+        traceback.print_exc()
+        return "this is no mistake of yours; please report it with the lines above"
+    return f"this is no mistake of yours; please report it with what stands in {file.name}"
 
 
 def _complain(message: str) -> int:
