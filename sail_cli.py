@@ -164,8 +164,8 @@ def _keep_traceback(arguments: Sequence[str]) -> str:
             traceback.print_exc(file=file)
     except (OSError, ValueError):
         traceback.print_exc()
-        return "this is no mistake of yours; please report it with the lines above"
-    return f"this is no mistake of yours; please report it with what stands in {file.name}"
+        return "this was not foreseen; please report it with the lines above"
+    return f"this was not foreseen; please report it with what stands in {file.name}"
 
 
 def _complain(message: str) -> int:

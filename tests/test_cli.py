@@ -208,10 +208,15 @@ def command_that_raises(monkeypatch):
     return install
 
 
-def test_bugs_are_not_hidden(command_that_raises):
+def test_bugs_are_one_line_and_their_traceback_a_file(command_that_raises, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     command_that_raises(KeyError("a bug"))
-    with pytest.raises(KeyError):
-        main(["broken"])
+    assert main(["broken"]) == 2
+    (file,) = tmp_path.iterdir()
+    line = f"sail: KeyError: 'a bug'; this was not foreseen; please report it with what stands in {file}\n"
+    assert capsys.readouterr().err == line
+    assert "sail broken\n" in file.read_text()
+    assert "raise error" in file.read_text()
 
 
 @pytest.mark.parametrize(
