@@ -59,6 +59,9 @@ class ArgumentReader:
             else:
                 self._words.append(argument)
         values = {**self._from_files, **self._options, **self._place_words()}
+        for name, value in values.items():
+            if any("\0" in text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)):
+                raise UserError(f"--{name} cannot hold a NUL character")
         if not self.print_config:
             self._require_all(values)
         return values

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import sys
 import tempfile
 import time
@@ -25,7 +26,7 @@ def save_report(error: Exception, arguments: Sequence[str]) -> str:
     """
     text = "\n".join(
         [
-            f"command   sail {' '.join(arguments)}",
+            f"command   sail {shlex.join(arguments)}",
             f"versions  {json.dumps(versions())}",
             f"platform  {sys.platform}",
             "",
@@ -39,8 +40,8 @@ def save_report(error: Exception, arguments: Sequence[str]) -> str:
                 file.write(text)
         except OSError:
             continue
-        return f"unexpected {type(error).__name__}: {in_one_line(error)}; please report it with {folder / name}"
-    return f"unexpected {type(error).__name__}: {in_one_line(error)}; please report it"
+        return f"unexpected {in_one_line(error)}; please report it with {folder / name}"
+    return f"unexpected {in_one_line(error)}; please report it"
 
 
 def _output_folder(arguments: Sequence[str]) -> Path:

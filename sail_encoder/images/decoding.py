@@ -9,15 +9,12 @@ from typing import Any, TypeAlias
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from sail_encoder.images.resizing import Size
+from sail_encoder.images.resizing import MAX_PIXELS, Size
 from sail_encoder.io.errors import ImageError
 
 Array: TypeAlias = np.ndarray[Any, Any]
 ImageLike: TypeAlias = Any
 """A path, a PIL image, an array [height, width, 3] or a tensor [3, height, width]."""
-
-MAX_PIXELS = 178_956_970
-"""Largest image that is decoded: the size at which Pillow speaks of a decompression bomb."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA")
 """What Pillow may take a file for, whatever its name: no format that hands it on to another program."""

@@ -14,6 +14,13 @@ MAX_TOKENS = 4096
 """Patches of an image at most, as the published example has it; the paper's tables were made with 3600."""
 
 
+MAX_PIXELS = 178_956_970
+"""Largest image that is decoded or made: the size at which Pillow speaks of a decompression bomb."""
+
+_LONGEST = 40
+"""Characters in which any rule can be written."""
+
+
 @dataclass(frozen=True)
 class Resize:
     """How images are brought to a size that patches tile.
@@ -37,12 +44,15 @@ class Resize:
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
             raise UserError(f"max_tokens is {self.max_tokens}; allowed is 1 or more")
-        if self.fixed is not None and min(self.fixed) < 1:
-            raise UserError(f"resize to {self.fixed[0]}x{self.fixed[1]} is not possible; sides start at 1 pixel")
-        if self.short is not None and self.short < 1:
-            raise UserError(f"resize to a shorter side of {self.short} is not possible; sides start at 1 pixel")
         if self.max_tiles < 1 or (self.tile is not None and self.tile < 1):
             raise UserError(f"resize {self} is not possible; tiles and their sides start at 1")
+        height, width = self.fixed or ((self.tile if self.short is None else self.short),) * 2
+        if height is None or width is None:
+            return
+        if min(height, width) < 1:
+            raise UserError(f"resize to {self} is not possible; sides start at 1 pixel")
+        if height * width * (1 if self.tile is None else self.max_tiles) > MAX_PIXELS:
+            raise UserError(f"resize to {self} is not possible; allowed are {MAX_PIXELS:,} pixels, such as 13377x13377")
 
     @classmethod
     def parse(cls, text: str, max_tokens: int = MAX_TOKENS) -> "Resize":
@@ -58,6 +68,10 @@ class Resize:
         """
         if text == "native":
             return cls(None, max_tokens)
+        if len(text) > _LONGEST:
+            raise UserError(
+                f"resize '{text[:_LONGEST]}...' is not understood; use native, a side such as 224, or 448x672"
+            )
         if tiles := re.fullmatch(r"tiles(?:(\d+)x(\d+))?", text):
             side, limit = (int(number) if number else None for number in tiles.groups())
             return cls(None, max_tokens, None, TILE_SIZE if side is None else side, limit or MAX_TILES)

@@ -8,12 +8,17 @@ class UserError(ValueError):
     """A mistake in what was asked for; the message names the value, what is allowed, and what to do next."""
 
 
+_LONGEST_LINE = 1000
+"""Characters of an error that are printed at most, since a file may say what is put into it."""
+
+
 def in_one_line(error: Exception) -> str:
-    """What a command prints of an error that is no bug: for what a file system refuses, the file and the reason."""
-    text = str(error)
+    """Line that a command prints of an error: for what a file system refuses, the file and the reason."""
+    text = str(error) if isinstance(error, (UserError, OSError)) else f"{type(error).__name__}: {error}"
     if isinstance(error, OSError) and error.strerror:
         text = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
-    return " ".join(text.split())
+    line = " ".join(text.split())
+    return line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]}..."
 
 
 def name_changes(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> str:
