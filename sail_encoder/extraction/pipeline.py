@@ -16,6 +16,7 @@ from sail_encoder.backbones.packing import Pack, pack_consecutive
 from sail_encoder.extraction.plan import Request
 from sail_encoder.images.pixels import Array, PatchedImage
 from sail_encoder.images.sources import ImageFile
+from sail_encoder.io.devices import is_out_of_memory
 from sail_encoder.io.errors import ImageError
 from sail_encoder.io.threads import Behind, map_ahead, prefetch
 from sail_encoder.store.records import Record
@@ -24,14 +25,6 @@ from sail_encoder.store.store import FeatureStore
 PACKS_AHEAD = 2
 PACKS_BEHIND = 2
 IMAGES_AHEAD_PER_READER = 4
-_OUT_OF_MEMORY = (
-    "can't allocate memory",
-    "not enough memory",
-    "MPS backend out of memory",
-    "CUDA error: out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-)
-"""What errors say that are no `torch.OutOfMemoryError`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,10 +219,3 @@ class Pipeline:
             for part, fits, shape in zip(values, finite, shapes, strict=True)
         ]
         return group.pack.unsort(arrays)
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory has run out, on a GPU or on the CPU."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return any(words in str(error) for words in _OUT_OF_MEMORY)

@@ -2,6 +2,7 @@
 
 import io
 import os
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -161,6 +162,9 @@ def _open(source: str | io.BytesIO) -> Image.Image:
 
 def _decode(source: str | io.BytesIO, exif_rotate: bool) -> tuple[Image.Image, int]:
     try:
+        # Anything else, such as a pipe, may never give an end.
+        if isinstance(source, str) and not stat.S_ISREG(os.stat(source).st_mode):
+            raise ImageError("no regular file")
         with _open(source) as opened:
             return _upright_rgb(opened, exif_rotate)
     except ImageError:

@@ -11,6 +11,15 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "bfloat16", "float16")
 
+_OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "MPS backend out of memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+"""Words of errors about memory that are no `torch.OutOfMemoryError`."""
+
 _DEVICE = re.compile(r"auto|(cpu|cuda|mps|xpu)(:[0-9]{1,3})?")
 
 
@@ -82,6 +91,15 @@ def list_devices(devices: str) -> "list[torch.device]":
     if devices == "auto" and torch.cuda.is_available():
         return [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
     return [choose_device(device) for device in split_devices(devices)]
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory has run out, on a GPU or on the CPU."""
+    import torch
+
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
 def measure_matrix_rate(device: "torch.device", dtype: "torch.dtype", size: int | None = None) -> float:

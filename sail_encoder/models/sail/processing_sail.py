@@ -30,7 +30,9 @@ CHAT_TEMPLATE = """\
 {%- set part.text = message.content -%}
 {%- else -%}
 {%- for item in message.content -%}
-{%- if item.type == 'image' -%}{%- set part.images = part.images + '<vision><vpatch></vision>' -%}
+{%- if item.type == 'image' and part.text -%}
+{{ raise_exception('SAIL never saw an image after text of its turn; put images first') }}
+{%- elif item.type == 'image' -%}{%- set part.images = part.images + '<vision><vpatch></vision>' -%}
 {%- elif item.type == 'text' -%}{%- set part.text = part.text + item.text -%}
 {%- else -%}{{ raise_exception('SAIL reads text and images, not ' + item.type) }}{%- endif -%}
 {%- endfor -%}

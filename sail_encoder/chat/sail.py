@@ -1,0 +1,115 @@
+"""SAIL as a chat model: images come before all text of their turn, and see themselves in full."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AutoTokenizer, DynamicCache
+
+from sail_encoder.chat.engine import Engine, Prefix, Prompt, explain_tokenizer
+from sail_encoder.chat.families import SAIL
+from sail_encoder.chat.texts import Said
+from sail_encoder.io.hub import find_checkpoint
+from sail_encoder.models.cache_name import CACHE
+from sail_encoder.models.sail.checkpoint import load_language_model, open_sail, read_preprocessing
+from sail_encoder.models.sail.image_processing_sail import SailImageProcessor
+from sail_encoder.models.sail.positions import Grid
+from sail_encoder.models.sail.processing_sail import SailProcessor
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SailPrefix(Prefix):
+    """An image as patches.
+
+    Attributes:
+        grid: Rows and columns of patches.
+        patches: [rows * columns, 3 * patch_size**2], normalised, in the memory of the CPU.
+    """
+
+    grid: Grid
+    patches: Tensor
+
+
+class SailEngine(Engine):
+    """Runs SAIL: an image goes through the whole model alone, and what is said continues from its keys and values."""
+
+    family = SAIL
+    images_lead = True
+    image_limit = "max_tokens"
+    markers = ("[INST]", "[/INST]")
+
+    @classmethod
+    def load(  # type: ignore[override]
+        cls,
+        name: str,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        max_tokens: int | None = None,
+        sliding_window: int | Literal["config", "none"] = "config",
+    ) -> "SailEngine":
+        """Loads a SAIL.
+
+        Args:
+            name: `sail-tiny`, a folder, or a Hub name.
+            device: Where to.
+            dtype: Precision of weights and computation.
+            max_tokens: Patches of an image at most; by default the model's own limit.
+            sliding_window: How far back text sees: as the configuration says, all the way (`none`), or so many tokens.
+
+        Raises:
+            CheckpointError: If the checkpoint cannot be used, or has no language head or tokenizer.
+        """
+        folder = find_checkpoint(name)
+        checkpoint = open_sail(folder)
+        if sliding_window != "config":
+            checkpoint.config.sliding_window = None if sliding_window == "none" else sliding_window
+        with explain_tokenizer(folder):
+            # Code that comes with a checkpoint is never run, and nobody is asked whether to run it.
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        preprocessing = {"patch_size": checkpoint.config.vision_patch_size, **read_preprocessing(folder)}
+        if max_tokens is not None:
+            preprocessing["max_tokens"] = max_tokens
+        model = load_language_model(checkpoint, device, dtype)
+        return cls(model, SailProcessor(SailImageProcessor(**preprocessing), tokenizer))
+
+    @property
+    def image_end_id(self) -> int:
+        end: int = self.model.config.vision_token_ids[2]
+        return end
+
+    def prepare_image(self, image: Image.Image) -> SailPrefix:
+        inputs = self.processor.image_processor(image, return_tensors="pt")
+        rows, columns = inputs["image_grid_hw"][0].tolist()
+        size = (image.height, image.width)
+        return SailPrefix(rows * columns + 2, size, grid=(rows, columns), patches=inputs["pixel_values"])
+
+    def tokenize_turn(
+        self, question: str, prefixes: Sequence[Prefix], is_first: bool, answer: str | None = None
+    ) -> list[int]:
+        start, patch, end = self.model.config.vision_token_ids
+        ids = [token for prefix in prefixes for token in (start, *[patch] * (prefix.tokens - 2), end)]
+        if is_first:
+            ids.append(self.processor.tokenizer.bos_token_id)
+        # As in training, what follows a marker is a text of its own to the tokenizer.
+        ids += self.text.encode(["[INST] ", Said(question), " [/INST]"])
+        return ids if answer is None else [*ids, *self.text.encode([Said(answer)]), self.end_id]
+
+    def fill(self, cache: DynamicCache, ids: list[int], prefixes: Sequence[Any]) -> DynamicCache:
+        pixels, grids = torch.cat([prefix.patches for prefix in prefixes]).to(self.device), _grids(prefixes)
+        if cache.get_seq_length() == 0 and len(ids) == prefixes[0].tokens:
+            return self.model.model.encode_prefix(pixels, grids)
+        input_ids = torch.tensor([ids], device=self.device)
+        self.model.model(input_ids=input_ids, pixel_values=pixels, image_grid_hw=grids, **{CACHE: cache})
+        return cache
+
+    def generation_inputs(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
+        prefixes = [prefix for prompt in prompts for prefix in prompt.prefixes]
+        return {"image_grid_hw": _grids(prefixes) if prefixes else None}
+
+
+def _grids(prefixes: Sequence[Any]) -> Tensor:
+    return torch.tensor([prefix.grid for prefix in prefixes])
