@@ -32,9 +32,8 @@ from transformers.cache_utils import DynamicCache
 from benchmarks.models import SIZES, build_model, synchronize
 from benchmarks.published import encode_image
 from sail_encoder.backbones.sail import SailVisionBackbone
+from sail_encoder.backbones.spec import BackboneSpec, FeatureSpec
 from sail_encoder.extraction.pipeline import Pipeline
-from sail_encoder.extraction.plan import Request
-from sail_encoder.images.pixels import patch_image
 from sail_encoder.images.resizing import Resize, Size
 from sail_encoder.images.sources import list_images
 from sail_encoder.io.devices import measure_matrix_rate
@@ -75,10 +74,10 @@ def draw_photographs(folder: Path, count: int, scale: float) -> None:
 
 def ours(setting: Setting, layer: int) -> float:
     """Seconds from files to .npy."""
-    request = Request((layer,), True, "none", "float16", Resize(), False)
+    features = FeatureSpec("benchmark", (layer,))
     images = list_images([str(setting.folder)]).images
     with tempfile.TemporaryDirectory() as out, FeatureStore(Path(out), {"benchmark": True}) as store:
-        pipeline = Pipeline(setting.backbone, store, request, setting.budget, 2, lambda records: None)
+        pipeline = Pipeline(setting.backbone, store, features, lambda records: None, setting.budget, 2)
         start = time.perf_counter()
         pipeline.run(store.missing(images))
         store.finish(images, {})
@@ -131,9 +130,9 @@ def published(setting: Setting) -> float:
     """Seconds of the published example's way, from files to features in memory."""
     start = time.perf_counter()
     for path in sorted(setting.folder.glob("*.jpg")):
-        image = patch_image(path, Resize(), 14)
-        pixels = setting.backbone.normalize(torch.from_numpy(image.patches).to(setting.device))
-        encode_image(setting.model, pixels, image.grid, DynamicCache())[-1].float().cpu().numpy()
+        image = setting.backbone.prepare(path, Resize())
+        pixels = setting.backbone.normalize(torch.from_numpy(image.views).to(setting.device))
+        encode_image(setting.model, pixels, image.geometry.grid, DynamicCache())[-1].float().cpu().numpy()
     return time.perf_counter() - start
 
 
@@ -211,10 +210,12 @@ def main() -> None:
     device = torch.device(arguments.device)
     with tempfile.TemporaryDirectory() as folder:
         draw_photographs(Path(folder), arguments.images, arguments.scale)
-        grids = [patch_image(path, Resize(), 14).grid for path in sorted(Path(folder).glob("*.jpg"))]
+        sizes = [Image.open(path).size[::-1] for path in sorted(Path(folder).glob("*.jpg"))]
+        grids = [Resize().grid(size, 14) for size in sizes]
         for precision in arguments.precisions:
             model = build_model(arguments.size, device, getattr(torch, precision))
-            backbone = SailVisionBackbone("random", model.model, {})
+            spec = BackboneSpec("random", "sail", 14, model.config.hidden_size, model.config.num_hidden_layers)
+            backbone = SailVisionBackbone(spec, model.model)
             budget = arguments.token_budget or backbone.default_token_budget()
             compare(Setting(model, backbone, Path(folder), grids, budget), arguments.rounds)
     if device.type == "cpu":

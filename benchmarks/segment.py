@@ -27,17 +27,17 @@ from PIL import Image
 
 from benchmarks.models import SIZES
 from evals.segmentation.augment import Augmentation
-from evals.segmentation.batches import Batches, CachedBatches, OnlineBatches
+from evals.segmentation.batches import Batches, CachedBatches, Crop, OnlineBatches
 from evals.segmentation.cache import cache_grids
 from evals.segmentation.data import SegmentationData
 from evals.segmentation.data_source import DataSource
 from evals.segmentation.optimization import Optimization
 from evals.segmentation.training import Training
-from heads.contract import FeatureSource
 from heads.dense.registry import build_dense_head
 from heads.dense.segmenter import Segmenter
 from sail_encoder import load_backbone
-from sail_encoder.backbones.packing import Pack
+from sail_encoder.backbones.batch import Batch
+from sail_encoder.backbones.spec import FeatureSpec
 from sail_encoder.models.sail.configuration_sail import SailConfig
 from sail_encoder.models.sail.modeling_sail import SailModel
 
@@ -107,13 +107,13 @@ def clock(steps: Iterator[float], count: int) -> float:
     return (time.perf_counter() - start) / count
 
 
-def bare_forward(segmenter: Segmenter, packs: list[Pack], setting: Setting) -> float:
+def bare_forward(segmenter: Segmenter, batches: list[Batch], setting: Setting) -> float:
     """Seconds a batch of the backbone alone."""
 
     def encode() -> Iterator[float]:
         total = WARM_UP + setting.steps
         for index in range(total):
-            encoded = segmenter.backbone.encode_packed(packs[index % len(packs)], segmenter.source.layers)
+            encoded = segmenter.backbone.forward(batches[index % len(batches)], segmenter.source.layers)
             state = encoded.patches[segmenter.source.layers[0]]
             yield float(state[0, 0]) if index in (WARM_UP - 1, total - 1) else 0.0
 
@@ -133,15 +133,16 @@ def build_segmenter(size: str, device: str, folder: Path) -> Segmenter:
     write_model(size, torch.bfloat16 if device == "cuda" else torch.float32, folder)
     backbone = load_backbone(str(folder), device)
     layers = (backbone.num_layers - 1,)
-    source = FeatureSource(str(folder), backbone.fingerprint(layers[0]), layers)
+    source = FeatureSpec(str(folder), layers, weights=backbone.fingerprint(layers[0]))
     return Segmenter(backbone, build_dense_head("linear", [backbone.embed_dim], CLASSES), source)
 
 
-def ready_packs(online: OnlineBatches, setting: Setting) -> list[Pack]:
+def ready_batches(online: OnlineBatches, setting: Setting) -> list[Batch]:
     """Two batches of crops that lie ready in memory."""
-    samples = [online.make(position)[0] for position in range(2 * setting.batch_size)]
-    halves = (samples[: setting.batch_size], samples[setting.batch_size :])
-    return [Pack.of(half, online.segmenter.backbone.device.type == "cuda") for half in halves]
+    backbone = online.segmenter.backbone
+    crops = [online.prepare(Crop(position)) for position in range(2 * setting.batch_size)]
+    halves = [backbone.collate(half) for half in (crops[: setting.batch_size], crops[setting.batch_size :])]
+    return [half.pin_memory() for half in halves] if backbone.device.type == "cuda" else halves
 
 
 def cached_batches(
@@ -162,7 +163,7 @@ def measure(size: str, device: str, images: int, rounds: int, setting: Setting) 
         data = open_data(images, setting.image * PATCH, folder / "data")
         segmenter = build_segmenter(size, device, folder / "model")
         online = OnlineBatches(segmenter, data, Augmentation((setting.crop * PATCH,) * 2), setting.batch_size, 0)
-        packs = ready_packs(online, setting)
+        packs = ready_batches(online, setting)
         cached, extraction = cached_batches(segmenter, data, device, setting, folder / "cache")
         times: dict[str, list[float]] = {"bare": [], "online": [], "cached": []}
         for _ in range(rounds):

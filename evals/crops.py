@@ -12,13 +12,14 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from evals.datasets.labelled import LabelledImages
-from evals.features import FeatureSettings
 from heads.pooling import pool_grid
 from sail_encoder.backbones.base import VisionBackbone
-from sail_encoder.backbones.packing import Pack
-from sail_encoder.images.pixels import patch_image, read_image
+from sail_encoder.backbones.batch import Batch
+from sail_encoder.backbones.spec import FeatureSpec
+from sail_encoder.extraction.loader import PackedLoader
+from sail_encoder.images.decoding import Array, read_image
 from sail_encoder.images.resizing import Resize
-from sail_encoder.io.errors import ImageError
+from sail_encoder.io.errors import ImageError, UserError
 
 RESIZE_SHARE = 256 / 224
 """For testing, the shorter side is brought to the crop times this before the center is cropped."""
@@ -28,22 +29,20 @@ Item = tuple[int, int]
 
 
 class CroppedImages(Dataset[tuple[Tensor | None, int]]):
-    """Images brought to one size and cut into patches, augmented where they are for training.
+    """Images cropped to one size, augmented where they are for training.
 
     An item is asked for by the row of a sample and the number of a step, which together with the seed decide its
     augmentation, so that neither the number of processes nor of workers, nor a resumed run, changes what comes.
 
     Args:
         dataset: The images.
-        patch_size: Side of a patch in pixels.
         crop: Side of the crop in pixels.
         seed: Of the random crops and flips; None takes the center.
     """
 
-    def __init__(self, dataset: LabelledImages, patch_size: int, crop: int, seed: int | None) -> None:
+    def __init__(self, dataset: LabelledImages, crop: int, seed: int | None) -> None:
         self.images = {image.key: image for image in dataset.images.images}
-        self.keys, self.patch_size, self.resize, self.seed = dataset.keys, patch_size, Resize((crop, crop)), seed
-        self.resize.grid((crop, crop), patch_size)
+        self.keys, self.seed = dataset.keys, seed
         bicubic = v2.InterpolationMode.BICUBIC
         steps: list[nn.Module] = [v2.RandomResizedCrop(crop, interpolation=bicubic), v2.RandomHorizontalFlip()]
         if seed is None:
@@ -59,7 +58,7 @@ class CroppedImages(Dataset[tuple[Tensor | None, int]]):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(np.random.SeedSequence((self.seed or 0, step, row)).generate_state(1)[0]))
             cropped: Image.Image = self.transform(image)
-        return torch.from_numpy(patch_image(cropped, self.resize, self.patch_size).patches), row
+        return torch.from_numpy(np.array(cropped)), row
 
     def load(self, batches: Iterable[list[Item]], workers: int) -> DataLoader[Any]:
         """Batches as `_collate` makes them, read by other processes."""
@@ -67,44 +66,51 @@ class CroppedImages(Dataset[tuple[Tensor | None, int]]):
 
 
 def _collate(items: Sequence[tuple[Tensor | None, int]]) -> tuple[Tensor | None, Tensor, list[int]]:
-    """Patches [images, patches, 3 * p * p] of those that could be read, their rows, and the rows of the others."""
-    good = [(patches, row) for patches, row in items if patches is not None]
-    unread = [row for patches, row in items if patches is None]
-    stacked = torch.stack([patches for patches, _ in good]) if good else None
+    """Pixels uint8 [images, crop, crop, 3] of those that could be read, their rows, and the rows of the others."""
+    good = [(pixels, row) for pixels, row in items if pixels is not None]
+    unread = [row for pixels, row in items if pixels is None]
+    stacked = torch.stack([pixels for pixels, _ in good]) if good else None
     return stacked, torch.tensor([row for _, row in good], dtype=torch.int64), unread
 
 
 class CropEncoder:
-    """Turns patches of crops into what heads take.
+    """Turns crops into what heads take.
 
     Args:
         backbone: The model.
-        layers: Block indices.
-        settings: What is done with them.
+        features: Which layers, and what is done with them.
         crop: Side of the crops in pixels.
+
+    Raises:
+        UserError: If patches do not tile the crops.
     """
 
-    def __init__(self, backbone: VisionBackbone, layers: Sequence[int], settings: FeatureSettings, crop: int) -> None:
-        self.backbone, self.layers, self.settings, self.side = backbone, layers, settings, crop // backbone.patch_size
-        self.dim = backbone.embed_dim * (len(layers) if settings.fuse == "concat" else 1)
+    def __init__(self, backbone: VisionBackbone, features: FeatureSpec, crop: int) -> None:
+        self.backbone, self.features, self.size = backbone, features, Resize((crop, crop))
+        backbone.spec.grid((crop, crop), self.size)
+        layers = len(features.layers) if features.fuse == "concat" else 1
+        self.dim = backbone.embed_dim * layers
+        self.loader: PackedLoader[Array] = PackedLoader(backbone, lambda pixels: backbone.prepare(pixels, self.size))
 
-    def __call__(self, patches: Tensor, takes: str) -> Any:
-        """Features of images [images, patches, 3 * p * p]; as many in one pass as memory allows.
+    def __call__(self, crops: Tensor, takes: str) -> Any:
+        """Features of crops; as many in one pass as memory allows.
 
         Args:
-            patches: Of the crops.
-            takes: `grids` for the features of all patches and their numbers, `vectors` for pooled ones [images, C].
+            crops: uint8 [images, crop, crop, 3].
+            takes: `grids` for the features of all patches [total patches, C] and how many each image has, `vectors` for
+                pooled ones [images, C].
         """
-        each = max(1, self.backbone.default_token_budget() // patches.shape[1])
-        features = torch.cat([self._encode(some) for some in patches.split(each)])
+        encoded = [states for _, _, states in self.loader.run([crops.numpy()], self._encode)]
+        if any(states is None for states in encoded):
+            raise UserError("out of memory with a single crop; use a smaller --crop")
+        grids = torch.cat(encoded)  # type: ignore[arg-type]
         if takes == "grids":
-            return features, torch.full((len(patches),), patches.shape[1])
-        grids = features.unflatten(0, (len(patches), -1))
-        return torch.vmap(partial(pool_grid, how=self.settings.pool))(grids)
+            return grids.flatten(0, 2), torch.full((len(grids),), grids.shape[1] * grids.shape[2])
+        return torch.vmap(partial(pool_grid, how=self.features.pool))(grids)
 
-    def _encode(self, patches: Tensor) -> Tensor:
-        """Fused states [images * patches, C]."""
-        pack = Pack(patches.flatten(0, 1), [(self.side, self.side)] * len(patches), list(range(len(patches))))
-        encoded = self.backbone.encode_packed(pack, self.layers, self.settings.norm).patches
-        states = [encoded[layer].float() for layer in self.layers]
-        return torch.cat(states, 1) if self.settings.fuse == "concat" else torch.stack(states).mean(0)
+    def _encode(self, batch: Batch) -> Tensor:
+        """Fused states [images, nh, nw, C], in float32."""
+        encoded = self.backbone.forward(batch, self.features.layers, self.features.norm).patches
+        states = [encoded[layer].float() for layer in self.features.layers]
+        fused = torch.cat(states, 1) if self.features.fuse == "concat" else torch.stack(states).mean(0)
+        return fused.unflatten(0, (len(batch.geometries), *batch.geometries[0].grid))

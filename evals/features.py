@@ -1,93 +1,52 @@
 """Features of a data set: extracted into a folder that is used again, or read from one that `sail extract` has made."""
 
-import hashlib
-import json
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from evals.datasets.labelled import LabelledImages
-from heads.contract import FeatureSource
-from sail_encoder.backbones.registry import load_backbone, resolve_options
-from sail_encoder.extraction.plan import Plan, Request, forecast
+from sail_encoder.backbones.registry import describe, load_backbone
+from sail_encoder.backbones.spec import FeatureSpec
+from sail_encoder.extraction.plan import Plan, forecast
 from sail_encoder.extraction.run import run_plan
-from sail_encoder.images.pixels import Array
+from sail_encoder.images.decoding import Array
+from sail_encoder.images.resizing import Resize
 from sail_encoder.io.devices import choose_device, choose_dtype
 from sail_encoder.io.errors import UserError
+from sail_encoder.io.fingerprints import digest
 from sail_encoder.store.reading import FeatureFolder
 from sail_encoder.store.shard import WHOLE
 
 if TYPE_CHECKING:
-    from heads.pooling import Pooling
     from heads.rows import Selection
-
-Fuse = Literal["concat", "mean"]
-
-
-@dataclass(frozen=True)
-class FeatureSettings:
-    """Which features are wanted.
-
-    Attributes:
-        model: Name of the backbone.
-        layers: Which blocks, in text form.
-        norm: Whether the final norm is applied.
-        fuse: What is done with several layers: one behind the other, or their mean.
-        pool: How vectors are pooled from patches.
-        resize: The rule of resizing, in text form.
-        max_tokens: Patches of an image at most; None for the model's own limit.
-        dtype: Type in which features are stored.
-        precision: Precision of weights and computation.
-        device: Where the backbone runs.
-        pretrained: Whether the weights are read, or random.
-    """
-
-    model: str = "sail-tiny"
-    layers: str = "-1"
-    norm: bool = True
-    fuse: Fuse = "concat"
-    pool: "Pooling" = "mean"
-    resize: str = "auto"
-    max_tokens: int | None = None
-    dtype: Literal["float16", "float32"] = "float16"
-    precision: str = "auto"
-    device: str = "auto"
-    pretrained: bool = True
-
-    @property
-    def title(self) -> str:
-        """What the backbone is called in reports."""
-        if self.model.startswith("raw/"):
-            return f"raw pixels, {self.resize}"
-        return self.model if self.pretrained else f"{self.model}, random weights"
 
 
 class ImageFeatures:
     """Features of images, by key.
 
     Args:
-        title: Name of the backbone in reports.
         folder: Where they are.
-        backbone: Name of the backbone.
-        fuse: What is done with several layers.
-        pool: How vectors are pooled from grids; vectors that are stored are taken as they are.
+        spec: What is wanted of them: how vectors are pooled from grids, and how several layers are joined; vectors that
+            are stored are taken as they are.
     """
 
-    def __init__(self, title: str, folder: FeatureFolder, backbone: str, fuse: Fuse, pool: "Pooling") -> None:
-        self.title = title
-        self.folder = folder
-        self.backbone = backbone
-        self.fuse, self.pool = fuse, pool
+    def __init__(self, folder: FeatureFolder, spec: FeatureSpec) -> None:
+        self.folder, self.spec = folder, spec
         self._rows = {entry.path: row for row, entry in enumerate(folder.entries)}
         self._vectors: Array | None = None
 
+    @property
+    def title(self) -> str:
+        """Name of the backbone in reports."""
+        return self.spec.title
+
     def has(self, key: str) -> bool:
-        """Whether an image has features."""
+        """Tells whether an image has features."""
         return key in self._rows
 
     @property
@@ -110,38 +69,29 @@ class ImageFeatures:
 
         if not self.folder.is_pooled:
             grids = map(self.grid, range(len(self.folder.entries)))
-            return np.stack([pool_grid(torch.tensor(grid).float(), self.pool).numpy() for grid in grids])
-        layers = [self.folder.matrix(layer) for layer in self.folder.layers]
-        if len(layers) == 1:
-            return layers[0]
-        return np.concatenate(layers, 1) if self.fuse == "concat" else np.stack(layers).mean(0, dtype=np.float32)
+            return np.stack([pool_grid(torch.tensor(grid).float(), self.spec.pool).numpy() for grid in grids])
+        return self._fuse([self.folder.matrix(layer) for layer in self.folder.layers])
 
     def grids(self, keys: Sequence[str]) -> "Grids":
-        """A grid [nh, nw, C] an image, read when it is needed."""
+        """A grid [nh, nw, C] per image, read when it is needed."""
         return Grids(self, [self._rows[key] for key in keys])
 
     def grid(self, row: int) -> Array:
-        """The grid [nh, nw, C] of an image, by its row in the index."""
+        """Grid [nh, nw, C] of an image, by its row in the index."""
         entry = self.folder.entries[row]
-        layers = [self.folder.read(entry, layer) for layer in self.folder.layers]
+        return self._fuse([self.folder.read(entry, layer) for layer in self.folder.layers])
+
+    def _fuse(self, layers: list[Array]) -> Array:
+        """Joins the channels of several layers."""
         if len(layers) == 1:
             return layers[0]
-        return np.concatenate(layers, 2) if self.fuse == "concat" else np.stack(layers).mean(0, dtype=np.float32)
+        return np.concatenate(layers, -1) if self.spec.fuse == "concat" else np.stack(layers).mean(0, dtype=np.float32)
 
-    def source(self, takes: str) -> FeatureSource:
+    def source(self, takes: str) -> FeatureSpec:
         """What a head that is fitted on these is to remember."""
-        settings = self.folder.settings
-        stored = settings["pool"]
-        return FeatureSource(
-            backbone=self.backbone,
-            weights=settings["weights"],
-            layers=tuple(settings["layers"]),
-            norm=settings["norm"],
-            resize=settings["resize"],
-            max_tokens=settings["max_tokens"],
-            pool="none" if takes == "grids" else self.pool if stored == "none" else stored,
-            fuse=self.fuse,
-        )
+        stored = self.folder.spec
+        pool = "none" if takes == "grids" else self.spec.pool if stored.pool == "none" else stored.pool
+        return replace(stored, model=self.spec.model, pool=pool, fuse=self.spec.fuse)
 
 
 class Grids(Sequence[Array]):
@@ -157,23 +107,24 @@ class Grids(Sequence[Array]):
         return self._features.grid(self._rows[index])
 
 
-def open_features(folder: str, fuse: Fuse, pool: "Pooling") -> ImageFeatures:
-    """Features that `sail extract` has left.
+def open_features(folder: str, fuse: str, pool: str) -> ImageFeatures:
+    """Opens features that `sail extract` has left.
 
     Raises:
         UserError: If there is no finished run in the folder, or its vectors were pooled in another way.
     """
     stored = FeatureFolder(folder)
-    if stored.is_pooled and pool not in ("mean", stored.settings["pool"]):
+    if stored.is_pooled and pool not in ("mean", stored.spec.pool):
         raise UserError(
-            f"--pool {pool} has no effect with {folder}, whose vectors are pooled by {stored.settings['pool']}; leave "
-            "it out, or extract with --pool none"
+            f"--pool {pool} has no effect with {folder}, whose vectors are pooled by {stored.spec.pool}; leave it out, "
+            "or extract with --pool none"
         )
-    runs = json.loads((Path(folder) / "run.json").read_text(encoding="utf-8"))["runs"]
-    return ImageFeatures(runs[-1]["model"], stored, runs[-1]["model"], fuse, pool)
+    return ImageFeatures(stored, replace(stored.spec, fuse=fuse, pool=pool))
 
 
-def extract_features(dataset: LabelledImages, settings: FeatureSettings, cache: Path, grids: bool) -> ImageFeatures:
+def extract_features(
+    dataset: LabelledImages, wanted: FeatureSpec, device: str, cache: Path, grids: bool
+) -> ImageFeatures:
     """Extracts what the cache does not hold.
 
     The folder of the cache is named after all that decides the features, so that other settings, other weights or
@@ -181,7 +132,8 @@ def extract_features(dataset: LabelledImages, settings: FeatureSettings, cache: 
 
     Args:
         dataset: The images.
-        settings: Which features.
+        wanted: Which features.
+        device: Where the backbone runs.
         cache: Folder of all caches.
         grids: Whether patches are needed, or only vectors.
 
@@ -189,26 +141,21 @@ def extract_features(dataset: LabelledImages, settings: FeatureSettings, cache: 
         StoreError: If the disk cannot hold them.
         SystemExit: If a signal has stopped it; the status says which.
     """
-    plans = [_plan(dataset, settings, some) for some in ((True,) if grids else (False, True))]
-    backbone = load_backbone(
-        settings.model, settings.device, settings.precision, plans[0].depth, pretrained=settings.pretrained
-    )
-    weights = backbone.fingerprint(plans[0].depth - 1)
-    folders = [_cache_folder(cache, settings.title, dataset.name, weights, plan) for plan in plans]
+    precision = str(choose_dtype(wanted.precision, choose_device(device))).removeprefix("torch.")
+    wanted = replace(wanted, precision=precision)
+    backbone = load_backbone(wanted.model, device, precision, wanted.depth, pretrained=wanted.pretrained)
+    wanted = replace(wanted, weights=backbone.fingerprint(wanted.depth - 1))
+    pools = ["none"] if grids or wanted.pool == "gem" else [wanted.pool, "none"]
+    spec = describe(wanted.model)
+    plans = [Plan(dataset.images, spec, replace(wanted, pool=pool, fuse="concat")) for pool in pools]
+    folders = [cache / f"{slug(wanted.title)}-{digest([plan.settings, dataset.name])[:10]}" for plan in plans]
     plan, folder = _first_finished(list(zip(plans, folders, strict=True)))
     print(forecast(plan, WHOLE, folder, overwrite=False), file=sys.stderr)
     run = run_plan(backbone, plan, folder)
     if run.status:
         print(f"stopped; {run.progress.done:,} images are safe, the same command goes on", file=sys.stderr)
         raise SystemExit(run.status)
-    return ImageFeatures(settings.title, FeatureFolder(folder), settings.model, settings.fuse, settings.pool)
-
-
-def _cache_folder(cache: Path, title: str, name: str, weights: str, plan: Plan) -> Path:
-    """Where the features of a plan are kept."""
-    decisive = {**plan.settings, "weights": weights, "name": name}
-    digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:10]
-    return cache / f"{slug(title)}-{digest}"
+    return ImageFeatures(FeatureFolder(folder), wanted)
 
 
 def _first_finished(choices: Sequence[tuple[Plan, Path]]) -> tuple[Plan, Path]:
@@ -216,31 +163,17 @@ def _first_finished(choices: Sequence[tuple[Plan, Path]]) -> tuple[Plan, Path]:
     return next((choice for choice in choices if (choice[1] / "index.parquet").exists()), choices[0])
 
 
-def _plan(dataset: LabelledImages, settings: FeatureSettings, grids: bool) -> Plan:
-    spec, layers, rule = resolve_options(settings.model, settings.layers, settings.resize, settings.max_tokens)
-    request = Request(
-        layers=tuple(layers),
-        norm=settings.norm,
-        pool="none" if grids or settings.pool == "gem" else settings.pool,
-        dtype=settings.dtype,
-        resize=rule,
-        exif_rotate=False,
-    )
-    precision = str(choose_dtype(settings.precision, choose_device(settings.device))).removeprefix("torch.")
-    return Plan(dataset.images, spec, request, precision)
-
-
-def with_baselines(settings: FeatureSettings) -> list[FeatureSettings]:
+def with_baselines(wanted: FeatureSpec) -> list[FeatureSpec]:
     """Raw pixels, the same network with random weights, and the network itself.
 
     Raw pixels are a single patch as large as the image, brought to 16x16.
     """
-    pixels = replace(settings, model="raw/16", resize="16x16", max_tokens=None, layers="-1", pool="mean")
-    return [pixels, replace(settings, pretrained=False), settings]
+    pixels = replace(wanted, model="raw/16", size=Resize((16, 16)), layers=(0,), pool="mean")
+    return [pixels, replace(wanted, pretrained=False), wanted]
 
 
 def slug(title: str) -> str:
-    """A name for files."""
+    """Turns a title into a name for files."""
     return re.sub(r"[^\w.]+", "-", title).strip("-")
 
 

@@ -1,11 +1,9 @@
 """All layers of a backbone in one pass over the images, pooled as they come."""
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,16 +11,14 @@ from tqdm import tqdm
 
 from evals.errors import DatasetError
 from sail_encoder.backbones.base import VisionBackbone
-from sail_encoder.backbones.packing import Pack, pack_consecutive
-from sail_encoder.images.pixels import Array, PatchedImage
-from sail_encoder.images.resizing import Resize
+from sail_encoder.backbones.batch import Batch, Prepared
+from sail_encoder.backbones.spec import FeatureSpec
+from sail_encoder.extraction.loader import PackedLoader
+from sail_encoder.images.decoding import Array
 from sail_encoder.images.sources import ImageFile
-from sail_encoder.io.errors import ImageError
-from sail_encoder.io.threads import Behind, map_ahead, prefetch
+from sail_encoder.io.threads import Behind
 
-PACKS_AHEAD = 2
-
-Read = tuple[ImageFile, PatchedImage | None]
+BATCHES_TO_COPY = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,20 +39,16 @@ class LayerFeatures:
 
 
 def pool_layers(
-    backbone: VisionBackbone,
-    images: Sequence[ImageFile],
-    resize: Resize,
-    norm: bool = True,
-    pool: Literal["mean", "max"] = "mean",
+    backbone: VisionBackbone, images: Sequence[ImageFile], features: FeatureSpec, exif_rotate: bool = False
 ) -> LayerFeatures:
     """Encodes images once, and pools the patches of every layer.
 
     Args:
         backbone: The model.
         images: The images.
-        resize: How they are brought to size.
-        norm: Whether the final norm is applied to every layer before pooling.
-        pool: How patches become one vector.
+        features: How they are brought to size, whether the final norm is applied to every layer, and how patches become
+            one vector.
+        exif_rotate: Whether to turn photographs upright as their EXIF orientation says.
 
     Raises:
         DatasetError: If no image can be read.
@@ -64,19 +56,24 @@ def pool_layers(
     keys: list[str] = []
     parts: list[Tensor] = []
     lengths = TokenLengths(backbone)
+
+    def prepare(image: ImageFile) -> Prepared:
+        return backbone.prepare(image.open(), features.size, exif_rotate)
+
+    loader = PackedLoader(backbone, prepare)
+    pool_batch = partial(_pool_batch, backbone, features)
     with ThreadPoolExecutor(1, "copy") as copying, tqdm(total=len(images), unit="img", disable=None) as bar:
-        behind = Behind(copying, PACKS_AHEAD)
-        for group in _read_groups(backbone, images, resize):
+        to_copy = Behind(copying, BATCHES_TO_COPY)
+        for group, batch, result in loader.run([images], pool_batch):
             bar.update(len(group))
-            good = [(image, patched) for image, patched in group if patched is not None]
-            if not good:
-                continue
-            pack = Pack.of([patched for _, patched in good], backbone.device.type == "cuda")
-            pooled, norms = _pool_pack(backbone, pack, norm, pool)
-            lengths.add(norms)
-            behind.submit(lambda pooled, order: parts.append(pooled.cpu()[:, _inverse(order)]), pooled, pack.order)
-            keys += [image.key for image, _ in good]
-        behind.drain()
+            if batch is not None and result is not None:
+                pooled, norms = result
+                lengths.add(norms)
+                to_copy.submit(
+                    lambda pooled, batch: parts.append(pooled.cpu()[:, _inverse(batch.order)]), pooled, batch
+                )
+                keys += [one.item.key for one in group if one.image is not None]
+        to_copy.drain()
     if not keys:
         raise DatasetError(f"none of {len(images)} images can be read")
     return LayerFeatures(torch.cat(parts, 1).numpy(), lengths.mean, lengths.largest, keys)
@@ -108,40 +105,19 @@ class TokenLengths:
 
 
 @torch.no_grad()
-def _pool_pack(backbone: VisionBackbone, pack: Pack, norm: bool, pool: str) -> tuple[Tensor, Tensor]:
-    """Pooled states [layers, images, C] in packed order, and the lengths of all tokens [layers, total patches]."""
-    encoded = backbone.encode_packed(pack, range(backbone.num_layers), norm=False)
-    counts = torch.tensor([rows * columns for rows, columns in pack.grids], device=backbone.device)
+def _pool_batch(backbone: VisionBackbone, features: FeatureSpec, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Pooled states [layers, images, C] in the batch's order, and the lengths of all tokens [layers, total patches]."""
+    encoded = backbone.forward(batch, range(backbone.num_layers), norm=False)
+    counts = torch.tensor(batch.lengths, device=backbone.device)
     pooled, norms = [], []
     for layer in range(backbone.num_layers):
         states = encoded.patches.pop(layer)
         norms.append(states.float().norm(dim=1))
-        states = backbone.final_norm(states) if norm else states
-        pooled.append(torch.segment_reduce(states.float(), pool, lengths=counts))
+        states = backbone.final_norm(states) if features.norm else states
+        pooled.append(torch.segment_reduce(states.float(), features.pool, lengths=counts))
     return torch.stack(pooled), torch.stack(norms)
 
 
 def _inverse(order: Sequence[int]) -> list[int]:
-    """Where each image of the list stands in packed order."""
+    """Place of each image of the list in the batch."""
     return sorted(range(len(order)), key=order.__getitem__)
-
-
-def _read_groups(backbone: VisionBackbone, images: Sequence[ImageFile], resize: Resize) -> Iterator[list[Read]]:
-    """Images in groups that fit one forward pass, read ahead by threads."""
-
-    def read(image: ImageFile) -> Read:
-        try:
-            return image, backbone.prepare(image.open(), resize)
-        except (ImageError, OSError):
-            return image, None
-
-    readers = min(16, os.cpu_count() or 1)
-    with ThreadPoolExecutor(readers, "read") as pool:
-        items = map_ahead(read, images, pool, 4 * readers)
-        groups = pack_consecutive(items, _tokens, backbone.default_token_budget())
-        with closing(prefetch(groups, PACKS_AHEAD)) as ahead:
-            yield from ahead
-
-
-def _tokens(item: Read) -> int:
-    return 0 if item[1] is None else len(item[1].patches)

@@ -14,7 +14,7 @@ from sklearn.metrics import (
 from heads.contract import HeadError
 from heads.probe import Probe
 from heads.targets import Kind
-from sail_encoder.images.pixels import Array
+from sail_encoder.images.decoding import Array
 
 PRIMARY: dict[Kind, str] = {"classification": "top1", "multilabel": "mAP", "regression": "r2"}
 """The one number that stands for a probe."""

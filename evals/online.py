@@ -25,7 +25,7 @@ from evals.crops import CropEncoder, CroppedImages, Item
 from evals.datasets.labelled import LabelledImages
 from evals.datasets.splits import Splits
 from evals.errors import DatasetError
-from evals.features import FeatureSettings, slug
+from evals.features import slug
 from evals.options import CropOptions
 from evals.probing import (
     ChooseOn,
@@ -37,16 +37,17 @@ from evals.probing import (
     require_readable,
 )
 from evals.processes import Processes
-from evals.results import Result, ResultLog, digest, make_result
+from evals.results import Result, ResultLog, make_result
 from evals.saved_heads import holds_head_of, save_with_result
-from heads.contract import FeatureSource
 from heads.probe import Candidate
 from heads.targets import TargetSpace
 from heads.trained import TrainedProbe
 from heads.training import BankTraining, HeadBank, Recipe, effective, shuffled_batches
-from sail_encoder.backbones.layers import resolve_layers
-from sail_encoder.backbones.registry import describe, load_backbone
-from sail_encoder.images.pixels import Array
+from sail_encoder.backbones.registry import load_backbone
+from sail_encoder.backbones.spec import FeatureSpec
+from sail_encoder.images.decoding import Array
+from sail_encoder.images.resizing import Resize
+from sail_encoder.io.fingerprints import digest
 
 CHECKPOINT_EVERY = 500
 """Steps between two checkpoints."""
@@ -60,7 +61,8 @@ class OnlineRun:
     Args:
         out: Folder of the run.
         dataset: Samples and targets.
-        settings: Which features.
+        features: Which features.
+        device: Where the backbone runs.
         crops: How images are cropped.
         choose_on: Where learning rates are chosen.
         processes: Who trains.
@@ -70,18 +72,18 @@ class OnlineRun:
         self,
         out: Path,
         dataset: LabelledImages,
-        settings: FeatureSettings,
+        features: FeatureSpec,
+        device: str,
         crops: CropOptions,
         choose_on: ChooseOn,
         processes: Processes,
     ) -> None:
-        self.out, self.dataset, self.settings, self.crops, self.choose_on = out, dataset, settings, crops, choose_on
-        self.processes = processes
-        self.title = f"{settings.title}, online"
-        self.layers = resolve_layers(settings.layers, describe(settings.model).num_layers)
-        device = processes.device(settings.device)
-        self.backbone = load_backbone(settings.model, device, settings.precision, max(self.layers) + 1)
-        self.encode = CropEncoder(self.backbone, self.layers, settings, crops.side)
+        self.out, self.dataset, self.crops, self.choose_on, self.processes = out, dataset, crops, choose_on, processes
+        self.title = f"{features.title}, online"
+        self.backbone = load_backbone(features.model, processes.device(device), features.precision, features.depth)
+        size = Resize((crops.side, crops.side))
+        self.features = replace(features, size=size, weights=self.backbone.fingerprint(features.depth - 1))
+        self.encode = CropEncoder(self.backbone, features, crops.side)
         self._unread: set[int] = set()
         self._open = ExitStack()
         self.log = self._open.enter_context(ResultLog(out)) if processes.rank == 0 else None
@@ -123,12 +125,12 @@ class OnlineRun:
         """All that decides a training, the same on every device."""
         return {
             **decisive_settings(probe),
-            "weights": self.backbone.fingerprint(max(self.layers)),
+            "weights": self.features.weights,
             "precision": str(self.backbone.dtype).removeprefix("torch."),
-            "layers": self.layers,
-            "norm": self.settings.norm,
-            "fuse": self.settings.fuse,
-            "pool": self.settings.pool,
+            "layers": list(self.features.layers),
+            "norm": self.features.norm,
+            "fuse": self.features.fuse,
+            "pool": self.features.pool,
             "crop": self.crops.side,
             "training images": self._samples(index),
         }
@@ -159,7 +161,7 @@ class OnlineRun:
         training = BankTraining(bank, recipe, steps, probe.targets_.kind, self._shared(bank))
         done = checkpoint.restore(training)
         encoded = torch.as_tensor(probe.targets_.encode(self.dataset.targets[index]), device=self.backbone.device)
-        images = CroppedImages(self.dataset, self.backbone.patch_size, self.crops.side, seed)
+        images = CroppedImages(self.dataset, self.crops.side, seed)
         loader = images.load(self._batches(index, recipe, steps, seed, done), self.crops.workers)
         quiet = True if self.processes.rank else None
         bar = tqdm(loader, probe.kind, steps, initial=done, disable=quiet)
@@ -195,7 +197,7 @@ class OnlineRun:
         bank.eval()
         mine = index[self.processes.rank :: self.processes.count].tolist()
         batches = [[(row, 0) for row in mine[at : at + TEST_BATCH]] for at in range(0, len(mine), TEST_BATCH)]
-        images = CroppedImages(self.dataset, self.backbone.patch_size, self.crops.side, None)
+        images = CroppedImages(self.dataset, self.crops.side, None)
         scores, rows = [], []
         for patches, where, unread in images.load(batches, self.crops.workers):
             self._unread.update(unread)
@@ -211,17 +213,8 @@ class OnlineRun:
         ascending = order.argsort()
         return everything[:, ascending], order[ascending]
 
-    def _source(self, probe: TrainedProbe) -> FeatureSource:
-        settings = self.settings
-        return FeatureSource(
-            backbone=settings.model,
-            weights=self.backbone.fingerprint(max(self.layers)),
-            layers=tuple(self.layers),
-            norm=settings.norm,
-            resize=f"{self.crops.side}x{self.crops.side}",
-            pool="none" if probe.takes == "grids" else settings.pool,
-            fuse=settings.fuse,
-        )
+    def _source(self, probe: TrainedProbe) -> FeatureSpec:
+        return replace(self.features, pool="none" if probe.takes == "grids" else self.features.pool)
 
 
 def _finite(scores: Tensor) -> Array:

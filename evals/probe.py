@@ -11,7 +11,6 @@ from evals.datasets.made import MADE
 from evals.datasets.splits import Splits, split_each_seed
 from evals.datasets.stored import label_features
 from evals.features import (
-    FeatureSettings,
     ImageFeatures,
     extract_features,
     open_features,
@@ -19,8 +18,8 @@ from evals.features import (
     with_baselines,
 )
 from evals.options import CropOptions, default_probes, parse_probes, refuse_unread
-from heads.targets import Kind
-from sail_encoder.backbones.registry import announce, check_options, resolve_options
+from sail_encoder.backbones.registry import announce, check_features, resolve_features
+from sail_encoder.backbones.spec import FeatureSpec
 from sail_encoder.io.devices import check_device
 from sail_encoder.io.refusals import check_writable
 
@@ -105,16 +104,22 @@ def probe(
     folder, stored = Path(out), (Path(data) / "index.parquet").exists()
     refuse_unread(probe, asked, stored)
     check_device(device)
-    check_options(layers, resize, max_tokens)
+    check_features(layers, resize, max_tokens)
     check_writable(folder)
     named = None if probes is None else parse_probes(probes)
-    settings = FeatureSettings(model, layers, norm, fuse, pool, resize, max_tokens, dtype, precision, device)
-    dataset, features = _load(data, labels, label_column, task, settings, stored)
+    features = open_features(data, fuse, pool) if stored else None
+    dataset = (
+        label_features(features.folder, labels, label_column, task)
+        if features
+        else load_dataset(data, labels, label_column, task)
+    )
     grids = features is None or features.has_grids
     chosen = named or parse_probes(default_probes(dataset.task, grids, online))
     splits = split_each_seed(dataset, val_share, test_share, seeds)
-    if not stored:
-        resolve_options(model, layers, resize, max_tokens)
+    if features is None:
+        _, wanted = resolve_features(model, layers, resize, max_tokens, **_asked_of_features(asked))
+    else:
+        wanted = features.spec
     announce("torch" if stored else model)
     from evals.probing import ProbeRun, check_probes
     from evals.results import ResultLog
@@ -123,10 +128,10 @@ def probe(
     _check_use(built, online, features)
     if online:
         crops = CropOptions.of(crop, workers)
-        results = _train_online(folder, dataset, settings, crops, choose_on, chosen, splits)
+        results = _train_online(folder, dataset, wanted, device, crops, choose_on, chosen, splits)
     else:
-        wanted = with_baselines(settings) if baselines or (baselines is None and data in MADE) else [settings]
-        sources = [features] if features else _extract(dataset, wanted, folder / "features", built)
+        compared = with_baselines(wanted) if baselines or (baselines is None and data in MADE) else [wanted]
+        sources = [features] if features else _extract(dataset, compared, device, folder / "features", built)
         with ResultLog(folder) as log:
             run = ProbeRun(log, folder, dataset, choose_on, device)
             results = [result for source in sources for result in _run_probes(run, chosen, source, splits)]
@@ -135,14 +140,10 @@ def probe(
     return int(any(result.left_out for result in results))
 
 
-def _load(
-    data: str, labels: str | None, label_column: str | None, task: Kind, settings: FeatureSettings, stored: bool
-) -> tuple[LabelledImages, ImageFeatures | None]:
-    """The data set, and its features where these are what was given."""
-    if not stored:
-        return load_dataset(data, labels, label_column, task), None
-    features = open_features(data, settings.fuse, settings.pool)
-    return label_features(features.folder, labels, label_column, task), features
+def _asked_of_features(asked: dict[str, Any]) -> dict[str, Any]:
+    """Options of the command that are fields of a `FeatureSpec`."""
+    names = {"norm": "norm", "fuse": "fuse", "pool": "pool", "precision": "precision", "dtype": "store_dtype"}
+    return {field: asked[option] for option, field in names.items()}
 
 
 def _check_use(probes: "list[Probe]", online: bool, stored: ImageFeatures | None) -> None:
@@ -157,12 +158,12 @@ def _check_use(probes: "list[Probe]", online: bool, stored: ImageFeatures | None
 
 
 def _extract(
-    dataset: LabelledImages, wanted: list[FeatureSettings], cache: Path, probes: "list[Probe]"
+    dataset: LabelledImages, wanted: list[FeatureSpec], device: str, cache: Path, probes: "list[Probe]"
 ) -> Iterator[ImageFeatures]:
     """Features for these probes; each are extracted when it is their turn."""
     grids = any(probe.takes == "grids" for probe in probes)
-    for settings in wanted:
-        yield extract_features(dataset, settings, cache, grids)
+    for features in wanted:
+        yield extract_features(dataset, features, device, cache, grids)
 
 
 def _run_probes(
@@ -183,7 +184,8 @@ def _run_probes(
 def _train_online(
     out: Path,
     dataset: LabelledImages,
-    settings: FeatureSettings,
+    features: FeatureSpec,
+    device: str,
     crops: CropOptions,
     choose_on: "ChooseOn",
     probes: dict[str, dict[str, Any]],
@@ -193,7 +195,7 @@ def _train_online(
     from evals.online import OnlineRun
     from evals.processes import Processes
 
-    with Processes.join() as processes, OnlineRun(out, dataset, settings, crops, choose_on, processes) as run:
+    with Processes.join() as processes, OnlineRun(out, dataset, features, device, crops, choose_on, processes) as run:
         results = [run.run(name, probes[name], one, seed) for name in probes for seed, one in enumerate(splits)]
     if processes.rank:
         return []

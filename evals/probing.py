@@ -15,14 +15,15 @@ from evals.datasets.splits import Splits
 from evals.errors import DatasetError
 from evals.features import ImageFeatures, slug
 from evals.metrics import PRIMARY, measure
-from evals.results import LayerResult, Result, ResultLog, digest, make_result
+from evals.results import LayerResult, Result, ResultLog, make_result
 from evals.saved_heads import holds_head_of, save_with_result
 from heads.contract import HeadError
 from heads.probe import OF_THE_MACHINE, Probe
 from heads.registry import get_head
 from heads.targets import TargetSpace, Task
 from heads.trained import TrainedProbe
-from sail_encoder.images.pixels import Array
+from sail_encoder.images.decoding import Array
+from sail_encoder.io.fingerprints import digest
 
 ChooseOn = Literal["validation", "test"]
 

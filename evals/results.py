@@ -1,7 +1,5 @@
 """What probes have reached, and the log that keeps each result, so that a run that was stopped goes on."""
 
-import hashlib
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,7 +11,7 @@ from sklearn.metrics import confusion_matrix
 
 from evals.metrics import PRIMARY, measure
 from heads.probe import Probe
-from sail_encoder.images.pixels import Array
+from sail_encoder.images.decoding import Array
 from sail_encoder.io.json_lines import LineLog
 
 
@@ -146,8 +144,3 @@ class ResultLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._lines.close()
-
-
-def digest(content: Any) -> str:
-    """A short name for JSON, equal for what is equal."""
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]

@@ -3,14 +3,15 @@
 import json
 from pathlib import Path
 
-from heads.contract import DESCRIPTION, WEIGHTS, FeatureSource
+from heads.contract import DESCRIPTION, WEIGHTS
 from heads.probe import Probe
+from sail_encoder.backbones.spec import FeatureSpec
 from sail_encoder.io.files import write_json
 
 RESULT = "result.json"
 
 
-def save_with_result(folder: Path, probe: Probe, source: FeatureSource, key: str) -> None:
+def save_with_result(folder: Path, probe: Probe, source: FeatureSpec, key: str) -> None:
     """Saves a fitted probe, and under which key its result is in the log."""
     # Written last, so that a run that is stopped in between leaves no head with another's key.
     (folder / RESULT).unlink(missing_ok=True)

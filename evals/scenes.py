@@ -13,7 +13,7 @@ import numpy as np
 from numpy.random import Generator
 from PIL import Image, ImageDraw
 
-from sail_encoder.images.pixels import Array
+from sail_encoder.images.decoding import Array
 
 COLORS = {
     "red": (215, 30, 35),

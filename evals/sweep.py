@@ -10,7 +10,7 @@ from evals.datasets.loading import load_dataset
 from evals.datasets.splits import Splits, split_each_seed
 from evals.errors import DatasetError
 from evals.options import parse_probes
-from sail_encoder.backbones.registry import announce, check_options, load_backbone, resolve_options
+from sail_encoder.backbones.registry import announce, check_features, load_backbone, resolve_features
 from sail_encoder.io.devices import check_device
 from sail_encoder.io.refusals import check_writable
 
@@ -73,7 +73,7 @@ def sweep(
     """
     asked = dict(locals())
     check_device(device)
-    check_options("all", resize, max_tokens)
+    check_features("all", resize, max_tokens)
     check_writable(Path(out))
     named = None if probes is None else parse_probes(probes)
     dataset = load_dataset(data, labels, label_column, task)
@@ -81,7 +81,7 @@ def sweep(
     named = named or parse_probes(default)
     chosen = {name: {**SETTINGS.get(name, {}), **settings} for name, settings in named.items()}
     (splits,) = split_each_seed(dataset, val_share, test_share, 1)
-    _, _, rule = resolve_options(model, "all", resize, max_tokens)
+    _, features = resolve_features(model, "all", resize, max_tokens, norm=norm, pool=pool)
     announce(model)
     from evals.layers import pool_layers
     from evals.probing import check_probes
@@ -89,7 +89,7 @@ def sweep(
     if any(probe.takes == "grids" for probe in check_probes(chosen, dataset, [splits], device)):
         raise DatasetError("a sweep pools the patches, so it has no probes of grids; use ridge, logistic, knn, linear")
     backbone = load_backbone(model, device, precision)
-    layers = pool_layers(backbone, dataset.images.images, rule, norm, pool)
+    layers = pool_layers(backbone, dataset.images.images, features)
     results = list(_probe_layers(chosen, layers, dataset, splits, device))
     _report(Path(out), layers, results, asked)
     missing = len(dataset.images.images) - len(layers.keys)

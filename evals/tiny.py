@@ -30,7 +30,8 @@ from evals.scenes import Scene, draw_scene
 from heads.logistic import LogisticProbe
 from sail_encoder.backbones.base import VisionBackbone
 from sail_encoder.backbones.registry import load_backbone
-from sail_encoder.images.pixels import Array
+from sail_encoder.backbones.spec import FeatureSpec
+from sail_encoder.images.decoding import Array
 from sail_encoder.images.resizing import Resize
 from sail_encoder.io.hub import find_checkpoint
 
@@ -59,8 +60,8 @@ def measure(model: str) -> dict[str, Any]:
     pixels, untrained, trained = load_backbone(PIXELS), load_backbone(model, pretrained=False), load_backbone(model)
     probes = {
         "raw pixels": probe(pixels, scenes, Resize.parse(PIXELS.removeprefix("raw/"))),
-        "random weights": probe(untrained, scenes, untrained.resize),
-        model: probe(trained, scenes, trained.resize),
+        "random weights": probe(untrained, scenes, untrained.spec.resize),
+        model: probe(trained, scenes, trained.spec.resize),
     }
     return {"probes": probes, "language": language(model)}
 
@@ -68,7 +69,7 @@ def measure(model: str) -> dict[str, Any]:
 def probe(backbone: VisionBackbone, scenes: Sequence[Scene], resize: Resize) -> dict[str, dict[str, float]]:
     """Accuracy on test scenes of the layer that is best on validation scenes, for shape and color."""
     images = [made_image(f"{scene.seed}.bmp", partial(Image.fromarray, scene.image)) for scene in scenes]
-    layers = pool_layers(backbone, images, resize).vectors
+    layers = pool_layers(backbone, images, FeatureSpec(backbone.name, (0,), pool="mean", size=resize)).vectors
     results = {}
     for kind in ("shape", "color"):
         labels = np.array([getattr(scene.things[0], kind) for scene in scenes])

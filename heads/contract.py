@@ -3,12 +3,13 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
+from sail_encoder.backbones.spec import MEANING, FeatureSpec
 from sail_encoder.io.errors import UserError
 from sail_encoder.io.files import replacing, write_json
 
@@ -22,46 +23,21 @@ class HeadError(UserError):
     """A head that cannot be used as asked; the message says why in one line."""
 
 
-@dataclass(frozen=True)
-class FeatureSource:
-    """Where features come from; a head takes only features of the kind that it was fitted on, see `check`.
+def require_same_features(fitted: FeatureSpec, others: FeatureSpec) -> None:
+    """Compares what decides the meaning of a channel: weights, layers, norm, pool, fuse and the family's options.
 
-    Attributes:
-        backbone: Name of the backbone, for people.
-        weights: Fingerprint of the weights that the features depend on.
-        layers: Block indices, in order.
-        norm: Whether the final norm was applied.
-        resize: The rule of resizing, in text form.
-        max_tokens: Patches of an image at most.
-        pool: How patches were pooled, `none` for grids.
-        fuse: What was done with several layers: `concat` or `mean`.
+    The name of the backbone may differ, since a copy has the same weights. So may the size at which images are seen: a
+    head can be tried at another size than that of its training.
+
+    Raises:
+        HeadError: If they do not match.
     """
-
-    backbone: str
-    weights: str
-    layers: tuple[int, ...]
-    norm: bool = True
-    resize: str = "native"
-    max_tokens: int = 4096
-    pool: str = "none"
-    fuse: str = "concat"
-
-    def check(self, other: "FeatureSource") -> None:
-        """Compares with another source what decides the meaning of a channel: weights, layers, norm, pool and fuse.
-
-        The name of the backbone may differ, since a copy has the same weights. So may `resize` and `max_tokens`: they
-        decide at which size images are seen, and a head can be tried at another size than that of its training.
-
-        Raises:
-            HeadError: If they do not match.
-        """
-        for name in ("weights", "layers", "norm", "pool", "fuse"):
-            mine, theirs = getattr(self, name), getattr(other, name)
-            if mine != theirs:
-                raise HeadError(
-                    f"this head was fitted on {name} {mine} of {self.backbone}, not on {name} {theirs} of "
-                    f"{other.backbone}; fit it again, or extract features of the same kind"
-                )
+    differences = fitted.differences(others, MEANING)
+    if differences:
+        raise HeadError(
+            f"this head was fitted on other features ({fitted.model}) than these ({others.model}): "
+            f"{'; '.join(differences)}; fit it again, or extract features of the same kind"
+        )
 
 
 @dataclass(frozen=True)
@@ -78,7 +54,7 @@ class SavedHead:
 
     kind: str
     settings: dict[str, Any]
-    source: FeatureSource | None
+    source: FeatureSpec | None
     tensors: "dict[str, Tensor]"
     fitted: dict[str, Any] = field(default_factory=dict)
 
@@ -91,7 +67,7 @@ def save_head(folder: str | Path, head: SavedHead) -> None:
     description = {
         "kind": head.kind,
         "settings": head.settings,
-        "source": asdict(head.source) if head.source else None,
+        "source": head.source.to_json() if head.source else None,
         "fitted": head.fitted,
     }
     with replacing(folder / WEIGHTS) as weights:
@@ -120,7 +96,7 @@ def describe_head(folder: str | Path) -> SavedHead:
         return SavedHead(
             description["kind"],
             dict(description["settings"]),
-            FeatureSource(**{**source, "layers": tuple(source["layers"])}) if source else None,
+            FeatureSpec.from_json(source) if source else None,
             {},
             description.get("fitted", {}),
         )

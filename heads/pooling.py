@@ -18,7 +18,7 @@ Pooling = Literal["mean", "max", "gem"]
 POOLINGS: tuple[Pooling, ...] = ("mean", "max", "gem")
 
 
-def pool_grid(grid: Tensor | Array, how: Pooling = "mean", power: float = 3.0) -> Tensor:
+def pool_grid(grid: Tensor | Array, how: str = "mean", power: float = 3.0) -> Tensor:
     """Pools the patches of one image.
 
     Args:

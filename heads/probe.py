@@ -12,9 +12,10 @@ from sklearn.metrics import accuracy_score, r2_score
 from torch import Tensor
 from typing_extensions import Self
 
-from heads.contract import FeatureSource, HeadError, SavedHead, load_head, save_head
+from heads.contract import HeadError, SavedHead, load_head, require_same_features, save_head
 from heads.settings import check_at_least_zero
 from heads.targets import TASKS, TargetSpace, Task
+from sail_encoder.backbones.spec import FeatureSpec
 from sail_encoder.io.devices import choose_device
 
 Array = np.ndarray[Any, Any]
@@ -128,7 +129,7 @@ class Probe(ABC):
         metric = r2_score if self.task == "regression" else accuracy_score
         return float(metric(y, self.predict(X)))
 
-    def save(self, folder: str | Path, source: FeatureSource | None = None) -> None:
+    def save(self, folder: str | Path, source: FeatureSpec | None = None) -> None:
         """Writes head.safetensors and head.json.
 
         Args:
@@ -149,7 +150,7 @@ class Probe(ABC):
         save_head(folder, SavedHead(self.kind, _as_json(settings), source, self.tensors(), fitted))
 
     @classmethod
-    def load(cls, folder: str | Path, source: FeatureSource | None = None, device: str = "auto") -> Self:
+    def load(cls, folder: str | Path, source: FeatureSpec | None = None, device: str = "auto") -> Self:
         """Reads what `save` wrote.
 
         Args:
@@ -164,14 +165,14 @@ class Probe(ABC):
         return cls.from_saved(load_head(folder), source, device)
 
     @classmethod
-    def from_saved(cls, saved: SavedHead, source: FeatureSource | None = None, device: str = "auto") -> Self:
+    def from_saved(cls, saved: SavedHead, source: FeatureSpec | None = None, device: str = "auto") -> Self:
         """Builds the probe that was saved; see `load`."""
         if saved.kind != cls.kind:
             raise HeadError(
                 f"the saved head is of kind '{saved.kind}', not '{cls.kind}'; use heads.registry.load_probe"
             )
         if source is not None and saved.source is not None:
-            saved.source.check(source)
+            require_same_features(saved.source, source)
         settings = {name: value for name, value in saved.settings.items() if name not in OF_THE_MACHINE}
         try:
             probe = cls(**{**settings, "device": device})

@@ -9,7 +9,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from heads.contract import FeatureSource, HeadError, load_head
+from heads.contract import HeadError, load_head
+from sail_encoder.backbones.spec import FeatureSpec
 
 if TYPE_CHECKING:
     from heads.probe import Probe
@@ -58,7 +59,7 @@ def get_head(name: str, built_in: Mapping[str, str] = BUILT_IN, group: str = GRO
     return next(entry for entry in entry_points(group=group) if entry.name == name).load()
 
 
-def load_probe(folder: str | Path, source: FeatureSource | None = None, device: str = "auto") -> "Probe":
+def load_probe(folder: str | Path, source: FeatureSpec | None = None, device: str = "auto") -> "Probe":
     """Loads a saved probe of any kind.
 
     Args:

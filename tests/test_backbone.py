@@ -106,8 +106,8 @@ def test_timm_model_gives_what_timm_gives(vit):
     features = vit.encode([image], layers=[3, -1])[0]
     assert features.grid_size == (14, 14)
     assert list(features.layers) == [3, 11]
-    pixels = torch.from_numpy(np.asarray(vit.prepare(image, vit.resize).patches))
-    batch = vit.normalize(pixels).reshape(14, 14, 3, 16, 16).permute(2, 0, 3, 1, 4).reshape(1, 3, 224, 224)
+    batch = vit.normalize(torch.from_numpy(vit.prepare(image, vit.spec.resize).views)[None])
+    assert batch.shape == (1, 3, 224, 224)
     (spatial, prefix), _ = vit.model.forward_intermediates(
         batch, [3, 11], return_prefix_tokens=True, norm=True, intermediates_only=True
     )
@@ -168,15 +168,14 @@ def test_the_last_layer_is_the_last_hidden_state_of_any_timm_model(name, prefix,
     image = noise(100, 80)
     features = backbone.encode([image])[0]
     rows, columns = features.grid_size
-    pixels = torch.from_numpy(backbone.prepare(image, backbone.resize).patches)
-    shape = (rows, columns, 3, backbone.patch_size, backbone.patch_size)
-    batch = backbone.normalize(pixels).reshape(shape).permute(2, 0, 3, 1, 4).reshape(1, 3, *features.resized_size)
+    batch = backbone.normalize(torch.from_numpy(backbone.prepare(image, backbone.spec.resize).views)[None])
+    assert batch.shape == (1, 3, rows * backbone.patch_size, columns * backbone.patch_size)
     hidden = backbone.model.forward_features(batch)[0]
     if name == "resnet18":
         hidden = hidden.permute(1, 2, 0)
     hidden = hidden.reshape(-1, backbone.embed_dim)[prefix:]
     torch.testing.assert_close(features.grid.flatten(0, 1), hidden)
-    assert backbone.has_class_token == bool(features.class_tokens) == has_class_token
+    assert backbone.spec.has_class_token == bool(features.class_tokens) == has_class_token
 
 
 def test_timm_models_of_one_size_refuse_others():
@@ -185,11 +184,11 @@ def test_timm_models_of_one_size_refuse_others():
 
 
 def test_options_for_sail_are_refused_elsewhere():
-    with pytest.raises(UserError, match=r"revision has no effect on timm/resnet18; it is for SAIL checkpoints"):
+    with pytest.raises(UserError, match=r"revision has no effect on timm/resnet18; it is for checkpoints on the Hub"):
         load_backbone("timm/resnet18", pretrained=False, revision="main")
     with pytest.raises(UserError, match=r"image_token_id has no effect on raw/14"):
         load_backbone("raw/14", image_token_id=3)
-    with pytest.raises(TypeError, match="layer"):
+    with pytest.raises(UserError, match="layer has no effect on sail-tiny"):
         load_backbone("sail-tiny", layer=3)
 
 

@@ -13,9 +13,10 @@ from PIL import Image
 from sail_encoder.backbones.registry import describe
 from sail_encoder.commands.demo import demo
 from sail_encoder.commands.doctor import doctor
-from sail_encoder.commands.estimate import estimate, format_bytes
+from sail_encoder.commands.estimate import estimate
 from sail_encoder.commands.info import info
 from sail_encoder.commands.visualize import heat_rgb, pca, pca_rgb, similarity
+from sail_encoder.io.files import format_bytes
 from sail_encoder.store.reading import FeatureFolder
 
 

@@ -2,12 +2,13 @@ import pytest
 import torch
 
 from sail_encoder import Features, UserError
+from sail_encoder.images.geometry import Geometry
 
 
 @pytest.fixture
 def features():
     grids = {2: torch.arange(24.0).reshape(2, 3, 4), 5: -torch.arange(24.0).reshape(2, 3, 4)}
-    return Features(grids, image_size=(60, 120), resized_size=(28, 42), patch_size=14, num_layers=6)
+    return Features(grids, Geometry(image_size=(60, 120), resized_size=(28, 42), grid=(2, 3)), num_layers=6)
 
 
 def test_grid_is_the_last_requested_layer(features):

@@ -4,9 +4,13 @@ import torch
 from helpers import bomb, noise, unpatchify
 from PIL import ExifTags, Image
 
-from sail_encoder.images.pixels import image_size, patch_image, patchify, patchify_batch, read_image
+from sail_encoder import load_backbone
+from sail_encoder.images.decoding import image_size, read_image
+from sail_encoder.images.patches import patchify, patchify_batch
 from sail_encoder.images.resizing import Resize
 from sail_encoder.io.errors import ImageError, UserError
+
+PREPARE = load_backbone("raw/14").prepare
 
 
 def position_image(rows, columns, p):
@@ -19,9 +23,9 @@ def position_image(rows, columns, p):
 
 @pytest.mark.parametrize(("rows", "columns"), [(3, 8), (8, 3), (1, 5), (37, 91)])
 def test_patches_are_in_reading_order_and_channel_first(rows, columns):
-    patched = patch_image(position_image(rows, columns, 14), Resize(), 14)
-    assert patched.grid == (rows, columns)
-    channels = patched.patches.reshape(rows, columns, 3, 14 * 14)
+    patched = PREPARE(position_image(rows, columns, 14), Resize())
+    assert patched.geometry.grid == (rows, columns)
+    channels = patched.views.reshape(rows, columns, 3, 14 * 14)
     assert (channels[:, :, 0] == np.arange(rows)[:, None, None]).all()
     assert (channels[:, :, 1] == np.arange(columns)[None, :, None]).all()
     assert (channels[:, :, 2] == 7).all()
@@ -51,10 +55,10 @@ def test_every_kind_of_input_gives_the_same_patches(tmp_path):
     Image.fromarray(pixels).save(path)
     tensor = torch.from_numpy(pixels).permute(2, 0, 1)
     kinds = [str(path), path, path.read_bytes(), Image.fromarray(pixels), pixels, tensor, tensor / 255, pixels / 255.0]
-    first, *others = (patch_image(kind, Resize(), 14) for kind in kinds)
-    assert first.image_size == (50, 70)
+    first, *others = (PREPARE(kind, Resize()) for kind in kinds)
+    assert first.geometry.image_size == (50, 70)
     for other in others:
-        assert (other.patches == first.patches).all()
+        assert (other.views == first.views).all()
 
 
 def test_gray_becomes_rgb():
@@ -84,11 +88,11 @@ def test_exif_rotation_is_reported_and_applied_on_demand(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(noise(30, 50)).save(tmp_path / "turned.jpg", exif=exif)
-    stored = patch_image(tmp_path / "turned.jpg", Resize(), 14)
-    upright = patch_image(tmp_path / "turned.jpg", Resize(), 14, exif_rotate=True)
-    assert (stored.image_size, stored.exif_orientation) == ((30, 50), 6)
-    assert (upright.image_size, upright.exif_orientation) == ((50, 30), 1)
-    assert upright.grid == stored.grid[::-1]
+    stored = PREPARE(tmp_path / "turned.jpg", Resize())
+    upright = PREPARE(tmp_path / "turned.jpg", Resize(), exif_rotate=True)
+    assert (stored.geometry.image_size, stored.geometry.exif_orientation) == ((30, 50), 6)
+    assert (upright.geometry.image_size, upright.geometry.exif_orientation) == ((50, 30), 1)
+    assert upright.geometry.grid == stored.geometry.grid[::-1]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from helpers import noise
 
 from sail_encoder import load_backbone
 from sail_encoder.backbones.registry import describe
-from sail_encoder.images.pixels import patchify
+from sail_encoder.images.patches import patchify
 from sail_encoder.io.errors import UserError
 
 
@@ -14,8 +14,8 @@ def test_features_are_the_normalised_pixels():
     image = noise(28, 42)
     grid = backbone.encode([image])[0].grid
     assert grid.shape == (2, 3, 588)
-    pixels = grid.reshape(6, 3, 196) * torch.tensor(backbone.image_std)[:, None]
-    pixels = (pixels + torch.tensor(backbone.image_mean)[:, None]) * 255
+    pixels = grid.reshape(6, 3, 196) * torch.tensor(backbone.spec.image_std)[:, None]
+    pixels = (pixels + torch.tensor(backbone.spec.image_mean)[:, None]) * 255
     np.testing.assert_allclose(pixels.reshape(6, 588).numpy(), patchify(image, 14), atol=1e-3)
 
 

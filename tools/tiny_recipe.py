@@ -16,7 +16,8 @@ from transformers import AddedToken, PreTrainedTokenizerFast
 
 from evals.scene_questions import CAPTION_PROMPT, KINDS, Question, ask_about
 from evals.scenes import RADII, TRAINING_SEEDS, Scene, draw_scene
-from sail_encoder.images.pixels import IMAGENET_MEAN, IMAGENET_STD, Array, patchify
+from sail_encoder.images.decoding import IMAGENET_MEAN, IMAGENET_STD, Array
+from sail_encoder.images.patches import patchify
 from sail_encoder.models.sail.config_file import UNUSED_VISION_TOKENS
 from sail_encoder.models.sail.configuration_sail import SailConfig
 

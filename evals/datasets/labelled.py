@@ -10,7 +10,7 @@ import numpy as np
 
 from evals.errors import DatasetError
 from heads.targets import Kind
-from sail_encoder.images.pixels import Array
+from sail_encoder.images.decoding import Array
 from sail_encoder.images.sources import ImageFile, ImageList
 
 PARTS = {

@@ -11,7 +11,7 @@ from PIL import Image
 from evals.datasets.labelled import LabelledImages, MadeImage
 from evals.scenes import SHAPES, Scene, draw_scene
 from heads.targets import Kind
-from sail_encoder.images.pixels import Array
+from sail_encoder.images.decoding import Array
 from sail_encoder.images.sources import ImageList
 
 DIGIT_SIDE = 56

@@ -8,7 +8,7 @@ import numpy as np
 
 from evals.datasets.labelled import LabelledImages
 from evals.errors import DatasetError
-from sail_encoder.images.pixels import Array
+from sail_encoder.images.decoding import Array
 
 
 @dataclass(frozen=True, eq=False)

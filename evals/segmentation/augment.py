@@ -7,7 +7,7 @@ from numpy.random import Generator
 from PIL import Image
 
 from heads.dense import IGNORE
-from sail_encoder.images.pixels import IMAGENET_MEAN, Array
+from sail_encoder.images.decoding import IMAGENET_MEAN, Array
 from sail_encoder.images.resizing import Resize, Size
 
 Box = tuple[int, int, int, int]

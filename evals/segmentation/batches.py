@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
 from typing import Any, Generic, Protocol, TypeVar
@@ -23,8 +23,11 @@ from evals.segmentation.augment import Augmentation, choose_crop, pad
 from evals.segmentation.data import SegmentationData
 from heads.dense import IGNORE
 from heads.dense.segmenter import Segmenter
-from sail_encoder.images.pixels import Array, PatchedImage, patchify
-from sail_encoder.images.resizing import Size
+from sail_encoder.backbones.batch import Prepared
+from sail_encoder.extraction.loader import PackedLoader
+from sail_encoder.images.decoding import Array
+from sail_encoder.images.resizing import Resize, Size
+from sail_encoder.io.errors import UserError
 from sail_encoder.io.threads import map_ahead, prefetch
 from sail_encoder.store.reading import Entry, FeatureFolder
 
@@ -94,7 +97,7 @@ class _ReadAhead(ABC, Generic[T]):
                 yield from ready
 
 
-class OnlineBatches(_ReadAhead[tuple[PatchedImage, Array]]):
+class OnlineBatches:
     """Augmented crops through the frozen backbone, as published protocols have it.
 
     Args:
@@ -108,22 +111,42 @@ class OnlineBatches(_ReadAhead[tuple[PatchedImage, Array]]):
     def __init__(
         self, segmenter: Segmenter, data: SegmentationData, augmentation: Augmentation, batch_size: int, seed: int
     ) -> None:
-        super().__init__(len(data), batch_size, seed)
-        self.segmenter = segmenter
-        self.data = data
-        self.augmentation = augmentation
+        self.segmenter, self.data, self.augmentation, self.batch_size = segmenter, data, augmentation, batch_size
+        self.sampler = Sampler(len(data), seed)
+        self.loader = PackedLoader(segmenter.backbone, self.prepare)
 
-    def make(self, position: int) -> tuple[PatchedImage, Array]:
-        index, rng = self.sampler.draw(position)
-        pixels, labels = self.augmentation(self.data.read_image(index), self.data.read_labels(index), rng)
-        crop, p = self.augmentation.crop, self.segmenter.backbone.patch_size
-        return PatchedImage(patchify(pixels, p), (crop[0] // p, crop[1] // p), crop, crop), labels
+    def prepare(self, crop: "Crop") -> Prepared:
+        """Draws one crop and its labels; called in threads."""
+        index, rng = self.sampler.draw(crop.position)
+        pixels, crop.labels = self.augmentation(self.data.read_image(index), self.data.read_labels(index), rng)
+        return self.segmenter.backbone.prepare(pixels, Resize(self.augmentation.crop))
 
     def between(self, first: int, last: int) -> Generator[Batch, None, None]:
-        for samples in self.read(first, last):
-            images, labels = zip(*samples, strict=True)
-            target = _to_device(np.stack(labels), self.segmenter.backbone.device)
-            yield Batch(self.segmenter.maps(images), target)
+        """Batches with these numbers; each is encoded in as many passes as memory asks for."""
+        size, device = self.batch_size, self.segmenter.backbone.device
+        batches = ([Crop(number * size + place) for place in range(size)] for number in range(first, last))
+        with closing(self.loader.run(batches, self.segmenter.maps)) as groups:
+            labels: list[Array] = []
+            parts: list[list[Tensor]] = []
+            for group, _, maps in groups:
+                if failed := next((one for one in group if one.image is None), None):
+                    index, _ = self.sampler.draw(failed.item.position)
+                    raise UserError(f"{self.data.samples[index].image}: {failed.error}")
+                assert maps is not None, "a batch of images that were read has been encoded"
+                labels += [one.item.labels for one in group]
+                parts.append(maps)
+                if len(labels) == size:
+                    layers = [torch.cat(some) for some in zip(*parts, strict=True)]
+                    yield Batch(layers, _to_device(np.stack(labels), device))
+                    labels, parts = [], []
+
+
+@dataclass(eq=False)
+class Crop:
+    """One crop of a batch: its number in the order of samples, and its labels once it is made."""
+
+    position: int
+    labels: Array = field(default_factory=lambda: np.empty(0))
 
 
 class CachedBatches(_ReadAhead[tuple[Array, Array]]):

@@ -1,6 +1,5 @@
 """Grids of all training images, extracted once by the pipeline of `sail extract`, within a disk budget."""
 
-import hashlib
 import os
 import sys
 from collections.abc import Sequence
@@ -8,13 +7,14 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 from evals.segmentation.pairs import Sample
-from heads.contract import FeatureSource
 from sail_encoder.backbones.registry import describe
-from sail_encoder.commands.estimate import feature_bytes, format_bytes, mean_tokens
+from sail_encoder.backbones.spec import FeatureSpec
 from sail_encoder.commands.extract import extract
-from sail_encoder.images.resizing import Resize
+from sail_encoder.extraction.cost import feature_bytes, mean_patches
 from sail_encoder.images.sources import list_images
 from sail_encoder.io.errors import UserError
+from sail_encoder.io.files import format_bytes
+from sail_encoder.io.fingerprints import digest
 from sail_encoder.store.reading import FeatureFolder
 
 _STOPPED = 128
@@ -22,7 +22,7 @@ _STOPPED = 128
 
 
 def cache_grids(
-    samples: Sequence[Sample], source: FeatureSource, folder: Path, budget_gb: float, precision: str, device: str
+    samples: Sequence[Sample], source: FeatureSpec, folder: Path, budget_gb: float, precision: str, device: str
 ) -> FeatureFolder:
     """Extracts what is missing of the grids of these images.
 
@@ -49,11 +49,11 @@ def cache_grids(
         status = extract(
             images,
             str(folder),
-            model=source.backbone,
+            model=source.model,
             layers=",".join(map(str, source.layers)),
             norm=source.norm,
-            resize=source.resize,
-            max_tokens=source.max_tokens,
+            resize=str(source.size),
+            max_tokens=source.size.max_tokens,
             precision=precision,  # type: ignore[arg-type]
             devices=device,
         )
@@ -62,16 +62,15 @@ def cache_grids(
     return FeatureFolder(folder)
 
 
-def _name(images: list[str], source: FeatureSource, precision: str) -> str:
+def _name(images: list[str], source: FeatureSpec, precision: str) -> str:
     """A name for these features of these images."""
     paths = [os.path.abspath(image) for image in images]
-    return hashlib.sha256(repr((source, precision, paths)).encode()).hexdigest()[:12]
+    return digest([source.to_json(), precision, paths])[:12]
 
 
-def _check_budget(images: list[str], source: FeatureSource, folder: Path, budget_gb: float) -> None:
-    spec = describe(source.backbone)
-    rule = Resize.parse(source.resize, source.max_tokens)
-    tokens = mean_tokens(list_images(images).images, rule, spec.patch_size)
+def _check_budget(images: list[str], source: FeatureSpec, folder: Path, budget_gb: float) -> None:
+    spec = describe(source.model)
+    tokens = mean_patches(list_images(images).images, spec, source.size)
     needed = len(images) * feature_bytes(tokens, spec.embed_dim, len(source.layers), "float16")
     text = (
         f"cached features of {len(images):,} images, about {tokens:,.0f} patches of {spec.embed_dim:,} channels in "

@@ -15,7 +15,7 @@ from evals.errors import DatasetError
 from evals.segmentation.data import mask_problem, read_ids
 from evals.segmentation.labels import INVALID, ClassMap
 from evals.segmentation.pairs import Sample
-from sail_encoder.images.pixels import image_size
+from sail_encoder.images.decoding import image_size
 
 _SHOWN = 3
 _MANY_MISSING = 10

@@ -11,7 +11,7 @@ from evals.errors import DatasetError
 from evals.segmentation.labels import INVALID, ClassMap
 from evals.segmentation.layouts import LayoutName
 from evals.segmentation.pairs import Sample
-from sail_encoder.images.pixels import Array, read_image
+from sail_encoder.images.decoding import Array, read_image
 from sail_encoder.io.errors import ImageError
 
 

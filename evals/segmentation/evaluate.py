@@ -69,11 +69,11 @@ def evaluate(
     check_range("overlays", overlays, 0)
     check_folder("out", out)
     saved, features = describe_dense_head(head)
-    check_inference(model or features.backbone, window, stride, scales, device)
+    check_inference(model or features.model, window, stride, scales, device)
     source, ids = _as_in_training(saved, data, layout, class_map, reduce_zero_label, ignore_label)
     (dataset,) = source.open(split, check=check, classes=saved.settings["classes"], ids=ids)
     _check_classes(saved.settings["classes"], dataset.class_map.names)
-    announce(model or features.backbone)
+    announce(model or features.model)
     from evals.segmentation.report import write_report
     from evals.segmentation.scoring import Gallery, score
     from heads.dense.segmenter import load_segmenter

@@ -116,5 +116,5 @@ def inference_of(
         windows = read_windows("x".join(map(str, trained.window)), stride, patch_size)
     else:
         windows = read_windows(None if window == "whole" else window, stride, patch_size)
-    rule = Resize.parse(trained.source.resize, trained.source.max_tokens)
+    rule = trained.source.size
     return Inference(rule, *windows, scales=tuple(scales), flip=flip)

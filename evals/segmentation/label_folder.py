@@ -20,7 +20,7 @@ from evals.segmentation.pictures import overlay, save_labels, save_picture
 from evals.segmentation.run_folder import LABELS, OVERLAYS, RUN, remove_labels
 from heads.dense.inference import Inference, predict
 from heads.dense.segmenter import Segmenter
-from sail_encoder.images.pixels import Array, read_image
+from sail_encoder.images.decoding import Array, read_image
 from sail_encoder.images.sources import ImageFile
 from sail_encoder.io.errors import ImageError
 from sail_encoder.io.files import replacing, write_json

@@ -10,7 +10,7 @@ import numpy as np
 
 from evals.errors import DatasetError
 from heads.dense import IGNORE
-from sail_encoder.images.pixels import Array
+from sail_encoder.images.decoding import Array
 
 INVALID = -1
 """What an id becomes that the class map does not know."""

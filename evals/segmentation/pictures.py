@@ -8,7 +8,7 @@ from PIL import Image
 
 from evals.segmentation.labels import palette
 from heads.dense import IGNORE
-from sail_encoder.images.pixels import Array
+from sail_encoder.images.decoding import Array
 from sail_encoder.io.files import replacing
 
 OPACITY = 0.6

@@ -49,9 +49,9 @@ def predict(
     """
     check_folder("out", out)
     _, features = describe_dense_head(head)
-    check_inference(model or features.backbone, window, stride, scales, device)
+    check_inference(model or features.model, window, stride, scales, device)
     listing = list_images(source)
-    announce(model or features.backbone)
+    announce(model or features.model)
     from evals.segmentation.label_folder import FAILURES, LabelFolder
     from heads.dense.segmenter import load_segmenter
 

@@ -26,7 +26,7 @@ def write_report(
     """
     source = trained.source
     way = {
-        "backbone": source.backbone,
+        "backbone": source.model,
         "weights": source.weights,
         "layers": list(source.layers),
         "norm": source.norm,
@@ -43,7 +43,7 @@ def write_report(
     table = scores.as_dict(trained.classes)
     layers = ", ".join(map(str, source.layers))
     lines = [
-        f"{trained.kind} head, {trained.mode} training, layers {layers} of {source.backbone}",
+        f"{trained.kind} head, {trained.mode} training, layers {layers} of {source.model}",
         f"{images:,} images, {inference}",
         format_scores(table),
     ]

@@ -17,7 +17,7 @@ from evals.segmentation.run_folder import LABELS, OVERLAYS
 from evals.segmentation.scores import ConfusionMatrix, Scores
 from heads.dense.inference import Inference, predict
 from heads.dense.segmenter import Segmenter
-from sail_encoder.images.pixels import Array
+from sail_encoder.images.decoding import Array
 from sail_encoder.io.threads import Behind, map_ahead
 
 _READERS = min(8, os.cpu_count() or 1)

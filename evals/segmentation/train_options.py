@@ -11,13 +11,12 @@ from evals.segmentation.data_source import DataSource
 from evals.segmentation.inference_options import read_windows, whole_patches
 from evals.segmentation.scene_data import SCENES, draw_scenes
 from evals.segmentation.train_request import TrainRequest
-from heads.contract import FeatureSource
+from heads.contract import require_same_features
 from heads.dense import registry
 from heads.dense.registry import TrainedHead, build_dense_head
 from heads.registry import require_head
-from sail_encoder.backbones.registry import check_options, load_backbone, resolve_options
-from sail_encoder.backbones.spec import BackboneSpec
-from sail_encoder.images.resizing import Resize
+from sail_encoder.backbones.registry import check_features, load_backbone, resolve_features
+from sail_encoder.backbones.spec import BackboneSpec, FeatureSpec
 from sail_encoder.io.errors import UserError
 from sail_encoder.store.reading import FeatureFolder
 
@@ -31,7 +30,7 @@ _CACHE = "cache"
 _SHOWN = 10
 
 
-def choose_features(request: TrainRequest) -> tuple[FeatureSource, BackboneSpec]:
+def choose_features(request: TrainRequest) -> tuple[FeatureSpec, BackboneSpec]:
     """Which features the head reads, and of which backbone; checks all that can be before torch is imported.
 
     The fingerprint of the weights is not known yet.
@@ -44,12 +43,14 @@ def choose_features(request: TrainRequest) -> tuple[FeatureSource, BackboneSpec]
     if not 0 < low <= high:
         raise UserError(f"--jitter cannot be [{low},{high}]; allowed are two factors above 0, the lower one first")
     require_head(request.head, registry.BUILT_IN, registry.GROUP)
-    check_options(request.layers, request.resize, request.max_tokens)
+    check_features(request.layers, request.resize, request.max_tokens)
     _check_place(request)
-    spec, layers, rule = resolve_options(request.model, request.layers, request.resize, request.max_tokens)
+    spec, source = resolve_features(
+        request.model, request.layers, request.resize, request.max_tokens, norm=request.norm
+    )
     whole_patches("crop", request.crop, spec.patch_size)
     read_windows(request.window, request.stride, spec.patch_size)
-    return FeatureSource(request.model, "", tuple(layers), request.norm, str(rule), rule.max_tokens), spec
+    return source, spec
 
 
 def _check_place(request: TrainRequest) -> None:
@@ -94,23 +95,22 @@ def _draw_scenes(request: TrainRequest) -> Path:
     return folder
 
 
-def cache(request: TrainRequest, source: FeatureSource, data: SegmentationData) -> FeatureFolder:
+def cache(request: TrainRequest, source: FeatureSpec, data: SegmentationData) -> FeatureFolder:
     """The grids of all training images; made before the backbone is loaded here, so that it is not held twice."""
     folder = Path(request.cache or request.folder / _CACHE)
     return cache_grids(data.samples, source, folder, request.cache_gb, request.precision, request.device)
 
 
 def build_segmenter(
-    request: TrainRequest, source: FeatureSource, data: SegmentationData
+    request: TrainRequest, source: FeatureSpec, data: SegmentationData
 ) -> "tuple[Segmenter, TrainedHead]":
     """The frozen backbone and a new head, which is a function of the seed."""
     import torch
 
     from heads.dense.segmenter import Segmenter
 
-    depth = max(source.layers) + 1
-    backbone = load_backbone(source.backbone, request.device, request.precision, depth)
-    source = replace(source, weights=backbone.fingerprint(depth - 1))
+    backbone = load_backbone(source.model, request.device, request.precision, source.depth)
+    source = replace(source, weights=backbone.fingerprint(source.depth - 1))
     torch.manual_seed(request.seed)
     classes, ids = data.class_map.names, data.class_map.ids
     head = _build_head(request, [backbone.embed_dim] * len(source.layers), len(classes))
@@ -138,11 +138,10 @@ def build_batches(
     crop = whole_patches("crop", request.crop, backbone.patch_size)
     flip, batch_size, seed = request.flip, request.batch_size, request.seed
     if features is None:
-        rule = Resize.parse(source.resize)
         distort = request.distort is not False
-        augmentation = Augmentation(crop, rule, request.jitter or JITTER, flip, distort)
+        augmentation = Augmentation(crop, source.size, request.jitter or JITTER, flip, distort)
         return OnlineBatches(segmenter, data, augmentation, batch_size, seed)
-    source.check(replace(source, weights=features.settings["weights"]))
+    require_same_features(source, replace(source, weights=features.spec.weights))
     p = backbone.patch_size
     patches = (crop[0] // p, crop[1] // p)
     return CachedBatches(features, data, patches, p, flip, batch_size, seed, backbone.device)

@@ -1,9 +1,9 @@
 """From images to label maps of their own size: whole or by sliding windows, mirrored, at several scales."""
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -14,9 +14,11 @@ from torch.nn import functional as F
 
 from heads.dense.segmenter import Segmenter
 from heads.dense.upsampling import add_probabilities, most_likely, most_voted
-from sail_encoder.backbones.packing import pack_consecutive
-from sail_encoder.images.pixels import Array, PatchedImage, patchify
+from sail_encoder.backbones.batch import Prepared
+from sail_encoder.extraction.loader import PackedLoader
+from sail_encoder.images.decoding import Array
 from sail_encoder.images.resizing import Resize, Size
+from sail_encoder.io.errors import UserError
 from sail_encoder.io.threads import map_ahead
 
 T = TypeVar("T")
@@ -60,13 +62,13 @@ class Tile:
         view: Which view of its image it belongs to.
         top: Where it lies in the view, in pixels.
         left: Likewise.
-        pixels: What is to be seen.
+        pixels: uint8 [height, width, 3], what is to be seen.
     """
 
     view: int
     top: int
     left: int
-    pixels: PatchedImage
+    pixels: Array
 
 
 class Canvas:
@@ -89,7 +91,7 @@ class Canvas:
         for scale in inference.scales:
             resized = image.resize(_scaled(self.size, inference, patch_size, scale)[::-1], resample)
             for flipped in (False, True)[: 1 + inference.flip]:
-                self._add_view(np.asarray(resized)[:, :: -1 if flipped else 1], flipped, inference, patch_size)
+                self._add_view(np.asarray(resized)[:, :: -1 if flipped else 1], flipped, inference)
         self.missing = len(self.tiles)
         self.tiles_missing = Counter(tile.view for tile in self.tiles)
         self.sums: dict[int, Tensor] = {}
@@ -97,7 +99,7 @@ class Canvas:
         self.adds_up = self._is_smaller_added_up()
         self.total: Tensor | None = None
 
-    def _add_view(self, pixels: Array, flipped: bool, inference: Inference, p: int) -> None:
+    def _add_view(self, pixels: Array, flipped: bool, inference: Inference) -> None:
         size = (pixels.shape[0], pixels.shape[1])
         window = inference.window or size
         height, width = min(window[0], size[0]), min(window[1], size[1])
@@ -105,8 +107,7 @@ class Canvas:
         for top in window_starts(size[0], height, stride[0]):
             for left in window_starts(size[1], width, stride[1]):
                 part = pixels[top : top + height, left : left + width]
-                patched = PatchedImage(patchify(part, p), (height // p, width // p), (height, width), (height, width))
-                self.tiles.append(Tile(len(self.sizes), top, left, patched))
+                self.tiles.append(Tile(len(self.sizes), top, left, part))
         self.sizes.append(size)
         self.flipped.append(flipped)
 
@@ -119,7 +120,7 @@ class Canvas:
             self._add_up(tile.view)
 
     def _place(self, tile: Tile, logits: Tensor) -> None:
-        size, extent = self.sizes[tile.view], tile.pixels.resized_size
+        size, extent = self.sizes[tile.view], tile.pixels.shape[:2]
         if extent == size:
             self.sums[tile.view] = logits
             return
@@ -192,21 +193,24 @@ def predict(
         uint8 [height, width] on the model's device, of the original image's size.
     """
     backbone = segmenter.backbone
-    readers = os.cpu_count() or 1
+    resample = Image.Resampling[backbone.spec.resample]
 
     def open_canvas(item: T) -> Canvas:
-        return Canvas(read(item), inference, backbone.patch_size, backbone.resample)
+        return Canvas(read(item), inference, backbone.patch_size, resample)
+
+    def prepare(placed: tuple[Canvas, Tile]) -> Prepared:
+        return backbone.prepare(placed[1].pixels, Resize(placed[1].pixels.shape[:2]))
 
     segmenter.head.eval()
-    with ThreadPoolExecutor(readers, "read") as pool:
-        canvases = map_ahead(open_canvas, items, pool, _IMAGES_AHEAD_PER_READER * readers)
+    loader = PackedLoader(backbone, prepare)
+    with ThreadPoolExecutor(loader.readers, "open") as pool:
+        canvases = map_ahead(open_canvas, items, pool, _IMAGES_AHEAD_PER_READER * loader.readers)
         tiles = ((canvas, tile) for canvas in canvases for tile in canvas.tiles)
-        for group in pack_consecutive(tiles, _tokens, backbone.default_token_budget()):
-            yield from _finish(group, segmenter.logits([tile.pixels for _, tile in group]))
-
-
-def _tokens(placed: tuple[Canvas, Tile]) -> int:
-    return len(placed[1].pixels.patches)
+        with closing(loader.run([tiles], segmenter.logits)) as groups:
+            for group, _, logits in groups:
+                if logits is None:
+                    raise UserError(f"{group[0].error}; use smaller --window")
+                yield from _finish([one.item for one in group], logits)
 
 
 def _finish(group: Sequence[tuple[Canvas, Tile]], logits: Sequence[Tensor]) -> Iterator[Tensor]:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from heads.contract import WEIGHTS, FeatureSource, HeadError, SavedHead, describe_head, load_head, save_head
+from heads.contract import WEIGHTS, HeadError, SavedHead, describe_head, load_head, save_head
 from heads.registry import get_head
+from sail_encoder.backbones.spec import FeatureSpec
 from sail_encoder.images.resizing import Size
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class TrainedHead:
 
     kind: str
     head: "DenseHead"
-    source: FeatureSource
+    source: FeatureSpec
     classes: list[str]
     mode: str = "online"
     window: Size | None = None
@@ -89,7 +90,7 @@ def save_dense_head(folder: str | Path, trained: TrainedHead) -> None:
     save_head(folder, SavedHead(trained.kind, settings, trained.source, tensors, fitted))
 
 
-def describe_dense_head(folder: str | Path) -> tuple[SavedHead, FeatureSource]:
+def describe_dense_head(folder: str | Path) -> tuple[SavedHead, FeatureSpec]:
     """Reads what a dense head is and which features it reads, without its weights and without torch.
 
     Raises:
@@ -99,7 +100,7 @@ def describe_dense_head(folder: str | Path) -> tuple[SavedHead, FeatureSource]:
     return saved, _require_dense(saved, folder)
 
 
-def _require_dense(saved: SavedHead, folder: str | Path) -> FeatureSource:
+def _require_dense(saved: SavedHead, folder: str | Path) -> FeatureSpec:
     if "classes" not in saved.settings or saved.source is None:
         raise HeadError(f"{folder} holds a head of kind '{saved.kind}', not one that sail segment train has written")
     return saved.source

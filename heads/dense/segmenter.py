@@ -1,6 +1,5 @@
 """A frozen backbone with a dense head: images in, class logits out."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby
 
@@ -8,13 +7,13 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from heads.contract import FeatureSource
+from heads.contract import require_same_features
 from heads.dense.contract import DenseHead
 from heads.dense.registry import TrainedHead
 from sail_encoder.backbones.base import VisionBackbone
-from sail_encoder.backbones.packing import Pack
+from sail_encoder.backbones.batch import Batch
 from sail_encoder.backbones.registry import load_backbone
-from sail_encoder.images.pixels import PatchedImage
+from sail_encoder.backbones.spec import FeatureSpec
 
 
 class Segmenter:
@@ -26,7 +25,7 @@ class Segmenter:
         source: Which layers the head reads, and whether after the final norm.
     """
 
-    def __init__(self, backbone: VisionBackbone, head: DenseHead, source: FeatureSource) -> None:
+    def __init__(self, backbone: VisionBackbone, head: DenseHead, source: FeatureSpec) -> None:
         self.backbone = backbone
         self.head = head.to(backbone.device)
         self.source = source
@@ -36,28 +35,26 @@ class Segmenter:
         """How many classes the head tells apart."""
         return int(self.head.settings["num_classes"])
 
-    def maps(self, images: Sequence[PatchedImage]) -> list[Tensor]:
-        """The feature maps of images of one grid: float32 [n, C, nh, nw] for each layer, without gradients."""
-        pack = Pack.of(images, self.backbone.device.type == "cuda")
-        encoded = self.backbone.encode_packed(pack, self.source.layers, self.source.norm)
-        n, r = len(images), images[0].grid[0]
-        return [
-            rearrange(encoded.patches[layer], "(n r k) c -> n c r k", n=n, r=r).float() for layer in self.source.layers
-        ]
+    @torch.no_grad()
+    def maps(self, batch: Batch) -> list[Tensor]:
+        """Feature maps of images of one grid: float32 [n, C, nh, nw] for each layer, without gradients."""
+        encoded = self.backbone.forward(batch, self.source.layers, self.source.norm)
+        n, r = len(batch.geometries), batch.geometries[0].grid[0]
+        maps = (rearrange(encoded.patches[layer], "(n r k) c -> n c r k", n=n, r=r) for layer in self.source.layers)
+        return [layer.float() for layer in maps]
 
     @torch.no_grad()
-    def logits(self, images: Sequence[PatchedImage]) -> list[Tensor]:
-        """Class logits [classes, h, w] of images of any size; the backbone sees them all in one pass."""
-        pack = Pack.of(images, self.backbone.device.type == "cuda")
-        encoded = self.backbone.encode_packed(pack, self.source.layers, self.source.norm)
-        grids = [pack.split(encoded.patches[layer]) for layer in self.source.layers]
-        order = sorted(range(len(images)), key=lambda index: images[index].grid)
+    def logits(self, batch: Batch) -> list[Tensor]:
+        """Class logits [classes, h, w] of images of any size, in the order of the list that the batch came from."""
+        encoded = self.backbone.forward(batch, self.source.layers, self.source.norm)
+        grids = [batch.split(encoded.patches[layer]) for layer in self.source.layers]
+        sizes = batch.unsort([geometry.grid for geometry in batch.geometries])
         results: dict[int, Tensor] = {}
-        for _, group in groupby(order, key=lambda index: images[index].grid):
+        for _, group in groupby(sorted(range(len(sizes)), key=sizes.__getitem__), key=sizes.__getitem__):
             alike = list(group)
             maps = [torch.stack([layer[index] for index in alike]).permute(0, 3, 1, 2).float() for layer in grids]
             results.update(zip(alike, self.head(maps), strict=True))
-        return [results[index] for index in range(len(images))]
+        return [results[index] for index in range(len(sizes))]
 
 
 def load_segmenter(
@@ -75,7 +72,7 @@ def load_segmenter(
         HeadError: If the backbone has other weights.
     """
     source = trained.source
-    depth = max(source.layers) + 1
-    backbone = load_backbone(model or source.backbone, device, dtype, depth)
-    source.check(replace(source, backbone=backbone.name, weights=backbone.fingerprint(depth - 1)))
+    backbone = load_backbone(model or source.model, device, dtype, source.depth)
+    found = replace(source, model=backbone.name, weights=backbone.fingerprint(source.depth - 1))
+    require_same_features(source, found)
     return Segmenter(backbone, trained.head, source)

@@ -63,7 +63,9 @@ class SailBackbone(BaseModule):
         size = [-(-side // self.patch_size) * self.patch_size for side in x.shape[2:]]
         if size != list(x.shape[2:]):
             x = F.interpolate(x, size, mode="bilinear")
-        mean, std = (x.new_tensor(values)[:, None, None] for values in (backbone.image_mean, backbone.image_std))
+        mean, std = (
+            x.new_tensor(values)[:, None, None] for values in (backbone.spec.image_mean, backbone.spec.image_std)
+        )
         layers = sorted(set(self.layers))
         maps = backbone.forward_intermediates((x / 255 - mean) / std, layers, norm=self.norm, intermediates_only=True)
         by_layer: dict[int, Tensor] = dict(zip(layers, cast("list[Tensor]", maps), strict=True))

@@ -9,10 +9,11 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
 from torch import Tensor
 
-from heads.contract import FeatureSource, HeadError
+from heads.contract import HeadError
 from heads.dense.contract import OnePassHead
 from heads.dense.registry import TrainedHead, build_dense_head, save_dense_head
 from heads.mmseg.backbone import SailBackbone
+from sail_encoder.backbones.spec import FeatureSpec
 from sail_encoder.images.resizing import Size
 
 
@@ -100,10 +101,8 @@ def export_head(model: torch.nn.Module, classes: Sequence[str], folder: str | Pa
         raise HeadError("only a SailBackbone with a NativeHead can be exported")
     layers = tuple(backbone.layers[index] for index in head.in_index)
     loaded = backbone.load(next(head.parameters()).device)
-    rule = loaded.resize.override(resize, None)
-    source = FeatureSource(
-        backbone.model, loaded.fingerprint(max(layers)), layers, backbone.norm, str(rule), rule.max_tokens
-    )
+    size, weights = loaded.spec.resize.override(resize, None), loaded.fingerprint(max(layers))
+    source = FeatureSpec(backbone.model, layers, backbone.norm, size=size, weights=weights)
     windows = _windows_of(model.test_cfg)
     save_dense_head(folder, TrainedHead(head.kind, head.head, source, list(classes), "online", *windows))
 

@@ -1,11 +1,14 @@
-"""The contract that every vision backbone fulfils: images in, feature grids out."""
+"""The contract of a vision backbone: images in, grids of features out.
+
+A family says how it sees an image (`prepare`), how images share a forward pass (`collate`), and runs it (`forward`).
+All else is the same for every family and stands here.
+"""
 
 import hashlib
 import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -13,53 +16,46 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
+from sail_encoder.backbones.batch import Batch, Encoded, Prepared, group_consecutive
 from sail_encoder.backbones.features import Features
 from sail_encoder.backbones.layers import LayerSpec, resolve_layers
-from sail_encoder.backbones.packing import Pack, pack_consecutive
-from sail_encoder.images.pixels import ImageLike, PatchedImage, patch_image, patchify_batch
-from sail_encoder.images.resizing import Resize, Size
+from sail_encoder.backbones.spec import BackboneSpec
+from sail_encoder.images.decoding import ImageLike, read_image
+from sail_encoder.images.geometry import Geometry
+from sail_encoder.images.resizing import Resize
 from sail_encoder.io.errors import UserError
 
 _CPU_PASS_BYTES = 40 * 2**20
-
-
-@dataclass(frozen=True, eq=False)
-class Encoded:
-    """Hidden states of packed images.
-
-    Attributes:
-        patches: For each layer [total patches, C].
-        class_tokens: For each layer [images, C], empty where the backbone has no class token.
-    """
-
-    patches: dict[int, Tensor]
-    class_tokens: dict[int, Tensor] = field(default_factory=dict)
 
 
 class VisionBackbone(ABC):
     """A frozen model that turns images of any size into grids of features.
 
     Attributes:
-        name: What it was loaded as.
-        patch_size: Side of a patch in pixels.
-        embed_dim: Channels of a feature.
-        num_layers: Blocks that are loaded; layers count from 0 to `num_layers - 1`.
-        has_class_token: Whether it has a class token beside the patches.
-        resize: How images are brought to size unless told otherwise.
-        resample: The filter with which they are resized.
-        image_mean: Mean of each channel that is subtracted from pixels in [0, 1].
-        image_std: What they are divided by then.
+        spec: What it is: sizes, layers, tokens, normalisation.
     """
 
-    name: str
-    patch_size: int
-    embed_dim: int
-    num_layers: int
-    has_class_token: bool = False
-    resize: Resize
-    resample: Image.Resampling = Image.Resampling.BILINEAR
-    image_mean: tuple[float, float, float]
-    image_std: tuple[float, float, float]
+    spec: BackboneSpec
+
+    @property
+    def name(self) -> str:
+        """What it was loaded as."""
+        return self.spec.name
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a patch in pixels."""
+        return self.spec.patch_size
+
+    @property
+    def embed_dim(self) -> int:
+        """Channels of a feature."""
+        return self.spec.embed_dim
+
+    @property
+    def num_layers(self) -> int:
+        """Blocks that are loaded; layers count from 0 to `num_layers - 1`."""
+        return self.spec.num_layers
 
     @property
     @abstractmethod
@@ -72,30 +68,55 @@ class VisionBackbone(ABC):
         """Precision of weights and features."""
 
     @abstractmethod
-    def forward_patches(self, pixel_values: Tensor, grids: Sequence[Size], layers: Collection[int]) -> Encoded:
-        """Encodes packed images, without the final norm.
+    def prepare(self, image: ImageLike, size: Resize, exif_rotate: bool = False) -> Prepared:
+        """Reads one image, brings it to size and cuts it into views, without touching the device; in any thread.
+
+        Raises:
+            ImageError: If the image cannot be read.
+            UserError: If patches do not tile the size.
+        """
+
+    @abstractmethod
+    def collate(self, items: Sequence[Prepared]) -> Batch:
+        """Brings images together for one forward pass, on the CPU; in any thread."""
+
+    @abstractmethod
+    def forward(self, batch: Batch, layers: Collection[int], norm: bool = True) -> Encoded:
+        """Encodes a batch on the backbone's device.
 
         Args:
-            pixel_values: [total patches, 3 * patch_size**2], normalised, on the backbone's device.
-            grids: Rows and columns of each image.
+            batch: Images.
             layers: Block indices; nothing beyond the deepest is computed.
+            norm: Whether to apply the model's final norm to each of them.
+        """
+
+    @abstractmethod
+    def forward_pixels(self, pixel_values: Tensor, layers: Collection[int]) -> Encoded:
+        """Encodes images of one size, without the final norm.
+
+        Args:
+            pixel_values: [n, 3, height, width], normalised, on the backbone's device.
+            layers: Block indices; nothing beyond the deepest is computed.
+
+        Raises:
+            UserError: If patches do not tile the images, or the model does not take their size.
         """
 
     @abstractmethod
     def final_norm(self, states: Tensor) -> Tensor:
-        """The model's final norm of hidden states [..., C]."""
+        """Applies the model's final norm to hidden states [..., C]."""
 
     @abstractmethod
     def named_weights(self, last_layer: int) -> Iterable[tuple[str, Tensor]]:
         """Every weight that the normed output of block `last_layer` depends on, under names that do not change."""
 
-    def constants(self) -> dict[str, Any]:
-        """What features depend on beside the weights and the normalisation of pixels, as JSON."""
-        return {}
-
     @abstractmethod
     def bytes_per_token(self) -> int:
         """Memory that a token needs on its way through a block, as an estimate."""
+
+    def constants(self) -> dict[str, Any]:
+        """What features depend on beside the weights and the normalisation of pixels, as JSON."""
+        return {}
 
     def encode(
         self,
@@ -119,7 +140,7 @@ class VisionBackbone(ABC):
             token_budget: Patches in one forward pass; by default what memory allows.
 
         Returns:
-            One `Features` an image, on the backbone's device.
+            One `Features` per image, on the backbone's device.
 
         Raises:
             ImageError: If an image cannot be read.
@@ -127,75 +148,40 @@ class VisionBackbone(ABC):
         """
         _require_several(images)
         indices = resolve_layers(layers, self.num_layers)
-        rule = resize if isinstance(resize, Resize) else self.resize.override(resize, None)
-        prepared = (self.prepare(image, rule, exif_rotate) for image in images)
+        size = resize if isinstance(resize, Resize) else self.spec.resize.override(resize, None)
+        prepared = (self.prepare(image, size, exif_rotate) for image in images)
         budget = token_budget or self.default_token_budget()
-        groups = pack_consecutive(prepared, lambda image: len(image.patches), budget)
-        return [features for group in groups for features in self._encode_images(group, indices, norm)]
+        groups = group_consecutive(prepared, lambda item: item.cost, budget)
+        return [features for group in groups for features in self._encode_group(group, indices, norm)]
 
-    def prepare(self, image: ImageLike, resize: Resize, exif_rotate: bool = False) -> PatchedImage:
-        """Reads, resizes and cuts one image, without touching the device; may run in any thread.
-
-        Raises:
-            ImageError: If the image cannot be read.
-        """
-        return patch_image(image, resize, self.patch_size, exif_rotate, self.resample)
-
-    def _encode_images(self, images: Sequence[PatchedImage], layers: Sequence[int], norm: bool) -> list[Features]:
-        pack = Pack.of(images)
-        encoded = self.encode_packed(pack, layers, norm)
-        grids = {layer: pack.split(encoded.patches[layer]) for layer in layers}
-        tokens = {layer: pack.unsort(list(states)) for layer, states in encoded.class_tokens.items()}
+    @torch.no_grad()
+    def _encode_group(self, group: Sequence[Prepared], layers: Sequence[int], norm: bool) -> list[Features]:
+        batch = self.collate(group)
+        encoded = self.forward(batch, layers, norm)
+        grids = {layer: batch.split(encoded.patches[layer]) for layer in layers}
+        tokens = {layer: batch.unsort(list(states)) for layer, states in encoded.class_tokens.items()}
         return [
             Features(
                 {layer: grids[layer][index] for layer in layers},
-                image.image_size,
-                image.resized_size,
-                self.patch_size,
+                item.geometry,
                 self.num_layers,
                 {layer: states[index] for layer, states in tokens.items()},
             )
-            for index, image in enumerate(images)
+            for index, item in enumerate(group)
         ]
-
-    @torch.no_grad()
-    def encode_packed(self, pack: Pack, layers: Sequence[int], norm: bool = True) -> Encoded:
-        """Encodes packed images in one forward pass; what comes back is packed too."""
-        patches = pack.patches.to(self.device, non_blocking=self.device.type == "cuda")
-        return self._encode(self.normalize(patches), pack.grids, layers, norm)
-
-    def normalize(self, patches: Tensor) -> Tensor:
-        """uint8 patches [n, 3 * p * p] to what the model takes, in float32."""
-        area = self.patch_size**2
-        mean, std = (
-            torch.tensor(channels, device=patches.device).repeat_interleave(area)
-            for channels in (self.image_mean, self.image_std)
-        )
-        return (patches.float() / 255 - mean) / std
 
     def default_token_budget(self) -> int:
         """Patches per forward pass: half of the free memory of a GPU; on a CPU about what its caches hold.
 
         Larger passes are slower on a CPU, because what goes from one operation to the next has to come from memory; and
         what a kill loses, and how long an interrupted run takes to end, is one pass. A GPU's is a power of two, so that
-        a run that goes on with a little more or less memory packs its images as before.
+        a run that goes on with a little more or less memory groups its images as before.
         """
         if self.device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(self.device)
             fitting = max(1, free // 2 // self.bytes_per_token())
             return max(1024, min(65536, 1 << fitting.bit_length() - 1))
         return max(1024, min(8192, _CPU_PASS_BYTES // self.bytes_per_token()))
-
-    def _encode(self, pixel_values: Tensor, grids: Sequence[Size], layers: Collection[int], norm: bool) -> Encoded:
-        encoded = self.forward_patches(pixel_values, grids, layers)
-        return self._normed(encoded, layers) if norm else encoded
-
-    def _normed(self, encoded: Encoded, layers: Iterable[int]) -> Encoded:
-        tokens = encoded.class_tokens
-        return Encoded(
-            {layer: self.final_norm(encoded.patches[layer]) for layer in layers},
-            {layer: self.final_norm(tokens[layer]) for layer in layers if layer in tokens},
-        )
 
     def get_intermediate_layers(
         self,
@@ -215,14 +201,15 @@ class VisionBackbone(ABC):
             norm: Whether to apply the model's final norm.
 
         Returns:
-            One entry a block.
+            One entry per block.
         """
         layers = resolve_layers(f"last{n}" if isinstance(n, int) else n, self.num_layers)
-        encoded = self._encode_batch(pixel_values, layers, norm)
-        patches = self._unpack_batch(encoded, pixel_values, layers, "NCHW" if reshape else "NLC")
+        encoded = self.forward_pixels(pixel_values.to(self.device), layers)
+        encoded = self.normed(encoded) if norm else encoded
+        patches = self._unpack(encoded, pixel_values, layers, "NCHW" if reshape else "NLC")
         if not return_class_token:
             return tuple(patches)
-        if not self.has_class_token:
+        if not self.spec.has_class_token:
             raise UserError(f"{self.name} has no class token; call with return_class_token=False")
         return tuple(zip(patches, (encoded.class_tokens[layer] for layer in layers), strict=True))
 
@@ -254,21 +241,24 @@ class VisionBackbone(ABC):
         spec: LayerSpec = "all" if indices is None else f"last{indices}" if isinstance(indices, int) else indices
         layers = resolve_layers(spec, self.num_layers)
         last = max(layers) if stop_early or intermediates_only else self.num_layers - 1
-        encoded = self._encode_batch(x, {*layers, last}, norm=False)
-        wanted = self._normed(encoded, layers) if norm else encoded
-        intermediates: list[Any] = self._unpack_batch(wanted, x, layers, output_fmt)
-        if return_prefix_tokens and self.has_class_token:
+        encoded = self.forward_pixels(x.to(self.device), {*layers, last})
+        wanted = self.normed(encoded) if norm else encoded
+        intermediates: list[Any] = self._unpack(wanted, x, layers, output_fmt)
+        if return_prefix_tokens and self.spec.has_class_token:
             prefixes = (wanted.class_tokens[layer][:, None] for layer in layers)
             intermediates = list(zip(intermediates, prefixes, strict=True))
         if intermediates_only:
             return intermediates
-        return self.final_norm(self._unpack_batch(encoded, x, [last], "NLC")[0]), intermediates
+        return self.final_norm(self._unpack(encoded, x, [last], "NLC")[0]), intermediates
 
-    def _encode_batch(self, x: Tensor, layers: Collection[int], norm: bool) -> Encoded:
-        patches, grid = patchify_batch(x.to(self.device), self.patch_size)
-        return self._encode(patches, [grid] * len(x), layers, norm)
+    def normed(self, encoded: Encoded) -> Encoded:
+        """Hidden states after the model's final norm."""
+        return Encoded(
+            {layer: self.final_norm(states) for layer, states in encoded.patches.items()},
+            {layer: self.final_norm(states) for layer, states in encoded.class_tokens.items()},
+        )
 
-    def _unpack_batch(self, encoded: Encoded, x: Tensor, layers: Iterable[int], output_fmt: str) -> list[Tensor]:
+    def _unpack(self, encoded: Encoded, x: Tensor, layers: Iterable[int], output_fmt: str) -> list[Tensor]:
         patterns = {"NCHW": "(n r k) c -> n c r k", "NLC": "(n r k) c -> n (r k) c"}
         if output_fmt not in patterns:
             raise UserError(f"output_fmt '{output_fmt}' is unknown; use NCHW or NLC")
@@ -281,13 +271,31 @@ class VisionBackbone(ABC):
         That is the weights, how pixels are normalised, and what else the network computes with. The file format does
         not matter. A sample of each tensor is hashed, in bfloat16, so that float32 and bfloat16 have the same name too.
         """
-        recipe = {"mean": self.image_mean, "std": self.image_std, "resample": self.resample.name, **self.constants()}
+        spec = self.spec
+        recipe = {"mean": spec.image_mean, "std": spec.image_std, "resample": spec.resample, **self.constants()}
         digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode())
         for name, weight in self.named_weights(last_layer):
             sample = weight.detach().flatten()[:: max(1, weight.numel() // 512)].to("cpu", torch.bfloat16)
             digest.update(f"{name} {tuple(weight.shape)}".encode())
             digest.update(sample.contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
+
+
+def read_resized(image: ImageLike, spec: BackboneSpec, size: Resize, exif_rotate: bool) -> tuple[Image.Image, Geometry]:
+    """Reads an image and brings it to whole patches.
+
+    Returns:
+        8-bit RGB of nh * patch_size by nw * patch_size pixels, and its geometry.
+
+    Raises:
+        ImageError: If the image cannot be read.
+        UserError: If patches do not tile the size.
+    """
+    rgb, orientation = read_image(image, exif_rotate)
+    rows, columns = spec.grid((rgb.height, rgb.width), size)
+    resized = (rows * spec.patch_size, columns * spec.patch_size)
+    geometry = Geometry((rgb.height, rgb.width), resized, (rows, columns), orientation)
+    return rgb.resize(resized[::-1], Image.Resampling[spec.resample]), geometry
 
 
 def _require_several(images: Any) -> None:

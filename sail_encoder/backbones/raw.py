@@ -5,32 +5,25 @@ from collections.abc import Collection, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from sail_encoder.backbones.base import Encoded, VisionBackbone
-from sail_encoder.backbones.spec import describe_raw
-from sail_encoder.images.pixels import IMAGENET_MEAN, IMAGENET_STD
-from sail_encoder.images.resizing import Resize, Size
+from sail_encoder.backbones.batch import Encoded
+from sail_encoder.backbones.descriptions import describe_raw
+from sail_encoder.backbones.packed import PackedBackbone
+from sail_encoder.backbones.spec import BackboneSpec
+from sail_encoder.images.resizing import Size
 from sail_encoder.io.errors import UserError
 
 
-class RawPatches(VisionBackbone):
+class RawPatches(PackedBackbone):
     """A backbone of one layer that returns the normalised pixels of each patch.
 
     Args:
-        name: What it was loaded as.
-        patch_size: Side of a patch in pixels.
+        spec: What it is.
         device: Where features are to be.
         dtype: Their precision.
     """
 
-    image_mean = IMAGENET_MEAN
-    image_std = IMAGENET_STD
-    num_layers = 1
-
-    def __init__(self, name: str, patch_size: int, device: torch.device, dtype: torch.dtype) -> None:
-        self.name = name
-        self.patch_size = patch_size
-        self.embed_dim = 3 * patch_size**2
-        self.resize = Resize()
+    def __init__(self, spec: BackboneSpec, device: torch.device, dtype: torch.dtype) -> None:
+        self.spec = spec
         self._device, self._dtype = device, dtype
 
     @property
@@ -54,8 +47,15 @@ class RawPatches(VisionBackbone):
         return 3 * self.embed_dim * self.dtype.itemsize
 
 
-def load_raw(name: str, device: torch.device, dtype: torch.dtype, layers: int | None) -> RawPatches:
+def load_raw(
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    layers: int | None = None,
+    revision: str | None = None,
+    pretrained: bool = True,
+) -> RawPatches:
     """Reads `raw/` and a patch size; see `load_backbone`."""
     if layers not in (None, 1):
         raise UserError(f"layers={layers} cannot be loaded; {name} has one layer")
-    return RawPatches(name, describe_raw(name).patch_size, device, dtype)
+    return RawPatches(describe_raw(name), device, dtype)

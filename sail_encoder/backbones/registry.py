@@ -1,19 +1,74 @@
-"""From the name of a backbone to the backbone, or to what is known of it without its weights."""
+"""Families of backbones: from a name to what is known of the backbone without its weights, and to the backbone."""
 
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any
 
 from sail_encoder.backbones.layers import LayerSpec, check_layers, resolve_layers
-from sail_encoder.backbones.spec import BackboneSpec, describe_raw
+from sail_encoder.backbones.spec import BackboneSpec, FeatureSpec
 from sail_encoder.images.resizing import Resize
 from sail_encoder.io.errors import UserError
 from sail_encoder.io.hub import RAW, TIMM, TINY
-from sail_encoder.models.sail.config_file import describe_sail
 
 if TYPE_CHECKING:
     import torch
 
     from sail_encoder.backbones.base import VisionBackbone
+
+GROUP = "sail_encoder.backbones"
+"""Entry points under which installed packages add families."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of backbones.
+
+    Attributes:
+        name: Name in messages and in `BackboneSpec.family`.
+        describe: `module:function` that takes (name, revision, **options) and returns a `BackboneSpec`.
+        load: `module:function` that takes (name, device, dtype, layers, revision, pretrained, **options) and returns a
+            `VisionBackbone`.
+        prefix: What names of this family begin with; empty for checkpoints, which are told apart by their config.json.
+        options: Names of its own options.
+        is_light: Whether `describe` needs neither torch nor timm.
+    """
+
+    name: str
+    describe: str
+    load: str
+    prefix: str = ""
+    options: tuple[str, ...] = ()
+    is_light: bool = True
+
+
+SAIL = Family(
+    "sail",
+    "sail_encoder.backbones.descriptions:describe_sail",
+    "sail_encoder.backbones.sail:load_sail",
+    options=("vision_start_token_id", "image_token_id", "vision_end_token_id"),
+)
+BUILT_IN = (
+    Family(
+        "timm", "sail_encoder.backbones.timm:describe_timm", "sail_encoder.backbones.timm:load_timm", TIMM, (), False
+    ),
+    Family("raw", "sail_encoder.backbones.descriptions:describe_raw", "sail_encoder.backbones.raw:load_raw", RAW),
+    SAIL,
+)
+
+
+@cache
+def families() -> tuple[Family, ...]:
+    """All families, those of installed packages first."""
+    return (*(entry.load() for entry in entry_points(group=GROUP)), *BUILT_IN)
+
+
+def family_of(name: str) -> Family:
+    """The family of a backbone, by the prefix of its name or by the config.json of its folder."""
+    return next((family for family in families() if family.prefix and name.startswith(family.prefix)), SAIL)
 
 
 def load_backbone(
@@ -23,9 +78,7 @@ def load_backbone(
     layers: int | None = None,
     revision: str | None = None,
     pretrained: bool = True,
-    vision_start_token_id: int | None = None,
-    image_token_id: int | None = None,
-    vision_end_token_id: int | None = None,
+    **options: Any,
 ) -> "VisionBackbone":
     """Loads a vision backbone, and of its weights only what features need.
 
@@ -35,102 +88,105 @@ def load_backbone(
         device: `cpu`, `cuda`, `cuda:1`, `mps`; `auto` takes a GPU where there is one.
         dtype: `float32`, `bfloat16` or `float16`; `auto` is bfloat16 on a GPU and float32 on a CPU.
         layers: Load only the first so many blocks; layers then count within these.
-        revision: Branch, tag or commit of a SAIL checkpoint on the Hub.
+        revision: Branch, tag or commit of a checkpoint on the Hub.
         pretrained: Whether to read the weights; without them the model is random, always with the same seed.
-        vision_start_token_id: Id of `<vision>`, for a SAIL checkpoint that has neither a tokenizer nor the ids in its
-            configuration.
-        image_token_id: Id of `<vpatch>`, likewise.
-        vision_end_token_id: Id of `</vision>`, likewise.
+        options: Options of the family. SAIL: `vision_start_token_id`, `image_token_id` and `vision_end_token_id`, the
+            ids of `<vision>`, `<vpatch>` and `</vision>`, for a checkpoint that has neither a tokenizer nor the ids in
+            its configuration.
 
     Returns:
         The backbone, in evaluation mode.
 
     Raises:
         CheckpointError: If the checkpoint cannot be found or used.
-        UserError: If device, dtype or layers are not possible, or an option is not for this backbone.
+        UserError: If device, dtype or layers are not possible, or an option is not for this family.
     """
     from sail_encoder.io.devices import choose_device, choose_dtype
 
     where = choose_device(device)
     precision = choose_dtype(dtype, where)
-    token_ids = {
-        "vision_start_token_id": vision_start_token_id,
-        "image_token_id": image_token_id,
-        "vision_end_token_id": vision_end_token_id,
-    }
-    given = {name_of_id: token_id for name_of_id, token_id in token_ids.items() if token_id is not None}
-    if name.startswith((TIMM, RAW)):
-        _refuse(name, [*given, *(["revision"] if revision else [])])
-    if name.startswith(TIMM):
-        from sail_encoder.backbones.timm import load_timm
-
-        return load_timm(name, where, precision, layers, pretrained)
-    if name.startswith(RAW):
-        from sail_encoder.backbones.raw import load_raw
-
-        return load_raw(name, where, precision, layers)
-    from sail_encoder.backbones.sail import load_sail
-
-    return load_sail(name, where, precision, layers, revision, pretrained, **given)
+    family = family_of(name)
+    given = _check_options(name, family, revision, options)
+    backbone: VisionBackbone = _import(family.load)(name, where, precision, layers, revision, pretrained, **given)
+    return backbone
 
 
-def _refuse(name: str, options: list[str]) -> None:
-    if options:
-        raise UserError(f"{', '.join(options)} has no effect on {name}; it is for SAIL checkpoints")
-
-
-def describe(name: str, revision: str | None = None) -> BackboneSpec:
+def describe(name: str, revision: str | None = None, **options: Any) -> BackboneSpec:
     """Reads what a backbone is from its configuration; only for a timm model this imports torch, and timm.
 
     Raises:
         CheckpointError: If there is no such backbone.
+        UserError: If an option is not for this family.
     """
-    if name.startswith(TIMM):
-        from sail_encoder.backbones.timm import describe_timm
-
-        return describe_timm(name)
-    if name.startswith(RAW):
-        return describe_raw(name)
-    return describe_sail(name, revision)
+    family = family_of(name)
+    if not family.is_light and "torch" not in sys.modules:
+        announce(family.name)
+    spec: BackboneSpec = _import(family.describe)(name, revision, **_check_options(name, family, revision, options))
+    return spec
 
 
-def resolve_options(
-    model: str, layers: LayerSpec, resize: str, max_tokens: int | None
-) -> tuple[BackboneSpec, list[int], Resize]:
+def resolve_features(
+    model: str, layers: LayerSpec, size: str, max_tokens: int | None, **asked: Any
+) -> tuple[BackboneSpec, FeatureSpec]:
     """Reads what a command was asked for as it is meant for a model, before that is loaded.
 
     Args:
         model: As in `load_backbone`.
         layers: Which blocks.
-        resize: The rule of resizing, in text form; `auto` is the model's own.
-        max_tokens: Patches of an image at most; None for the model's own limit.
+        size: Rule of resizing, in text form; `auto` is the model's own.
+        max_tokens: Patches per image at most; None for the model's own limit.
+        asked: Further fields of the `FeatureSpec`.
 
     Returns:
-        What the model is, the indices of the blocks, and the rule.
+        What the model is, and what its features are to be.
 
     Raises:
         UserError: If there is no such model, it has no such layers, or its patches do not tile the size.
     """
-    check_options(layers, resize, max_tokens)
-    if model.startswith(TIMM) and "timm" not in sys.modules:
-        announce("timm")
-    spec = describe(model)
-    rule = spec.resize.override(resize, max_tokens)
+    check_features(layers, size, max_tokens)
+    spec = describe(model, **asked.get("options", {}))
+    rule = spec.resize.override(size, max_tokens)
     if rule.fixed is not None:
-        rule.grid(rule.fixed, spec.patch_size)
-    return spec, resolve_layers(layers, spec.num_layers), rule
+        spec.grid(rule.fixed, rule)
+    return spec, FeatureSpec(model, tuple(resolve_layers(layers, spec.num_layers)), size=rule, **asked)
 
 
-def check_options(layers: LayerSpec, resize: str, max_tokens: int | None) -> None:
+def check_features(layers: LayerSpec, size: str, max_tokens: int | None) -> None:
     """Finds what is misspelled in them; a timm model cannot be described before timm is imported.
 
     Raises:
         UserError: If one is not understood.
     """
     check_layers(layers)
-    Resize().override(resize, max_tokens)
+    Resize().override(size, max_tokens)
 
 
 def announce(what: str) -> None:
     """Says on stderr what is being loaded; called before the imports for it, which take seconds."""
     print(f"loading {what} ...", file=sys.stderr)
+
+
+def _check_options(name: str, family: Family, revision: str | None, options: dict[str, Any]) -> dict[str, Any]:
+    """Options that were given, if they are the family's."""
+    given = {option: value for option, value in options.items() if value is not None}
+    foreign = [option for option in given if option not in family.options]
+    if revision is not None and family.prefix:
+        foreign.append("revision")
+    if foreign:
+        takers = ", ".join(_takers(foreign[0])) or "no family"
+        raise UserError(f"{', '.join(foreign)} has no effect on {name}; it is for {takers}")
+    return given
+
+
+def _takers(option: str) -> Iterator[str]:
+    """Families that take an option."""
+    if option == "revision":
+        yield "checkpoints on the Hub"
+    for family in families():
+        if option in family.options:
+            yield f"{family.name} checkpoints"
+
+
+def _import(place: str) -> Any:
+    module, _, function = place.partition(":")
+    return getattr(import_module(module), function)

@@ -1,40 +1,33 @@
 """SAIL as a vision backbone."""
 
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from sail_encoder.backbones.base import Encoded, VisionBackbone
-from sail_encoder.images.pixels import IMAGENET_MEAN, IMAGENET_STD
+from sail_encoder.backbones.batch import Encoded
+from sail_encoder.backbones.descriptions import describe_sail
+from sail_encoder.backbones.packed import PackedBackbone
+from sail_encoder.backbones.spec import BackboneSpec
 from sail_encoder.images.resizing import Size
 from sail_encoder.io.hub import find_checkpoint
-from sail_encoder.models.sail.checkpoint import load_encoder, open_sail, random_encoder, read_preprocessing
-from sail_encoder.models.sail.config_file import resize_rule
+from sail_encoder.models.sail.checkpoint import load_encoder, open_sail, random_encoder
 from sail_encoder.models.sail.modeling_sail import SailModel
 
 
-class SailVisionBackbone(VisionBackbone):
-    """The encoder path of a `SailModel`.
+class SailVisionBackbone(PackedBackbone):
+    """Images alone through a `SailModel`.
 
     Args:
-        name: What it was loaded as.
+        spec: What it is.
         model: The model, in evaluation mode.
-        preprocessing: The fields of the checkpoint's preprocessor_config.json.
     """
 
-    def __init__(self, name: str, model: SailModel, preprocessing: dict[str, Any]) -> None:
-        self.name = name
+    def __init__(self, spec: BackboneSpec, model: SailModel) -> None:
+        self.spec = replace(spec, num_layers=model.config.num_hidden_layers)
         self.model = model
-        self.patch_size = model.config.vision_patch_size
-        self.embed_dim = model.config.hidden_size
-        self.num_layers = model.config.num_hidden_layers
-        self.resize = resize_rule(preprocessing)
-        self.resample = Image.Resampling(preprocessing.get("resample", self.resample))
-        self.image_mean = tuple(preprocessing.get("image_mean", IMAGENET_MEAN))
-        self.image_std = tuple(preprocessing.get("image_std", IMAGENET_STD))
 
     @property
     def device(self) -> torch.device:
@@ -77,5 +70,4 @@ def load_sail(
     """Loads the encoder of a SAIL checkpoint, published or native; see `load_backbone`."""
     checkpoint = open_sail(find_checkpoint(name, revision), **token_ids)
     build = load_encoder if pretrained else random_encoder
-    model = build(checkpoint, device, dtype, layers)
-    return SailVisionBackbone(name, model, read_preprocessing(checkpoint.folder))
+    return SailVisionBackbone(describe_sail(name, revision), build(checkpoint, device, dtype, layers))

@@ -5,16 +5,18 @@ from collections.abc import Collection, Iterable, Sequence
 from itertools import groupby
 from typing import Any
 
+import numpy as np
 import timm
 import torch
 from einops import rearrange
-from PIL import Image
 from timm.data import resolve_model_data_config
 from timm.layers import LayerNorm2d, PatchEmbed, RmsNorm2d
 from torch import Tensor, nn
 
-from sail_encoder.backbones.base import Encoded, VisionBackbone
+from sail_encoder.backbones.base import VisionBackbone, read_resized
+from sail_encoder.backbones.batch import Batch, Encoded, Prepared
 from sail_encoder.backbones.spec import BackboneSpec
+from sail_encoder.images.decoding import ImageLike
 from sail_encoder.images.resizing import MAX_TOKENS, Resize, Size
 from sail_encoder.io.errors import CheckpointError, UserError
 from sail_encoder.io.hub import TIMM
@@ -24,31 +26,22 @@ _NORMS_OF_MAPS = (LayerNorm2d, RmsNorm2d, nn.BatchNorm2d, nn.GroupNorm)
 
 
 class TimmBackbone(VisionBackbone):
-    """A timm model behind its `forward_intermediates`.
+    """A timm model, through its `forward_intermediates`.
 
     Images are squashed to the size that the model was trained at, unless another rule is asked for. A layer is a block
     of a plain transformer, or a stage of a hierarchical model; stages other than the last have another patch size and
     are refused.
 
     Args:
-        name: What it was loaded as.
+        spec: What it is.
         model: The model, in evaluation mode.
         any_size: Whether it takes images of any size.
     """
 
-    def __init__(self, name: str, model: Any, any_size: bool) -> None:
-        self.name = name
+    def __init__(self, spec: BackboneSpec, model: Any, any_size: bool) -> None:
+        self.spec = spec
         self.model = model
         self.any_size = any_size
-        data = resolve_model_data_config(model)
-        last = model.feature_info[-1]
-        self.patch_size = int(last["reduction"])
-        self.embed_dim = int(last["num_chs"])
-        self.num_layers = len(model.feature_info)
-        self.has_class_token = getattr(model, "cls_token", None) is not None and _gives_prefix_tokens(model)
-        self.resize = Resize(tuple(data["input_size"][1:]), MAX_TOKENS)
-        self.resample = Image.Resampling[data["interpolation"].upper()]
-        self.image_mean, self.image_std = tuple(data["mean"]), tuple(data["std"])
 
     @property
     def device(self) -> torch.device:
@@ -58,50 +51,71 @@ class TimmBackbone(VisionBackbone):
     def dtype(self) -> torch.dtype:
         return next(self.model.parameters()).dtype
 
-    def forward_patches(self, pixel_values: Tensor, grids: Sequence[Size], layers: Collection[int]) -> Encoded:
-        self._check(grids, layers)
-        wanted = sorted(layers)
-        patches: dict[int, list[Tensor]] = {layer: [] for layer in wanted}
-        class_tokens: dict[int, list[Tensor]] = {layer: [] for layer in wanted}
-        start = 0
-        for (rows, columns), group in groupby(grids):
-            images = len(list(group))
-            stop = start + images * rows * columns
-            pattern = "(n r k) (c y x) -> n c (r y) (k x)"
-            size = {"n": images, "r": rows, "y": self.patch_size, "x": self.patch_size}
-            batch = rearrange(pixel_values[start:stop].to(self.dtype), pattern, **size)
-            for layer, (spatial, prefix) in zip(wanted, self._intermediates(batch, wanted), strict=True):
-                if spatial.shape[2:] != (rows, columns):
-                    raise UserError(f"{self.name} does not give {rows}x{columns} features, but {spatial.shape[2:]}")
-                patches[layer].append(rearrange(spatial, "n c r k -> (n r k) c"))
-                # Registers, where there are any, stand behind the class token.
-                class_tokens[layer] += [] if prefix is None else [prefix[:, 0]]
-            start = stop
-        return Encoded(
-            {layer: torch.cat(parts) for layer, parts in patches.items()},
-            {layer: torch.cat(parts) for layer, parts in class_tokens.items() if parts},
+    def prepare(self, image: ImageLike, size: Resize, exif_rotate: bool = False) -> Prepared:
+        resized, geometry = read_resized(image, self.spec, size, exif_rotate)
+        return Prepared(np.asarray(resized).transpose(2, 0, 1), geometry, geometry.patches)
+
+    def collate(self, items: Sequence[Prepared]) -> Batch:
+        # Images of one size stand side by side, so that each size is one rectangular batch.
+        order = sorted(range(len(items)), key=lambda index: items[index].geometry.grid)
+        runs = groupby(order, key=lambda index: items[index].geometry.grid)
+        views = (torch.from_numpy(np.stack([items[index].views for index in run])) for _, run in runs)
+        return Batch(tuple(views), [items[index].geometry for index in order], order)
+
+    @torch.no_grad()
+    def forward(self, batch: Batch, layers: Collection[int], norm: bool = True) -> Encoded:
+        runs = [self.forward_pixels(self.normalize(views), layers) for views in batch.views]
+        encoded = Encoded(
+            {layer: torch.cat([run.patches[layer] for run in runs]) for layer in layers},
+            {layer: torch.cat([run.class_tokens[layer] for run in runs]) for layer in runs[0].class_tokens},
         )
+        return self.normed(encoded) if norm else encoded
+
+    def normalize(self, views: Tensor) -> Tensor:
+        """Brings uint8 images [n, 3, height, width] to what the model takes, on its device, in float32."""
+        pixels = views.to(self.device, non_blocking=self.device.type == "cuda").float() / 255
+        mean, std = (pixels.new_tensor(values)[:, None, None] for values in (self.spec.image_mean, self.spec.image_std))
+        return (pixels - mean) / std
+
+    def forward_pixels(self, pixel_values: Tensor, layers: Collection[int]) -> Encoded:
+        rows, columns = self._check(pixel_values, layers)
+        wanted = sorted(layers)
+        patches, class_tokens = {}, {}
+        for layer, (spatial, prefix) in zip(
+            wanted, self._intermediates(pixel_values.to(self.dtype), wanted), strict=True
+        ):
+            if spatial.shape[2:] != (rows, columns):
+                raise UserError(f"{self.name} does not give {rows}x{columns} features, but {tuple(spatial.shape[2:])}")
+            patches[layer] = rearrange(spatial, "n c r k -> (n r k) c")
+            if prefix is not None:
+                # Registers, where there are any, stand after the class token.
+                class_tokens[layer] = prefix[:, 0]
+        return Encoded(patches, class_tokens)
 
     def _intermediates(self, batch: Tensor, layers: list[int]) -> list[tuple[Tensor, Tensor | None]]:
         options = {"indices": layers, "intermediates_only": True, "stop_early": True, "output_fmt": "NCHW"}
         try:
-            if self.has_class_token:
+            if self.spec.has_class_token:
                 return list(self.model.forward_intermediates(batch, return_prefix_tokens=True, **options))
             return [(spatial, None) for spatial in self.model.forward_intermediates(batch, **options)]
         except AssertionError as error:
             raise UserError(f"{self.name} cannot take this size ({error}); leave --resize at auto") from None
 
-    def _check(self, grids: Sequence[Size], layers: Collection[int]) -> None:
-        fixed = self.resize.fixed
-        if not self.any_size and fixed is not None and set(grids) != {self.resize.grid(fixed, self.patch_size)}:
-            raise UserError(f"{self.name} takes only images of {self.resize}; leave --resize at auto")
+    def _check(self, pixel_values: Tensor, layers: Collection[int]) -> Size:
+        """Rows and columns of patches, if the model takes this size and gives these layers."""
+        p, shape, fixed = self.patch_size, tuple(pixel_values.shape), self.spec.resize.fixed
+        if len(shape) != 4 or shape[1] != 3 or shape[2] % p or shape[3] % p:
+            raise UserError(f"a batch of shape {shape} cannot be cut into patches; pass [n, 3, {p}*a, {p}*b]")
+        if not self.any_size and fixed is not None and shape[2:] != fixed:
+            raise UserError(f"{self.name} takes only images of {self.spec.resize}; leave --resize at auto")
         for layer in layers:
             reduction = self.model.feature_info[layer]["reduction"]
-            if reduction != self.patch_size:
+            if reduction != p:
                 raise UserError(
-                    f"layer {layer} of {self.name} has patches of {reduction} pixels, not {self.patch_size}; use a "
-                    f"layer of its last stage, such as {self.num_layers - 1}"
+                    f"layer {layer} of {self.name} has patches of {reduction} pixels, not {p}; use a layer of its last "
+                    f"stage, such as {self.num_layers - 1}"
                 )
+        return shape[2] // p, shape[3] // p
 
     def final_norm(self, states: Tensor) -> Tensor:
         norm = getattr(self.model, "norm", None)
@@ -128,7 +142,12 @@ def _gives_prefix_tokens(model: Any) -> bool:
 
 
 def load_timm(
-    name: str, device: torch.device, dtype: torch.dtype, layers: int | None, pretrained: bool = True
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    layers: int | None = None,
+    revision: str | None = None,
+    pretrained: bool = True,
 ) -> TimmBackbone:
     """Loads a timm model; see `load_backbone`."""
     with torch.random.fork_rng():
@@ -140,7 +159,8 @@ def load_timm(
             raise UserError(f"layers={layers} cannot be loaded; {name} has 1 to {depth}")
         model.prune_intermediate_layers([layers - 1], prune_norm=False, prune_head=True)
         model.feature_info = model.feature_info[:layers]
-    return TimmBackbone(name, model.to(device, dtype).eval().requires_grad_(False), any_size)
+    model = model.to(device, dtype).eval().requires_grad_(False)
+    return TimmBackbone(_describe_model(name, model), model, any_size)
 
 
 def _create(name: str, pretrained: bool) -> tuple[Any, bool]:
@@ -163,22 +183,34 @@ def _create(name: str, pretrained: bool) -> tuple[Any, bool]:
     return model, any_size
 
 
-def describe_timm(name: str) -> BackboneSpec:
-    """The sizes of a timm model; see `describe`."""
+def describe_timm(name: str, revision: str | None = None, **_: Any) -> BackboneSpec:
+    """Reads the sizes of a timm model from the model itself, built without weights.
+
+    Raises:
+        CheckpointError: If there is no such model, or it does not give its layers.
+    """
     with torch.device("meta"):
-        backbone = TimmBackbone(name, *_create(name, pretrained=False))
-    total = sum(weight.numel() for weight in backbone.model.parameters())
-    blocks = sum(weight.numel() for key, weight in backbone.model.named_parameters() if key.startswith("blocks."))
-    blocks = blocks or total
+        model, _any_size = _create(name, pretrained=False)
+    return _describe_model(name, model)
+
+
+def _describe_model(name: str, model: Any) -> BackboneSpec:
+    data, last = resolve_model_data_config(model), model.feature_info[-1]
+    total = sum(weight.numel() for weight in model.parameters())
+    blocks = sum(weight.numel() for key, weight in model.named_parameters() if key.startswith("blocks.")) or total
     return BackboneSpec(
         name=name,
-        kind="timm",
-        patch_size=backbone.patch_size,
-        embed_dim=backbone.embed_dim,
-        num_layers=backbone.num_layers,
-        block_parameters=blocks // backbone.num_layers,
+        family="timm",
+        patch_size=int(last["reduction"]),
+        embed_dim=int(last["num_chs"]),
+        num_layers=len(model.feature_info),
+        block_parameters=blocks // len(model.feature_info),
         other_parameters=total - blocks,
-        attention_dim=backbone.embed_dim,
-        extra_tokens=int(getattr(backbone.model, "num_prefix_tokens", 0)),
-        resize=backbone.resize,
+        attention_dim=int(last["num_chs"]),
+        extra_tokens=int(getattr(model, "num_prefix_tokens", 0)),
+        has_class_token=getattr(model, "cls_token", None) is not None and _gives_prefix_tokens(model),
+        resize=Resize(tuple(data["input_size"][1:]), MAX_TOKENS),
+        resample=data["interpolation"].upper(),
+        image_mean=tuple(data["mean"]),
+        image_std=tuple(data["std"]),
     )

@@ -11,7 +11,7 @@ from sail_encoder.chat.engine import Answer, Context, Engine, Prefix, Prompt, Re
 from sail_encoder.chat.families import chosen_options, find_chat, find_family
 from sail_encoder.chat.questions import check_prompt
 from sail_encoder.chat.sampling import Sampling
-from sail_encoder.images.pixels import ImageLike
+from sail_encoder.images.decoding import ImageLike
 from sail_encoder.images.video import FRAMES, read_frames
 from sail_encoder.io.errors import UserError
 from sail_encoder.io.hub import TINY

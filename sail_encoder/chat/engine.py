@@ -22,7 +22,7 @@ from sail_encoder.chat.caches import fork_cache, join_caches, pad_after_prefixes
 from sail_encoder.chat.families import ChatSource, Family
 from sail_encoder.chat.sampling import Sampling
 from sail_encoder.chat.texts import TextTokenizer
-from sail_encoder.images.pixels import Array, ImageLike, read_image
+from sail_encoder.images.decoding import Array, ImageLike, read_image
 from sail_encoder.io.devices import choose_device, choose_dtype
 from sail_encoder.io.errors import CheckpointError, UserError
 from sail_encoder.models.cache_name import CACHE

@@ -11,9 +11,10 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sail_encoder.backbones.descriptions import describe_sail
 from sail_encoder.io.errors import CheckpointError, UserError
 from sail_encoder.io.hub import RAW, TIMM, TINY, find_checkpoint
-from sail_encoder.models.sail.config_file import VISION_TOKENS, describe_sail
+from sail_encoder.models.sail.config_file import VISION_TOKENS
 from sail_encoder.models.sail_vl.published import TOWERS, hub_name, read_json
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from sail_encoder.chat.families import SAIL
 from sail_encoder.chat.texts import Said
 from sail_encoder.io.hub import find_checkpoint
 from sail_encoder.models.cache_name import CACHE
-from sail_encoder.models.sail.checkpoint import load_language_model, open_sail, read_preprocessing
+from sail_encoder.models.sail.checkpoint import load_language_model, open_sail
+from sail_encoder.models.sail.config_file import read_preprocessing
 from sail_encoder.models.sail.image_processing_sail import SailImageProcessor
 from sail_encoder.models.sail.positions import Grid
 from sail_encoder.models.sail.processing_sail import SailProcessor

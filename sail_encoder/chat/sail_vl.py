@@ -12,7 +12,7 @@ from transformers import DynamicCache
 from sail_encoder.chat.engine import Engine, Prefix, Prompt, explain_tokenizer
 from sail_encoder.chat.families import SAIL_VL
 from sail_encoder.chat.texts import Said
-from sail_encoder.images.pixels import ImageLike, read_image
+from sail_encoder.images.decoding import ImageLike, read_image
 from sail_encoder.io.errors import CheckpointError, UserError
 from sail_encoder.io.hub import find_checkpoint
 from sail_encoder.models.cache_name import CACHE

@@ -12,7 +12,7 @@ from sail_encoder.chat.families import ChatSource, chosen_options, find_chat
 from sail_encoder.chat.fingerprint import fingerprint_chat
 from sail_encoder.chat.questions import check_prompt, read_queries
 from sail_encoder.chat.sampling import Sampling
-from sail_encoder.images.pixels import read_image
+from sail_encoder.images.decoding import read_image
 from sail_encoder.images.video import FRAMES, is_video, read_frames
 from sail_encoder.io.devices import check_device, choose_device, choose_dtype
 from sail_encoder.io.errors import UserError, require_positive

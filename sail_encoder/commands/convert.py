@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from sail_encoder.backbones.descriptions import describe_sail
 from sail_encoder.backbones.registry import announce
 from sail_encoder.io.errors import UserError
 from sail_encoder.io.hub import find_checkpoint
 from sail_encoder.io.refusals import check_writable, explain_refusals
-from sail_encoder.models.sail.config_file import describe_sail
 
 if TYPE_CHECKING:
     import torch
@@ -184,7 +184,7 @@ def _new_folder(folder: Path) -> Iterator[Path]:
 
 def _write_settings(content: _Content, folder: Path) -> None:
     """Writes everything but the weights."""
-    from sail_encoder.models.sail.checkpoint import read_preprocessing
+    from sail_encoder.models.sail.config_file import read_preprocessing
     from sail_encoder.models.sail.image_processing_sail import SailImageProcessor
 
     content.config.save_pretrained(folder)

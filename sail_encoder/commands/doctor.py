@@ -12,7 +12,7 @@ from typing import Literal
 
 from packaging.requirements import Requirement
 
-from sail_encoder.commands.estimate import format_bytes
+from sail_encoder.io.files import format_bytes
 from sail_encoder.io.versions import installed_version
 
 OPTIONAL = {

@@ -1,11 +1,10 @@
 """What a run will cost: patches, FLOPs, time and disk, told before it starts."""
 
-from collections.abc import Sequence
 from typing import Literal
 
 from sail_encoder.images.resizing import Resize
-from sail_encoder.images.sources import ImageFile
 from sail_encoder.io.errors import UserError, require_positive
+from sail_encoder.io.files import format_bytes
 
 PEAK_TFLOPS = {
     "h200": 989.0,
@@ -21,8 +20,6 @@ PEAK_TFLOPS = {
 
 EXPECTED_SHARE = 0.6
 """Share of a data sheet's rate that a long run of large matrix products reaches."""
-
-_SAMPLES = 200
 
 
 def estimate(
@@ -53,27 +50,29 @@ def estimate(
     Returns:
         Exit status 0.
     """
-    from sail_encoder.backbones.registry import resolve_options
+    from sail_encoder.backbones.registry import resolve_features
+    from sail_encoder.extraction.cost import feature_bytes
 
     require_positive("images", images)
     _check_device(device)
     sides = Resize.parse(size).fixed
     if sides is None:
         raise UserError(f"size '{size}' is not understood; use a side such as 448, or 480x640")
-    spec, chosen, rule = resolve_options(model, layers, resize, max_tokens)
-    rows, columns = rule.grid(sides, spec.patch_size)
-    depth = max(chosen) + 1
-    flops = spec.flops(rows * columns, depth)
+    spec, features = resolve_features(model, layers, resize, max_tokens)
+    rows, columns = spec.grid(sides, features.size)
+    flops = spec.flops(rows * columns, features.depth)
     rate, source = _matrix_rate(device)
-    stored = feature_bytes(1 if pool != "none" else rows * columns, spec.embed_dim, len(chosen), dtype) * images
+    stored = (
+        feature_bytes(1 if pool != "none" else rows * columns, spec.embed_dim, len(features.layers), dtype) * images
+    )
     seconds = images * flops / rate
     print(f"grid        {rows}x{columns} = {rows * columns} patches of {spec.patch_size} px")
-    print(f"layers      {depth} of {spec.num_layers} are computed, {len(chosen)} stored")
+    print(f"layers      {features.depth} of {spec.num_layers} are computed, {len(features.layers)} stored")
     print(f"compute     {flops / 1e9:,.1f} GFLOP an image, {images * flops:.3g} FLOP in all")
     print(f"time        {_format_seconds(seconds)} at {rate / 1e12:,.3g} TFLOP/s ({source})")
     print(f"speed       {images / seconds:,.3g} images/s")
     print(f"disk        {format_bytes(stored)} as {dtype}")
-    print(f"weights     {format_bytes(2 * spec.parameters(depth))} in bfloat16, twice that in float32")
+    print(f"weights     {format_bytes(2 * spec.parameters(features.depth))} in bfloat16, twice that in float32")
     return 0
 
 
@@ -99,35 +98,6 @@ def _matrix_rate(device: str) -> tuple[float, str]:
     here = choose_device(name)
     dtype = choose_dtype("auto", here)
     return measure_matrix_rate(here, dtype), f"measured on {here} in {str(dtype).removeprefix('torch.')}"
-
-
-def feature_bytes(positions: float, channels: int, layers: int, dtype: str) -> float:
-    """Size of one image's features on disk."""
-    return positions * channels * layers * (2 if dtype == "float16" else 4)
-
-
-def mean_tokens(images: Sequence[ImageFile], resize: Resize, patch_size: int) -> float:
-    """Patches of an image on average, from the headers of a sample; unreadable images are left out."""
-    if resize.fixed is not None:
-        rows, columns = resize.grid(resize.fixed, patch_size)
-        return rows * columns
-    from sail_encoder.images.pixels import image_size
-
-    sample = images[:: max(1, len(images) // _SAMPLES)]
-    sizes = [size for image in sample if (size := image_size(image.open)) is not None]
-    grids = [resize.grid(size, patch_size) for size in sizes]
-    return sum(rows * columns for rows, columns in grids) / len(grids) if grids else 0.0
-
-
-def format_bytes(count: float) -> str:
-    """A size for people, in powers of 1000."""
-    if count < 1000:
-        return f"{count:,.0f} bytes"
-    for unit in ("kB", "MB", "GB"):
-        count /= 1000
-        if count < 1000:
-            return f"{count:,.1f} {unit}"
-    return f"{count / 1000:,.1f} TB"
 
 
 def _format_seconds(seconds: float) -> str:

@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from sail_encoder.backbones.registry import announce, load_backbone, resolve_options
-from sail_encoder.extraction.plan import Plan, Request, forecast
+from sail_encoder.backbones.registry import announce, load_backbone, resolve_features
+from sail_encoder.extraction.plan import Plan, forecast
 from sail_encoder.extraction.ray import connect, extract_on_ray
 from sail_encoder.extraction.run import Resources, RunResult, run_plan
 from sail_encoder.extraction.workers import extract_on_each
@@ -79,15 +79,15 @@ def extract(
     split_devices(devices)
     check_writable(folder)
     listing = list_images(source)
-    spec, chosen_layers, rule = resolve_options(model, layers, resize, max_tokens)
-    request = Request(tuple(chosen_layers), norm, pool, dtype, rule, exif_rotate)
-    plan = Plan(listing, spec, request, precision)
+    asked = {"norm": norm, "pool": pool, "exif_rotate": exif_rotate, "precision": precision, "store_dtype": dtype}
+    plan = Plan(listing, *resolve_features(model, layers, resize, max_tokens, **asked))
     _check_folder(folder, plan, part, overwrite)
     cluster = connect(devices) if engine == "ray" else None
     announce(model)
     chosen = [cluster.device] if cluster else list_devices(devices)
     # Which precision `auto` is, the device has decided.
-    plan = replace(plan, precision=str(choose_dtype(precision, chosen[0])).removeprefix("torch."))
+    decided = str(choose_dtype(precision, chosen[0])).removeprefix("torch.")
+    plan = replace(plan, features=replace(plan.features, precision=decided))
     _check_folder(folder, plan, part, overwrite)
     print(forecast(plan, part, folder, overwrite), file=sys.stdout if dry_run else sys.stderr)
     if dry_run:
@@ -100,7 +100,7 @@ def extract(
         if cluster:
             return extract_on_ray(cluster, part, arguments, images, folder)
         return extract_on_each(chosen, part, arguments, images, folder)
-    backbone = load_backbone(model, str(chosen[0]), plan.precision, plan.depth)
+    backbone = load_backbone(model, str(chosen[0]), decided, plan.features.depth)
     if overwrite:
         remove_run(folder)
     return _conclude(run_plan(backbone, plan, folder, part, resources), images, folder)

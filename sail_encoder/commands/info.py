@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sail_encoder.backbones.registry import announce, resolve_options
-from sail_encoder.commands.estimate import format_bytes
+from sail_encoder.backbones.registry import announce, describe
+from sail_encoder.io.files import format_bytes
 from sail_encoder.io.hub import RAW, TIMM, TINY, TINY_FOLDER
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def info(model: str = TINY) -> int:
     Returns:
         Exit status 0.
     """
-    spec, _, _ = resolve_options(model, "all", "auto", None)
+    spec = describe(model)
     rows = {"model": model}
     if model == TINY:
         rows["about"] = json.loads((TINY_FOLDER / "training.json").read_text(encoding="utf-8"))["about"]
@@ -84,7 +84,7 @@ def _backbone_rows(spec: "BackboneSpec") -> dict[str, str]:
     count = spec.parameters()
     memory = (f"{format_bytes(count * size)} in {name}" for name, size in PRECISIONS.items())
     return {
-        "kind": spec.kind,
+        "family": spec.family,
         "layers": f"{spec.num_layers} (0 to {spec.num_layers - 1})",
         "channels": f"{spec.embed_dim:,}",
         "patch": f"{spec.patch_size}x{spec.patch_size} pixels",

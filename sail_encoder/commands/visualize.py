@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw
 
-from sail_encoder.backbones.registry import announce, check_options, load_backbone, resolve_options
-from sail_encoder.images.pixels import Array, read_image
+from sail_encoder.backbones.registry import announce, check_features, load_backbone, resolve_features
+from sail_encoder.images.decoding import Array, read_image
 from sail_encoder.images.resizing import Size
 from sail_encoder.io.errors import UserError
 from sail_encoder.io.refusals import check_writable, explain_refusals
@@ -43,11 +43,11 @@ def pca(
         Exit status 0.
     """
     check_picture(Path(out))
-    check_options(layer, resize, max_tokens)
+    check_features(layer, resize, max_tokens)
     picture, _ = read_image(image, exif_rotate)
-    _, layers, rule = resolve_options(model, layer, resize, max_tokens)
+    _, asked = resolve_features(model, layer, resize, max_tokens)
     announce(model)
-    features = load_backbone(model).encode([picture], layers=layers, resize=rule)[0]
+    features = load_backbone(model).encode([picture], layers=asked.layers, resize=asked.size)[0]
     components = enlarge(pca_rgb(features.grid), features.image_size)
     save_picture(side_by_side([np.asarray(picture), components]), Path(out))
     rows, columns = features.grid_size
@@ -105,15 +105,15 @@ def similarity(
         Exit status 0.
     """
     check_picture(Path(out))
-    check_options(layer, resize, max_tokens)
+    check_features(layer, resize, max_tokens)
     row, column = _read_patch(at)
     pictures = [read_image(one, exif_rotate)[0] for one in (image, to) if one is not None]
-    spec, layers, rule = resolve_options(model, layer, resize, max_tokens)
-    rows, columns = rule.grid((pictures[0].height, pictures[0].width), spec.patch_size)
+    spec, asked = resolve_features(model, layer, resize, max_tokens)
+    rows, columns = spec.grid((pictures[0].height, pictures[0].width), asked.size)
     if not (-rows <= row < rows and -columns <= column < columns):
         raise UserError(f"--at {at}: patch ({row}, {column}) is outside the {rows}x{columns} grid")
     announce(model)
-    features = load_backbone(model).encode(pictures, layers=layers, resize=rule)
+    features = load_backbone(model).encode(pictures, layers=asked.layers, resize=asked.size)
     box = features[0].patch_box(row, column)
     scores = cosine_similarity(features[0].grid[row, column], features[-1].grid)
     ImageDraw.Draw(pictures[0]).rectangle(box, outline="red", width=2)

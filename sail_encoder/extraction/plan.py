@@ -3,39 +3,16 @@
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from sail_encoder.backbones.spec import BackboneSpec
-from sail_encoder.commands.estimate import feature_bytes, format_bytes, mean_tokens
-from sail_encoder.images.resizing import Resize
+from sail_encoder.backbones.spec import UNKNOWN, BackboneSpec, FeatureSpec
+from sail_encoder.extraction.cost import feature_bytes, mean_patches
 from sail_encoder.images.sources import ImageList
 from sail_encoder.io.errors import StoreError
+from sail_encoder.io.files import format_bytes
 from sail_encoder.io.refusals import nearest_existing
 from sail_encoder.store.records import read_journals
 from sail_encoder.store.shard import Shard
-
-Pooling = Literal["none", "mean", "max"]
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is asked of each image.
-
-    Attributes:
-        layers: Block indices.
-        norm: Whether the final norm is applied.
-        pool: How patches are pooled, `none` for the whole grid.
-        dtype: `float16` or `float32`, as stored.
-        resize: How images are brought to size.
-        exif_rotate: Whether EXIF orientation is applied.
-    """
-
-    layers: tuple[int, ...]
-    norm: bool
-    pool: Pooling
-    dtype: Literal["float16", "float32"]
-    resize: Resize
-    exif_rotate: bool
 
 
 @dataclass(frozen=True)
@@ -43,50 +20,36 @@ class Plan:
     """A resolved request.
 
     Attributes:
-        listing: All images, of all shards.
+        listing: All images, of all shares.
         spec: What the backbone is.
-        request: What is asked of each image.
-        precision: Precision of weights and computation; `auto` as long as the device is not known.
-
-    Raises:
-        UserError: If the backbone's patches do not tile the size that is asked for.
+        features: What is asked of each image.
     """
 
     listing: ImageList
     spec: BackboneSpec
-    request: Request
-    precision: str
-
-    def __post_init__(self) -> None:
-        if self.request.resize.fixed is not None:
-            self.request.resize.grid(self.request.resize.fixed, self.spec.patch_size)
-
-    @property
-    def depth(self) -> int:
-        """Blocks that have to be computed."""
-        return max(self.request.layers) + 1
+    features: FeatureSpec
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that decides what is stored, as far as it is known, but for the weights themselves."""
-        request = self.request
-        settings = {
-            "root": self.listing.root,
-            "layers": list(request.layers),
-            "norm": request.norm,
-            "pool": request.pool,
-            "dtype": request.dtype,
-            "resize": str(request.resize),
-            "max_tokens": request.resize.max_tokens,
-            "exif_rotate": request.exif_rotate,
-        }
-        return settings if self.precision == "auto" else {**settings, "precision": self.precision}
+        """All that decides what is stored, as far as it is known; a copy of a model by another name is the same."""
+        known = {name: value for name, value in self.features.to_json().items() if UNKNOWN.get(name) != value}
+        return {"root": self.listing.root, **{name: value for name, value in known.items() if name != "model"}}
 
     @property
     def options(self) -> dict[str, Any]:
         """The options of `sail extract` that ask for the same of the same images."""
-        settings = {name: value for name, value in self.settings.items() if name != "root"}
-        return {**settings, "model": self.spec.name, "layers": ",".join(map(str, self.request.layers))}
+        features = self.features
+        return {
+            "model": features.model,
+            "layers": ",".join(map(str, features.layers)),
+            "norm": features.norm,
+            "pool": features.pool,
+            "dtype": features.store_dtype,
+            "resize": str(features.size),
+            "max_tokens": features.size.max_tokens,
+            "exif_rotate": features.exif_rotate,
+            "precision": features.precision,
+        }
 
 
 def forecast(plan: Plan, part: Shard, folder: Path, overwrite: bool) -> str:
@@ -95,16 +58,16 @@ def forecast(plan: Plan, part: Shard, folder: Path, overwrite: bool) -> str:
     Raises:
         StoreError: If the disk cannot hold it.
     """
-    images = part.of(plan.listing.images)
+    images, features = part.of(plan.listing.images), plan.features
     packs = [] if overwrite else read_journals(folder)
     known = {record.key: record for pack in packs for record in pack if record.file}
     todo = [image for image in images if image.key not in known or not known[image.key].is_of(image)]
-    tokens = mean_tokens(todo, plan.request.resize, plan.spec.patch_size)
-    positions = tokens if plan.request.pool == "none" else 1
-    each = feature_bytes(positions, plan.spec.embed_dim, len(plan.request.layers), plan.request.dtype)
-    needed, free = each * len(todo), shutil.disk_usage(nearest_existing(folder)).free
+    patches = mean_patches(todo, plan.spec, features.size)
+    positions = patches if features.pool == "none" else 1
+    needed = feature_bytes(positions, plan.spec.embed_dim, len(features.layers), features.store_dtype) * len(todo)
+    free = shutil.disk_usage(nearest_existing(folder)).free
     text = (
-        f"{len(todo):,} of {len(images):,} images to do, about {tokens:,.0f} patches each, with {plan.spec.name}; "
+        f"{len(todo):,} of {len(images):,} images to do, about {patches:,.0f} patches each, with {plan.spec.name}; "
         f"{format_bytes(needed)} to write, {format_bytes(free)} free in {folder}"
     )
     if needed > free:

@@ -1,7 +1,6 @@
 """One run of a plan on one device, from the images to the finished folder."""
 
-import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -16,8 +15,6 @@ from sail_encoder.store.store import FeatureStore
 if TYPE_CHECKING:
     from sail_encoder.backbones.base import VisionBackbone
     from sail_encoder.extraction.pipeline import Pipeline
-
-MAX_READERS = 16
 
 
 @dataclass(frozen=True)
@@ -70,8 +67,9 @@ def run_plan(
     Raises:
         StoreError: If the folder holds a run with other settings, another process writes it, or its disk is full.
     """
-    settings = {**plan.settings, "weights": backbone.fingerprint(plan.depth - 1)}
-    with FeatureStore(folder, settings, plan.request.pool != "none", plan.request.dtype, part) as store:
+    features = replace(plan.features, weights=backbone.fingerprint(plan.features.depth - 1))
+    plan = replace(plan, features=features)
+    with FeatureStore(folder, plan.settings, features.pool != "none", features.store_dtype, part) as store:
         stretches = store.missing(part.of(plan.listing.images))
         progress = Progress(sum(map(len, stretches)), f"{backbone.device}")
         pipeline = _build_pipeline(backbone, store, plan, resources, progress)
@@ -79,7 +77,7 @@ def run_plan(
             pipeline.run(stretches)
         pending = 0
         if not interrupt.status:
-            run = {"shard": str(part), "device": str(backbone.device), "token_budget": pipeline.token_budget}
+            run = {"shard": str(part), "device": str(backbone.device), "token_budget": pipeline.loader.token_budget}
             report = {"model": plan.spec.name, **run, **progress.report(), **describe_machine(backbone.device)}
             pending = store.finish(plan.listing.images, report)
     return RunResult(store.records, progress, interrupt.status, pending)
@@ -90,6 +88,5 @@ def _build_pipeline(
 ) -> "Pipeline":
     from sail_encoder.extraction.pipeline import Pipeline
 
-    budget = backbone.default_token_budget() if resources.token_budget == "auto" else resources.token_budget
-    readers = min(MAX_READERS, os.cpu_count() or 1) if resources.readers == "auto" else resources.readers
-    return Pipeline(backbone, store, plan.request, budget, readers, progress.add)
+    budget, readers = (None if value == "auto" else value for value in (resources.token_budget, resources.readers))
+    return Pipeline(backbone, store, plan.features, progress.add, budget, readers)

@@ -18,7 +18,9 @@ _OUT_OF_MEMORY = (
     "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
 )
-"""Words of errors about memory that are no `torch.OutOfMemoryError`."""
+"""What errors say that are no `torch.OutOfMemoryError`."""
+
+MAX_READERS = 16
 
 _DEVICE = re.compile(r"auto|(cpu|cuda|mps|xpu)(:[0-9]{1,3})?")
 
@@ -93,15 +95,6 @@ def list_devices(devices: str) -> "list[torch.device]":
     return [choose_device(device) for device in split_devices(devices)]
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory has run out, on a GPU or on the CPU."""
-    import torch
-
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return any(words in str(error) for words in _OUT_OF_MEMORY)
-
-
 def measure_matrix_rate(device: "torch.device", dtype: "torch.dtype", size: int | None = None) -> float:
     """Floating-point operations a second of a large matrix product, the best of several."""
     import torch
@@ -120,3 +113,22 @@ def _has_mps() -> bool:
     import torch
 
     return torch.backends.mps.is_available()
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Tells whether an error says that memory has run out, on a GPU or on the CPU."""
+    import torch
+
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return any(words in str(error) for words in _OUT_OF_MEMORY)
+
+
+def count_readers() -> int:
+    """Threads that read images: one for each core that this process may use, 16 at most.
+
+    Affinity and the limits of containers count, so that a job on one core of a large machine does not start hundreds.
+    """
+    from joblib import cpu_count
+
+    return min(MAX_READERS, int(cpu_count()))

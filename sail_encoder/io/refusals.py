@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sail_encoder.commands.estimate import format_bytes
 from sail_encoder.io.errors import StoreError
+from sail_encoder.io.files import format_bytes
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sail_encoder.images.pixels import Array
+from sail_encoder.backbones.spec import FeatureSpec
+from sail_encoder.images.decoding import Array
 from sail_encoder.io.errors import StoreError
 from sail_encoder.store.run_file import read_run
 
@@ -39,7 +40,8 @@ class FeatureFolder:
         folder: The `--out` of that run.
 
     Attributes:
-        settings: What the features are: layers, norm, pool, resize, weights (a fingerprint), ...
+        settings: What run.json says of the features.
+        spec: What the features are: layers, norm, pool, size, weights (a fingerprint), ...
         entries: The images that have features, in the order of the run.
 
     Raises:
@@ -55,6 +57,8 @@ class FeatureFolder:
             lacks = "run.json" if run is None else "index.parquet"
             raise StoreError(f"{folder} has no {lacks}; run (or resume) sail extract SOURCE --out {folder} first")
         self.settings: dict[str, Any] = run["settings"]
+        model = run["runs"][-1]["model"] if run.get("runs") else ""
+        self.spec = FeatureSpec.from_json({"model": model, **self.settings})
         rows = parquet.read_table(self.folder / "index.parquet").to_pylist()
         pending = sum(row["status"] == "pending" for row in rows)
         if pending:
@@ -77,12 +81,12 @@ class FeatureFolder:
     @property
     def layers(self) -> list[int]:
         """The blocks that were stored."""
-        return list(self.settings["layers"])
+        return list(self.spec.layers)
 
     @property
     def is_pooled(self) -> bool:
         """Whether there is one vector an image, and no grid."""
-        return self.settings["pool"] != "none"
+        return self.spec.pool != "none"
 
     @cached_property
     def _shards(self) -> dict[str, Array]:

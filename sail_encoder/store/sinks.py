@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 from numpy.lib import format as npy_format
 
-from sail_encoder.images.pixels import Array
+from sail_encoder.images.decoding import Array
 from sail_encoder.io.appending import append_all
 from sail_encoder.store.records import Record
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from sail_encoder.images.pixels import Array
+from sail_encoder.images.decoding import Array
 from sail_encoder.images.sources import ImageFile
 from sail_encoder.io.errors import StoreError
 from sail_encoder.io.json_lines import LineLog

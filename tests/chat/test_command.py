@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from sail_encoder import CheckpointError, UserError, load_chat
-from sail_encoder.chat import command
+from sail_encoder.commands import chat as command
 from sail_encoder.commands.convert import convert
 from sail_encoder.io.hub import TINY_FOLDER
 

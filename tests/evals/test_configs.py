@@ -11,7 +11,6 @@ import yaml
 
 from evals.datasets.labelled import LabelledImages
 from evals.datasets.made import MADE
-from evals.features import _plan
 from evals.options import parse_probes
 from evals.probe import probe
 from evals.probing import build_probe, check_stepwise, parts_for
@@ -56,7 +55,7 @@ def backbone(name):
     """Sizes as of SAIL-7B, under any name; raw pixels are patches of 16."""
     side = 16 if name.startswith("raw/") else 14
     sizes = {"patch_size": side, "embed_dim": WIDTH, "num_layers": 32, "attention_dim": WIDTH, "extra_tokens": 2}
-    return BackboneSpec(name=name, kind="SAIL", block_parameters=1, other_parameters=1, resize=Resize(), **sizes)
+    return BackboneSpec(name=name, family="sail", block_parameters=1, other_parameters=1, resize=Resize(), **sizes)
 
 
 @pytest.fixture
@@ -67,22 +66,18 @@ def reached(monkeypatch, tmp_path):
     monkeypatch.setattr("sail_encoder.backbones.registry.describe", backbone)
     seen = []
 
-    def extract(dataset, wanted, cache, probes):
-        seen.append((dataset.name, cache, [plan_of(dataset, settings) for settings in wanted]))
+    def extract(dataset, wanted, device, cache, probes):
+        seen.append((dataset.name, cache, device, wanted))
         return [None]
 
     def fit(run, probes, features, splits):
         seen.append((run.out, samples(splits, run.choose_on), [learned(name, probes[name]) for name in probes]))
         raise WorkBeginsError
 
-    def train(out, dataset, settings, crops, choose_on, probes, splits):
-        seen.append((dataset.name, out, plan_of(dataset, settings), crops, samples(splits, choose_on)))
+    def train(out, dataset, features, device, crops, choose_on, probes, splits):
+        seen.append((dataset.name, out, features, device, crops, samples(splits, choose_on)))
         seen.append([learned(name, probes[name]) for name in probes])
         raise WorkBeginsError
-
-    def plan_of(dataset, settings):
-        plan = _plan(dataset, settings, grids=False)
-        return plan.spec.name, plan.settings, settings.fuse, settings.pretrained
 
     def learned(name, settings):
         one = build_probe(name, settings, "classification", 0, "cpu")

@@ -5,9 +5,9 @@ import torch
 
 from evals.crops import CropEncoder, CroppedImages
 from evals.datasets.loading import load_dataset
-from evals.features import FeatureSettings
 from heads.pooling import pool_grid
-from sail_encoder.images.pixels import read_image
+from sail_encoder.backbones.spec import FeatureSpec
+from sail_encoder.images.decoding import read_image
 
 
 @pytest.mark.parametrize("norm", [True, False])
@@ -15,8 +15,8 @@ from sail_encoder.images.pixels import read_image
 def test_features_of_crops_are_those_of_encode(pets, small_backbone, norm, fuse, pool, monkeypatch):
     monkeypatch.setattr(small_backbone, "default_token_budget", lambda: 9, raising=False)
     dataset, layers = load_dataset(str(pets)), [0, 2]
-    images = CroppedImages(dataset, small_backbone.patch_size, 28, None)
-    encode = CropEncoder(small_backbone, layers, FeatureSettings(norm=norm, fuse=fuse, pool=pool), 28)
+    images = CroppedImages(dataset, 28, None)
+    encode = CropEncoder(small_backbone, FeatureSpec("small", tuple(layers), norm, pool, fuse), 28)
     patches = torch.stack([images[row, 0][0] for row in range(5)])
     crops = [images.transform(read_image(images.images[key].open())[0]) for key in dataset.keys[:5]]
     grids = []

@@ -20,7 +20,7 @@ from evals.datasets.made import MADE, SCENE_PARTS
 from evals.datasets.splits import split
 from evals.errors import DatasetError
 from evals.scenes import TRAINING_SEEDS
-from sail_encoder.images.pixels import read_image
+from sail_encoder.images.decoding import read_image
 from sail_encoder.images.sources import ImageList
 from sail_encoder.io.errors import ImageError
 

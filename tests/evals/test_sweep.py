@@ -10,6 +10,7 @@ from evals.datasets.loading import load_dataset
 from evals.layers import pool_layers
 from evals.results import LayerResult, best_layers
 from sail_cli import main
+from sail_encoder.backbones.spec import FeatureSpec
 
 
 @pytest.mark.parametrize("norm", [True, False])
@@ -17,7 +18,9 @@ from sail_cli import main
 def test_pooled_layers_are_those_of_encode(pets, small_backbone, norm, pool, monkeypatch):
     images = load_dataset(str(pets)).images.images[:9]
     monkeypatch.setattr(small_backbone, "default_token_budget", lambda: 20, raising=False)
-    layers = pool_layers(small_backbone, images, small_backbone.resize, norm, pool)
+    layers = pool_layers(
+        small_backbone, images, FeatureSpec("small", (0,), norm, pool, size=small_backbone.spec.resize)
+    )
     assert layers.keys == [image.key for image in images]
     features = small_backbone.encode([image.path for image in images], layers="all", norm=norm)
     raw = small_backbone.encode([image.path for image in images], layers="all", norm=False)

@@ -9,7 +9,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from sail_encoder.commands.extract import extract
-from sail_encoder.images.pixels import read_image
+from sail_encoder.images.decoding import read_image
 from sail_encoder.images.resizing import native_grid
 
 

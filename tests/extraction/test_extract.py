@@ -118,7 +118,7 @@ def test_running_again_does_only_what_is_missing(run, photos, tmp_path, capsys):
         ({"norm": False}, "norm was True, now False"),
         ({"pool": "mean"}, "pool was none, now mean"),
         ({"dtype": "float32"}, "dtype was float16, now float32"),
-        ({"resize": "28"}, "resize was native, now 28x28"),
+        ({"resize": "28"}, "size was native, now 28x28"),
         ({"max_tokens": 9}, "max_tokens was 4096, now 9"),
         ({"exif_rotate": True}, "exif_rotate was False, now True"),
         ({"precision": "bfloat16"}, "precision was float32, now bfloat16"),
@@ -146,7 +146,7 @@ def test_another_model_or_another_source_in_the_same_folder_is_refused(run, tmp_
 
 def test_a_run_that_raises_lets_go_of_the_folder(run, monkeypatch):
     with monkeypatch.context() as broken:
-        broken.setattr("sail_encoder.backbones.sail.SailVisionBackbone.encode_packed", fail_with(RuntimeError("a bug")))
+        broken.setattr("sail_encoder.backbones.sail.SailVisionBackbone.forward", fail_with(RuntimeError("a bug")))
         with pytest.raises(RuntimeError) as kept:
             run()
     folder, status = run()
@@ -276,16 +276,16 @@ def test_features_that_do_not_fit_float16_are_failures(run, tmp_path, small_mode
 )
 def test_out_of_memory_halves_the_budget_and_goes_on(run, monkeypatch, error):
     budgets = []
-    original = SailVisionBackbone.encode_packed
+    original = SailVisionBackbone.forward
 
-    def limited(self, pack, *args):
-        tokens = len(pack.patches)
+    def limited(self, batch, *args):
+        tokens = len(batch.views[0])
         budgets.append(tokens)
         if tokens > 70:
             raise error
-        return original(self, pack, *args)
+        return original(self, batch, *args)
 
-    monkeypatch.setattr(SailVisionBackbone, "encode_packed", limited)
+    monkeypatch.setattr(SailVisionBackbone, "forward", limited)
     folder, status = run("tight", dtype="float32", max_tokens=64)
     rows = index(folder)
     assert status == 0
@@ -305,7 +305,7 @@ def test_an_image_that_is_too_large_alone_is_a_failure(run, monkeypatch, device)
         "cuda": torch.OutOfMemoryError("CUDA out of memory"),
         "mps": RuntimeError("MPS backend out of memory (...)"),
     }
-    monkeypatch.setattr("sail_encoder.backbones.sail.SailVisionBackbone.encode_packed", fail_with(error[device]))
+    monkeypatch.setattr("sail_encoder.backbones.sail.SailVisionBackbone.forward", fail_with(error[device]))
     folder, status = run()
     assert status == 1
     assert (folder / "failures.csv").read_text().count("out of memory with its") == 12
@@ -324,9 +324,7 @@ def test_a_copy_that_nothing_can_wait_for_is_waited_for_at_once(monkeypatch):
 
 
 def test_other_errors_are_not_mistaken_for_memory(run, monkeypatch):
-    monkeypatch.setattr(
-        "sail_encoder.backbones.sail.SailVisionBackbone.encode_packed", fail_with(RuntimeError("a bug"))
-    )
+    monkeypatch.setattr("sail_encoder.backbones.sail.SailVisionBackbone.forward", fail_with(RuntimeError("a bug")))
     with pytest.raises(RuntimeError, match="a bug"):
         run()
 

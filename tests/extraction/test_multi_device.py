@@ -9,7 +9,7 @@ import pytest
 from helpers import save_images
 
 from sail_encoder.commands.extract import extract
-from sail_encoder.extraction import multi_device, worker
+from sail_encoder.extraction import worker, workers
 from sail_encoder.images.sources import ImageFile
 from sail_encoder.store.index import write_index
 from sail_encoder.store.reading import FeatureFolder
@@ -34,7 +34,7 @@ def run(small_checkpoint, photos, tmp_path):
 
 
 def test_a_process_that_is_killed_is_told_and_the_run_goes_on(run, monkeypatch, tmp_path, capfd):
-    start = multi_device.start_worker
+    start = workers.start_worker
 
     def start_and_kill(request, device, share):
         worker = start(request, device, share)
@@ -42,7 +42,7 @@ def test_a_process_that_is_killed_is_told_and_the_run_goes_on(run, monkeypatch, 
             worker.process.kill()
         return worker
 
-    monkeypatch.setattr(multi_device, "start_worker", start_and_kill)
+    monkeypatch.setattr(workers, "start_worker", start_and_kill)
     assert run() == 128 + 9
     errors = capfd.readouterr().err
     assert "shard 1/2 on cpu was killed by signal 9 (SIGKILL); the same command goes on" in errors
@@ -74,7 +74,7 @@ def test_more_sources_than_a_command_line_holds(run, photos, tmp_path):
 )
 def test_how_a_process_may_end(ending, status, told, capsys):
     process = subprocess.Popen([sys.executable, "-c", ending])
-    assert multi_device.Worker(Shard(1, 2), "cpu", process).conclude() == status
+    assert workers.Worker(Shard(1, 2), "cpu", process).conclude() == status
     assert capsys.readouterr().err == told
 
 
@@ -99,6 +99,6 @@ def test_no_run_that_lacks_images_is_called_done(tmp_path, capsys):
     rows = [Record("0.jpg", 1, file="features/0.jpg.npy"), Record("1.jpg", 1), Record("2.jpg", 1, error="broken")]
     (tmp_path / ".work").mkdir()
     write_index(tmp_path, rows)
-    assert multi_device.check_all_done(1, images, tmp_path) == 2
+    assert workers.check_all_done(1, images, tmp_path) == 2
     assert capsys.readouterr().err == "1 of 3 images are not done; the same command goes on\n"
-    assert multi_device.check_all_done(1, [images[0], images[2]], tmp_path) == 1
+    assert workers.check_all_done(1, [images[0], images[2]], tmp_path) == 1

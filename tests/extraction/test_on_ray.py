@@ -11,7 +11,7 @@ import pytest
 from helpers import save_images
 
 from sail_encoder.commands.extract import extract
-from sail_encoder.extraction import on_ray
+from sail_encoder.extraction import ray as on_ray
 from sail_encoder.extraction.workers import Worker
 from sail_encoder.io.errors import UserError
 from sail_encoder.store.reading import FeatureFolder

@@ -13,15 +13,16 @@ import torch
 
 from heads import registry
 from heads.attentive import AttentiveProbe
-from heads.contract import FeatureSource, HeadError
+from heads.contract import HeadError
 from heads.knn import KNNProbe
 from heads.linear import LinearProbe
 from heads.logistic import LogisticProbe
 from heads.registry import get_head, head_names, load_probe
 from heads.ridge import RidgeProbe
+from sail_encoder.backbones.spec import FeatureSpec
 from sail_encoder.io.errors import UserError
 
-SOURCE = FeatureSource("sail-tiny", "abc123", (2, 5), norm=True, pool="mean")
+SOURCE = FeatureSpec("sail-tiny", (2, 5), weights="abc123", norm=True, pool="mean")
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +74,7 @@ def test_saved_and_loaded(data, probe, targets, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"weights": "fff"}, "weights abc123 of sail-tiny, not on weights fff"),
+        ({"weights": "fff"}, "weights was abc123, now fff"),
         ({"layers": (5,)}, "layers"),
         ({"norm": False}, "norm"),
         ({"pool": "max"}, "pool"),
@@ -84,7 +85,7 @@ def test_features_of_another_source_are_refused(data, change, message, tmp_path)
     RidgeProbe().fit(*data).save(tmp_path, SOURCE)
     with pytest.raises(HeadError, match=message):
         load_probe(tmp_path, dataclasses.replace(SOURCE, **change))
-    load_probe(tmp_path, dataclasses.replace(SOURCE, backbone="a copy elsewhere"))
+    load_probe(tmp_path, dataclasses.replace(SOURCE, model="a copy elsewhere"))
     load_probe(tmp_path)
 
 

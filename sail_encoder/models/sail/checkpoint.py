@@ -5,7 +5,6 @@ Native: what `save_pretrained` writes; the configuration says "sail", and withou
 `model.` in front.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
@@ -213,9 +212,3 @@ def random_encoder(
         torch.manual_seed(0)
         model = SailModel(config)
     return model.to(device, dtype).eval().requires_grad_(False)
-
-
-def read_preprocessing(folder: Path) -> dict[str, Any]:
-    """The fields of preprocessor_config.json, which published checkpoints do not have."""
-    path = folder / "preprocessor_config.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -5,10 +5,8 @@ from math import isqrt
 from pathlib import Path
 from typing import Any
 
-from sail_encoder.backbones.spec import BackboneSpec
-from sail_encoder.images.resizing import MAX_TOKENS, Resize
 from sail_encoder.io.errors import CheckpointError
-from sail_encoder.io.hub import RAW, TIMM, TINY, find_checkpoint
+from sail_encoder.io.hub import find_checkpoint
 
 DEFAULTS = {
     "hidden_size": 4096,
@@ -32,37 +30,6 @@ VISION_TOKENS = {
 
 UNUSED_VISION_TOKENS = ("<vrow_sep>", "<vframe_sep>", "<|vis_cls|>")
 """Further vision tokens of the vocabulary, which the released models do not use."""
-
-
-def describe_sail(name: str, revision: str | None = None) -> BackboneSpec:
-    """Reads the sizes of a SAIL checkpoint; see `describe`.
-
-    Raises:
-        CheckpointError: If there is no such checkpoint, or a file of it describes something else.
-    """
-    if name.startswith((TIMM, RAW)):
-        raise CheckpointError(f"{name} is no SAIL checkpoint; use {TINY}, a folder, or a Hub name")
-    folder = find_described(name, revision)
-    config = read_config_file(folder)
-    if _lacks_patch_size(config):
-        config["vision_patch_size"] = _stored_patch_size(folder)
-    sizes = _read_sizes(config, folder / "config.json")
-    width = sizes["hidden_size"]
-    attention_dim = sizes["num_attention_heads"] * sizes["head_dim"]
-    key_value_dim = sizes["num_key_value_heads"] * sizes["head_dim"]
-    return BackboneSpec(
-        name=name,
-        kind="SAIL",
-        patch_size=sizes["vision_patch_size"],
-        embed_dim=width,
-        num_layers=sizes["num_hidden_layers"],
-        block_parameters=width * (2 * attention_dim + 2 * key_value_dim + 3 * sizes["intermediate_size"] + 2),
-        # The patch embedding, three vision tokens and the final norm.
-        other_parameters=width * (3 * sizes["vision_patch_size"] ** 2 + 3 + 1),
-        attention_dim=attention_dim,
-        extra_tokens=2,
-        resize=_read_resize(folder / "preprocessor_config.json"),
-    )
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -108,11 +75,13 @@ def read_config_file(folder: Path) -> dict[str, Any]:
     return config
 
 
-def resize_rule(preprocessing: dict[str, Any]) -> Resize:
-    """Rule by which a checkpoint's preprocessor_config.json brings images to size; published ones have no such file."""
-    size = preprocessing.get("size")
-    fixed = (size["height"], size["width"]) if size else None
-    return Resize(fixed, preprocessing.get("max_tokens", MAX_TOKENS))
+def read_preprocessing(folder: Path) -> dict[str, Any]:
+    """Fields of a checkpoint's preprocessor_config.json; none where there is no such file, as beside published ones.
+
+    Raises:
+        CheckpointError: If the file is damaged.
+    """
+    return _read_json(folder / "preprocessor_config.json")
 
 
 def missing_patch_weight(folder: Path | str) -> CheckpointError:
@@ -140,16 +109,15 @@ def _read_json(path: Path) -> dict[str, Any]:
     return fields
 
 
-def _read_resize(path: Path) -> Resize:
-    fields = _read_json(path)
-    try:
-        return resize_rule(fields)
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} has no size that can be used ({error!r}); download it again") from None
+def read_sizes(folder: Path) -> dict[str, int]:
+    """Sizes that a checkpoint's config.json names, and in place of those that it leaves out what `SailConfig` takes.
 
-
-def _read_sizes(config: dict[str, Any], path: Path) -> dict[str, int]:
-    """Sizes that are in a configuration, and in place of those that are not what `SailConfig` would take."""
+    Raises:
+        CheckpointError: If there is no such file, it describes another kind of model, or a size is none.
+    """
+    config, path = read_config_file(folder), folder / "config.json"
+    if _lacks_patch_size(config):
+        config["vision_patch_size"] = _stored_patch_size(folder)
     sizes = {field: config.get(field, default) for field, default in DEFAULTS.items()}
     sizes["num_key_value_heads"] = sizes["num_key_value_heads"] or sizes["num_attention_heads"]
     for field, value in sizes.items():

@@ -10,7 +10,8 @@ from transformers.image_utils import ImageInput, SizeDict
 from transformers.processing_utils import ImagesKwargs
 from typing_extensions import Unpack
 
-from sail_encoder.images.pixels import IMAGENET_MEAN, IMAGENET_STD, Array, patchify, read_image
+from sail_encoder.images.decoding import IMAGENET_MEAN, IMAGENET_STD, Array, read_image
+from sail_encoder.images.patches import patchify
 from sail_encoder.images.resizing import MAX_TOKENS, Resize, Size
 
 

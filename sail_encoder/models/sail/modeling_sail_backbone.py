@@ -13,7 +13,7 @@ from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_outputs import BackboneOutput
 from transformers.utils import can_return_tuple
 
-from sail_encoder.images.pixels import patchify_batch
+from sail_encoder.images.patches import patchify_batch
 from sail_encoder.images.resizing import Size
 from sail_encoder.models.sail.configuration_sail import SailConfig
 from sail_encoder.models.sail.modeling_sail import SailModel, SailPreTrainedModel

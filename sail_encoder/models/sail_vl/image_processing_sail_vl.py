@@ -10,7 +10,7 @@ from transformers.image_utils import ImageInput, SizeDict
 from transformers.processing_utils import ImagesKwargs
 from typing_extensions import Unpack
 
-from sail_encoder.images.pixels import IMAGENET_MEAN, IMAGENET_STD, Array, read_image
+from sail_encoder.images.decoding import IMAGENET_MEAN, IMAGENET_STD, Array, read_image
 from sail_encoder.io.errors import UserError
 from sail_encoder.models.sail_vl.tiles import MAX_TILES, TILE_SIZE, count_tiles, tile_image
 

@@ -13,14 +13,14 @@ from evals.segmentation.augment import Augmentation
 from evals.segmentation.batches import CachedBatches, OnlineBatches, Sampler
 from evals.segmentation.cache import cache_grids
 from evals.segmentation.data_source import DataSource
-from heads.contract import FeatureSource
 from heads.dense import IGNORE
 from heads.dense.linear import LinearHead
 from heads.dense.segmenter import Segmenter
 from sail_encoder import load_backbone
+from sail_encoder.backbones.spec import FeatureSpec
 from sail_encoder.io.errors import UserError
 
-SOURCE = FeatureSource("raw/14", "", (0,))
+SOURCE = FeatureSpec("raw/14", (0,), weights="")
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,9 @@ def test_cached_crops_and_labels_show_the_same_place(segmenter, data, cached):
 
     batches = CachedBatches(cached, data, (3, 4), 14, False, 7, 0, torch.device("cpu"))
     (batch,) = batches.between(0, 1)
-    mean, std = (torch.tensor(values) for values in (segmenter.backbone.image_mean, segmenter.backbone.image_std))
+    mean, std = (
+        torch.tensor(values) for values in (segmenter.backbone.spec.image_mean, segmenter.backbone.spec.image_std)
+    )
     patches = batch.maps[0].permute(0, 2, 3, 1).reshape(7, 12, 588).numpy()
     for crop, labels in zip(patches, batch.labels, strict=True):
         pixels = (torch.from_numpy(unpatchify(crop, (3, 4), 14)) * std + mean) * 255

@@ -244,12 +244,12 @@ def test_an_exported_head_looks_at_images_as_the_test_pipeline_does(small_checkp
     model = MODELS.build(config.model)
     export_head(model, CLASSES, tmp_path, resize="short512")
     exported = load_dense_head(tmp_path)
-    assert exported.source.resize == "short512"
+    assert str(exported.source.size) == "short512"
     assert (exported.window, exported.stride) == ((42, 56), (28, 14))
     assert str(inference_of(exported, 14)) == "at size short512, windows of 42x56 every 28x14 pixels"
     model.test_cfg = {"mode": "whole"}
     export_head(model, CLASSES, tmp_path, resize="448x672")
     exported = load_dense_head(tmp_path)
-    assert (exported.source.resize, exported.window, exported.stride) == ("448x672", None, None)
+    assert (str(exported.source.size), exported.window, exported.stride) == ("448x672", None, None)
     with pytest.raises(UserError, match="resize '512px' is not understood; use native, short512"):
         export_head(model, CLASSES, tmp_path, resize="512px")

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from transformers import UperNetConfig
 from transformers.models.upernet import modeling_upernet
 
-from heads.contract import FeatureSource, HeadError, SavedHead, save_head
+from heads.contract import HeadError, SavedHead, save_head
 from heads.dense import IGNORE
 from heads.dense.linear import LinearHead
 from heads.dense.loss import upsampled_cross_entropy
@@ -17,9 +17,10 @@ from heads.dense.pyramid import SimpleFeaturePyramid
 from heads.dense.registry import TrainedHead, build_dense_head, load_dense_head, save_dense_head
 from heads.dense.upernet import UperNetHead
 from heads.dense.upsampling import CHUNK_ELEMENTS
+from sail_encoder.backbones.spec import FeatureSpec
 
 ROWS, COLUMNS, CLASSES = 3, 5, 4
-SOURCE = FeatureSource("small", "abc", (0, 2))
+SOURCE = FeatureSpec("small", (0, 2), weights="abc")
 
 
 @pytest.fixture(autouse=True)

@@ -7,12 +7,12 @@ from helpers import noise
 from PIL import Image
 from torch.nn import functional as F
 
-from heads.contract import FeatureSource
 from heads.dense.inference import Canvas, Inference, predict, window_starts
 from heads.dense.linear import LinearHead
 from heads.dense.segmenter import Segmenter
 from heads.dense.upsampling import CHUNK_ELEMENTS, most_likely
 from sail_encoder import load_backbone
+from sail_encoder.backbones.spec import FeatureSpec
 from sail_encoder.images.resizing import Resize
 
 CELLS = (5, 13)
@@ -35,12 +35,12 @@ def color_segmenter():
     """Classifies a patch by the cell color that is nearest to its mean."""
     backbone = load_backbone("raw/14")
     colors = torch.from_numpy(cell_colors()).float() / 255
-    colors = (colors - torch.tensor(backbone.image_mean)) / torch.tensor(backbone.image_std)
+    colors = (colors - torch.tensor(backbone.spec.image_mean)) / torch.tensor(backbone.spec.image_std)
     head = LinearHead([588], len(colors)).eval()
     weight = (2 * colors).repeat_interleave(196, dim=1) / 196
     head.classifier.weight.data = 300 * weight[..., None, None]
     head.classifier.bias.data = -300 * colors.square().sum(1)
-    return Segmenter(backbone, head, FeatureSource("raw/14", "", (0,)))
+    return Segmenter(backbone, head, FeatureSpec("raw/14", (0,), weights=""))
 
 
 def predict_one(segmenter, inference, image):
@@ -81,7 +81,7 @@ def small_segmenter(backbone, classes=6, seed=0):
     torch.manual_seed(seed)
     head = LinearHead([64, 64], classes).eval()
     torch.nn.init.normal_(head.classifier.weight)
-    return Segmenter(backbone, head, FeatureSource("small", "", (0, 2)))
+    return Segmenter(backbone, head, FeatureSpec("small", (0, 2), weights=""))
 
 
 def test_one_window_over_the_whole_image_is_whole_inference(small_backbone):
@@ -117,7 +117,8 @@ def test_overlapping_windows_are_averaged_with_exact_weights():
 def random_logits(canvas, classes=3):
     """Logits of each tile of a canvas."""
     generator = torch.Generator().manual_seed(0)
-    return [torch.randn(classes, *tile.pixels.grid, generator=generator) for tile in canvas.tiles]
+    shapes = [[side // 14 for side in tile.pixels.shape[:2]] for tile in canvas.tiles]
+    return [torch.randn(classes, *shape, generator=generator) for shape in shapes]
 
 
 @pytest.mark.parametrize("window", [(28, 42), (70, 70)])
@@ -201,9 +202,9 @@ def test_the_backbone_stops_at_the_deepest_layer_and_has_no_gradients(small_back
         layer.register_forward_hook(lambda *_, index=index: ran.append(index))
         for index, layer in enumerate(small_backbone.model.layers)
     ]
-    segmenter = Segmenter(small_backbone, LinearHead([64], 2), FeatureSource("small", "", (1,)))
+    segmenter = Segmenter(small_backbone, LinearHead([64], 2), FeatureSpec("small", (1,), weights=""))
     patched = [small_backbone.prepare(noise(28, 42), Resize()) for _ in range(3)]
-    (maps,) = segmenter.maps(patched)
+    (maps,) = segmenter.maps(small_backbone.collate(patched))
     for hook in hooks:
         hook.remove()
     assert ran == [0, 1]

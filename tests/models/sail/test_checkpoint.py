@@ -256,9 +256,9 @@ def test_the_images_are_prepared_as_the_checkpoint_says(checkpoint):
     backbone, image = load_backbone(str(checkpoint)), noise(50, 70)
     features = backbone.encode([image])[0]
     assert features.grid_size == (2, 3)
-    assert describe(str(checkpoint)).resize == backbone.resize
+    assert describe(str(checkpoint)).resize == backbone.spec.resize
     inputs = SailImageProcessor.from_pretrained(checkpoint)(Image.fromarray(image), return_tensors="pt")
-    prepared = torch.from_numpy(backbone.prepare(image, backbone.resize).patches)
+    prepared = torch.from_numpy(backbone.prepare(image, backbone.spec.resize).views)
     torch.testing.assert_close(backbone.normalize(prepared), inputs["pixel_values"])
 
 

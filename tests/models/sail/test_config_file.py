@@ -10,9 +10,10 @@ import torch
 from helpers import GOLDEN, small_config
 from safetensors.torch import load_file, save_file
 
+from sail_encoder.backbones.descriptions import describe_sail
 from sail_encoder.io.errors import CheckpointError
 from sail_encoder.io.hub import TINY_FOLDER
-from sail_encoder.models.sail.config_file import DEFAULTS, describe_sail, resize_rule
+from sail_encoder.models.sail.config_file import DEFAULTS
 from sail_encoder.models.sail.configuration_sail import SailConfig
 from sail_encoder.models.sail.modeling_sail import SailModel
 
@@ -80,7 +81,7 @@ def test_a_patch_size_that_only_the_weights_tell(form, tmp_path):
     assert describe_sail(str(tmp_path)).patch_size == 14
     code = f"""
 import sys
-from sail_encoder.models.sail.config_file import describe_sail
+from sail_encoder.backbones.descriptions import describe_sail
 describe_sail({str(tmp_path)!r})
 print("torch" in sys.modules)
 """
@@ -128,4 +129,5 @@ def test_sizes_of_images_that_cannot_be(tmp_path):
         (tmp_path / "preprocessor_config.json").write_text(text)
         with pytest.raises(CheckpointError, match=r"preprocessor_config\.json"):
             described(tmp_path, {"model_type": "sail"})
-    assert resize_rule({"size": {"height": 28, "width": 42}}).fixed == (28, 42)
+    (tmp_path / "preprocessor_config.json").write_text('{"size": {"height": 28, "width": 42}}')
+    assert described(tmp_path, {"model_type": "sail"}).resize.fixed == (28, 42)

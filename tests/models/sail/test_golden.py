@@ -24,10 +24,10 @@ def test_grids_of_all_recorded_sizes():
 
 def test_patches(golden, golden_backbone):
     for case in golden:
-        patched = golden_backbone.prepare(case.image, golden_backbone.resize)
-        assert patched.grid == case.grid
-        assert patched.image_size == case.size
-        patches = golden_backbone.normalize(torch.from_numpy(patched.patches))
+        patched = golden_backbone.prepare(case.image, golden_backbone.spec.resize)
+        assert patched.geometry.grid == case.grid
+        assert patched.geometry.image_size == case.size
+        patches = golden_backbone.normalize(torch.from_numpy(patched.views))
         assert relative_error(patches, case.tensors["patches"]) < 1e-6
         processed = SailImageProcessor()(Image.open(case.image), return_tensors="pt")
         assert processed["image_grid_hw"].tolist() == [list(case.grid)]

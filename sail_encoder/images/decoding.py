@@ -1,22 +1,16 @@
-"""Pixels: any image as 8-bit RGB, resized as the published code does it, cut into patches."""
+"""Decoding: any image as 8-bit RGB."""
 
 import io
 import os
-import stat
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
-from einops import rearrange
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from sail_encoder.images.resizing import Resize, Size
-from sail_encoder.io.errors import ImageError, UserError
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from sail_encoder.images.resizing import Size
+from sail_encoder.io.errors import ImageError
 
 Array: TypeAlias = np.ndarray[Any, Any]
 ImageLike: TypeAlias = Any
@@ -32,57 +26,6 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-@dataclass(frozen=True)
-class PatchedImage:
-    """An image as the model takes it.
-
-    Attributes:
-        patches: uint8 [rows * columns, 3 * patch_size**2], channel first within a patch, in reading order.
-        grid: Rows and columns of patches.
-        image_size: (height, width) of the original in pixels.
-        resized_size: (height, width) of what was cut into patches.
-        exif_orientation: The EXIF orientation that was found and not applied, 1 where there is none.
-    """
-
-    patches: Array
-    grid: Size
-    image_size: Size
-    resized_size: Size
-    exif_orientation: int = 1
-
-
-def patch_image(
-    image: ImageLike,
-    resize: Resize,
-    patch_size: int,
-    exif_rotate: bool = False,
-    resample: Image.Resampling = Image.Resampling.BILINEAR,
-) -> PatchedImage:
-    """Reads, resizes and cuts one image.
-
-    Args:
-        image: A path, the bytes of an image file, a PIL image, an array [height, width, 3] or a tensor
-            [3, height, width]; arrays and tensors hold uint8, or floats from 0 to 1.
-        resize: Which size to bring it to.
-        patch_size: Side of a patch in pixels.
-        exif_rotate: Whether to turn a photograph upright as its EXIF orientation says. The published code does not,
-            and data sets are annotated in stored pixels.
-        resample: Pillow's filter; SAIL was trained with bilinear, which averages over the source when it shrinks.
-
-    Returns:
-        The patches and their geometry.
-
-    Raises:
-        ImageError: If there is no image to be read.
-    """
-    rgb, orientation = read_image(image, exif_rotate)
-    size = (rgb.height, rgb.width)
-    rows, columns = grid = resize.grid(size, patch_size)
-    resized_size = (rows * patch_size, columns * patch_size)
-    resized = rgb.resize(resized_size[::-1], resample)
-    return PatchedImage(patchify(np.asarray(resized), patch_size), grid, size, resized_size, orientation)
-
-
 def image_size(open_image: Callable[[], str | bytes]) -> Size | None:
     """(height, width) in stored pixels, from the header alone; None where there is no image."""
     try:
@@ -92,31 +35,6 @@ def image_size(open_image: Callable[[], str | bytes]) -> Size | None:
     # What cannot be read is reported when it is its turn.
     except Exception:
         return None
-
-
-def patchify(pixels: Array, patch_size: int) -> Array:
-    """[rows * p, columns * p, 3] -> [rows * columns, 3 * p * p], channel first within a patch."""
-    p = patch_size
-    return np.ascontiguousarray(rearrange(pixels, "(r y) (k x) c -> (r k) (c y x)", y=p, x=p))
-
-
-def patchify_batch(images: "Tensor", patch_size: int) -> tuple["Tensor", Size]:
-    """Cuts images of one size into patches.
-
-    Args:
-        images: [batch, 3, rows * patch_size, columns * patch_size].
-        patch_size: Side of a patch in pixels.
-
-    Returns:
-        The patches [batch * rows * columns, 3 * patch_size**2], channel first within a patch, and (rows, columns).
-
-    Raises:
-        UserError: If patches do not tile the images.
-    """
-    p, shape = patch_size, tuple(images.shape)
-    if len(shape) != 4 or shape[1] != 3 or shape[2] % p or shape[3] % p:
-        raise UserError(f"a batch of shape {shape} cannot be cut into patches; pass [n, 3, {p}*a, {p}*b]")
-    return rearrange(images, "n c (r y) (k x) -> (n r k) (c y x)", y=p, x=p), (shape[2] // p, shape[3] // p)
 
 
 def read_image(image: ImageLike, exif_rotate: bool = False) -> tuple[Image.Image, int]:
@@ -162,9 +80,6 @@ def _open(source: str | io.BytesIO) -> Image.Image:
 
 def _decode(source: str | io.BytesIO, exif_rotate: bool) -> tuple[Image.Image, int]:
     try:
-        # Anything else, such as a pipe, may never give an end.
-        if isinstance(source, str) and not stat.S_ISREG(os.stat(source).st_mode):
-            raise ImageError("no regular file")
         with _open(source) as opened:
             return _upright_rgb(opened, exif_rotate)
     except ImageError:
