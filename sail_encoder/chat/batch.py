@@ -18,7 +18,7 @@ from sail_encoder.io.signals import Interrupt
 
 
 def answer_all(
-    chat: Chat, answers: AnswerFile, folder: Path, sampling: Sampling, batch_size: int, frames: int = FRAMES
+    chat: Chat, answers: AnswerFile, folder: Path, sampling: Sampling | None, batch_size: int, frames: int = FRAMES
 ) -> int:
     """Answers the questions that have no answer yet.
 
@@ -51,7 +51,7 @@ def answer_all(
 class _Asker:
     """Asks in batches; what is shown is encoded once for all questions about it that follow each other."""
 
-    def __init__(self, chat: Chat, folder: Path, sampling: Sampling, frames: int) -> None:
+    def __init__(self, chat: Chat, folder: Path, sampling: Sampling | None, frames: int) -> None:
         self.engine, self.folder, self.sampling, self.frames = chat.engine, folder, sampling, frames
         self._seen: dict[tuple[str, ...], Chat] = {}
 
@@ -64,9 +64,9 @@ class _Asker:
                 raise
         # Outside the except clause, so that the error no longer holds on to the tensors that did not fit.
         self._seen = {}
-        if self.engine.device.type == "cuda":
+        if self.engine.model.device.type == "cuda":
             torch.cuda.empty_cache()
-        smaller = f"lower --{self.engine.image_limit} or --max_new_tokens"
+        smaller = f"lower --{self.engine.family.size_option} or --max_new_tokens"
         return None if len(queries) > 1 else [{"error": f"out of memory with this question alone; {smaller}"}]
 
     def _answer(self, queries: Sequence[Query]) -> list[dict[str, str]]:
@@ -90,7 +90,7 @@ class _Asker:
     def _show(self, query: Query) -> Chat:
         """A conversation in which what a question is about was shown and encoded, and nothing was said."""
         if query.shown not in self._seen:
-            chat = Chat.from_engine(self.engine)
+            chat = Chat(self.engine)
             if query.video is not None:
                 chat.watch(self.folder / query.video, self.frames)
             for path in () if query.video is not None else query.shown:

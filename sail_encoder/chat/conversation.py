@@ -2,61 +2,48 @@
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, Literal
 
 from transformers import ProcessorMixin, TextStreamer
 
-from sail_encoder.chat.engine import Answer, Context, Engine, Prefix, Prompt, Reply, load_engine
+from sail_encoder.chat.engine import Answer, Context, Engine, Prefix, Prompt
 from sail_encoder.chat.families import chosen_options, find_chat, find_family
+from sail_encoder.chat.loading import load_engine
 from sail_encoder.chat.questions import check_prompt
 from sail_encoder.chat.sampling import Sampling
+from sail_encoder.chat.texts import Message, render_turn
 from sail_encoder.images.decoding import ImageLike
 from sail_encoder.images.video import FRAMES, read_frames
 from sail_encoder.io.errors import UserError
 from sail_encoder.io.hub import TINY
 
 
-@dataclass(frozen=True)
-class Turn:
-    """A question in its place.
-
-    Attributes:
-        message: The question with its images, in transformers' format.
-        ids: Tokens of the conversation up to where the answer begins.
-        prefixes: All images among them.
-    """
-
-    message: dict[str, Any]
-    ids: list[int]
-    prefixes: list[Prefix]
-
-
 class Conversation:
-    """What was said and shown, as messages and as tokens.
+    """Messages of a conversation, and the tokens that they are to a model.
 
     Args:
-        engine: Writes turns as tokens, and says how many there may be.
+        engine: Words and tokenizes turns, and says how many tokens there may be.
 
     Attributes:
         messages: The conversation so far, in transformers' format.
         ids: Its tokens; those of answers are as they were said.
         prefixes: The images among them, in order.
-        waiting: Images that the next question is about.
+        shown: Images that the next question is about.
     """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.messages: list[dict[str, Any]] = []
+        self.messages: list[Message] = []
         self.ids: list[int] = []
         self.prefixes: list[Prefix] = []
-        self.waiting: list[Prefix] = []
+        self.shown: list[Prefix] = []
 
     def fork(self) -> "Conversation":
         """A conversation that goes on from here on its own."""
         other = Conversation(self.engine)
         other.messages, other.ids = list(self.messages), list(self.ids)
-        other.prefixes, other.waiting = list(self.prefixes), list(self.waiting)
+        other.prefixes, other.shown = list(self.prefixes), list(self.shown)
         return other
 
     def show(self, prefixes: Sequence[Prefix]) -> None:
@@ -65,85 +52,89 @@ class Conversation:
         Raises:
             UserError: If there is no room for them, or a video would share its turn.
         """
-        if self.waiting and (self.waiting[-1].is_frame or prefixes[0].is_frame):
+        if self.shown and (self.shown[-1].is_frame or prefixes[0].is_frame):
             raise UserError("a video goes with no other video or image in one turn; ask about what was shown first")
-        waiting = [*self.waiting, *prefixes]
-        self.check_room(len(self.ids) + sum(prefix.tokens for prefix in waiting))
-        self.waiting = waiting
+        shown = [*self.shown, *prefixes]
+        self._check_room(len(self.ids) + sum(prefix.tokens for prefix in shown))
+        self.shown = shown
 
-    def ask(self, prompt: str) -> Turn:
+    def ask(self, question: str) -> Prompt:
         """Puts a question into its place; the conversation stays as it is until it is answered.
 
         Raises:
-            UserError: If the prompt is empty or stands for an image, or there is no room for it and an answer.
+            UserError: If the question is empty or stands for an image, or there is no room for it and an answer.
         """
-        check_prompt(prompt, self.engine.family.placeholders)
-        ids = self.ids + self.engine.tokenize_turn(prompt, self.waiting, is_first=not self.messages)
-        self.check_room(len(ids) + 1)
-        content = [*({"type": "image"} for _ in self.waiting), {"type": "text", "text": prompt}]
-        return Turn({"role": "user", "content": content}, ids, self.prefixes + self.waiting)
+        check_prompt(question, self.engine.family.placeholders)
+        ids = self.ids + self._tokenize([self._word(question)])
+        self._check_room(len(ids) + 1)
+        return Prompt(ids, self.prefixes + self.shown)
 
-    def opening(self) -> list[int]:
-        """Tokens with which the next turn begins in any case: the conversation so far, and the images shown."""
-        turn = self.engine.tokenize_turn("?", self.waiting, is_first=not self.messages)
-        return self.ids + turn[: self.engine.end_of_images(turn)]
+    def opening(self) -> Prompt:
+        """The conversation and the images shown, as they begin the next turn whatever is asked."""
+        turn = self._tokenize([self._word("?")])
+        return Prompt(self.ids + turn[: self.engine.end_of_images(turn)], self.prefixes + self.shown)
 
-    def accept(self, turn: Turn, reply: Reply) -> None:
-        """Goes on with a question and the answer to it."""
-        ended = reply.ids[-1:] == [self.engine.end_id]
-        self._append(turn, turn.ids + reply.ids + ([] if ended else [self.engine.end_id]), reply.answer.text)
+    def accept(self, question: str, prompt: Prompt, answer: Answer) -> None:
+        """Goes on with a question, as `ask` has placed it, and the answer to it."""
+        end = self.engine.end_id
+        ids = prompt.ids + answer.ids
+        self._append(question, answer.text, ids if ids[-1] == end else [*ids, end])
 
-    def recall(self, prompt: str, answer: str) -> None:
+    def recall(self, question: str, answer: str) -> None:
         """Goes on with a turn that took place elsewhere.
 
         Raises:
-            UserError: As `ask`.
+            UserError: As in `ask`.
         """
-        turn = self.ask(prompt)
-        ids = self.ids + self.engine.tokenize_turn(prompt, self.waiting, not self.messages, answer)
-        self.check_room(len(ids))
-        self._append(turn, ids, answer)
+        self.ask(question)
+        ids = self.ids + self._tokenize([self._word(question), _answer_message(answer)])
+        self._check_room(len(ids))
+        self._append(question, answer, ids)
 
-    def _append(self, turn: Turn, ids: list[int], answer: str) -> None:
-        said = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
-        self.messages = [*self.messages, turn.message, said]
-        self.ids, self.prefixes, self.waiting = ids, turn.prefixes, []
+    def _append(self, question: str, answer: str, ids: list[int]) -> None:
+        self.messages = [*self.messages, self._word(question), _answer_message(answer)]
+        self.ids, self.prefixes, self.shown = ids, self.prefixes + self.shown, []
 
-    def check_room(self, tokens: int) -> None:
-        """Raises a `UserError` if a conversation of so many tokens is longer than the model is meant for."""
+    def _word(self, question: str) -> Message:
+        return {"role": "user", "content": self.engine.compose(question, self.shown)}
+
+    def _tokenize(self, turn: Sequence[Message]) -> list[int]:
+        pieces = render_turn(self.engine.processor, self.messages, turn, self.engine.placeholder)
+        return self.engine.tokenize(pieces, self.shown)
+
+    def _check_room(self, tokens: int) -> None:
         if tokens > self.engine.limit:
             raise UserError(
                 f"the conversation would have {tokens:,} tokens, more than the {self.engine.limit:,} of this model; "
-                f"shorten the prompt, start over, or lower --{self.engine.image_limit} for smaller images"
+                f"shorten the prompt, start over, or lower --{self.engine.family.size_option} for smaller images"
             )
+
+
+def _answer_message(text: str) -> Message:
+    return {"role": "assistant", "content": [{"type": "text", "text": text}]}
 
 
 class Chat:
     """A conversation with a model; every token of it is encoded once, whatever is asked next.
 
     Args:
-        model: A model of a family that can chat, on its device.
-        processor: Its processor.
+        model: An engine, or a model of a family that can chat, on its device.
+        processor: Processor of the model; an engine has its own.
 
     Attributes:
         engine: Runs the model.
         conversation: What was said and shown.
-        context: Beginning of the conversation that is encoded.
+        context: Beginning of the conversation that is encoded, None at the start.
+
+    Raises:
+        CheckpointError: If the model is of no family that can chat.
     """
 
-    def __init__(self, model: Any, processor: ProcessorMixin) -> None:
-        family = find_family(model.config.model_type, type(model).__name__)
-        self._begin(family.engine_class()(model, processor))
-
-    @classmethod
-    def from_engine(cls, engine: Engine) -> "Chat":
-        """A new conversation with a model that is loaded."""
-        chat = cls.__new__(cls)
-        chat._begin(engine)
-        return chat
-
-    def _begin(self, engine: Engine) -> None:
-        self.engine = engine
+    def __init__(self, model: Any, processor: ProcessorMixin | None = None) -> None:
+        if not isinstance(model, Engine):
+            family = find_family(model.config.model_type, type(model).__name__)
+            model = family.engine_class()(model, processor)
+        self.engine: Engine = model
         self.reset()
 
     @property
@@ -157,7 +148,7 @@ class Chat:
         return self.engine.processor
 
     @property
-    def messages(self) -> list[dict[str, Any]]:
+    def messages(self) -> list[Message]:
         """The conversation so far, in transformers' format."""
         return self.conversation.messages
 
@@ -168,9 +159,12 @@ class Chat:
 
     def fork(self) -> "Chat":
         """A conversation that goes on from here on its own; what is encoded so far is shared, not copied."""
-        other = Chat.from_engine(self.engine)
-        other.conversation, other.context = self.conversation.fork(), self.context
+        other = Chat(self.engine)
+        other._become(self)
         return other
+
+    def _become(self, other: "Chat") -> None:
+        self.conversation, self.context = other.conversation.fork(), other.context
 
     def look(self, image: ImageLike) -> None:
         """Shows an image, which the next question is about.
@@ -192,24 +186,29 @@ class Chat:
             ImageError: If it cannot be read.
             UserError: If the model takes no videos, or the conversation has no room for it.
         """
+        self.engine.family.require_videos()
         images = video if isinstance(video, (list, tuple)) else read_frames(video, frames)
         self._show(self.engine.encode_frames(images))
 
     def _show(self, prefixes: Sequence[Prefix]) -> None:
-        shown = self.conversation.fork()
-        shown.show(prefixes)
-        if self.engine.images_lead and not shown.ids and len(shown.waiting) == 1:
-            self.context = self.engine.prefill(Prompt(shown.opening(), shown.waiting))
-        self.conversation = shown
+        shown = self.fork()
+        shown.conversation.show(prefixes)
+        if self.engine.images_lead and not self.conversation.ids and not self.conversation.shown:
+            shown.encode_shown()
+        self._become(shown)
 
     def encode_shown(self) -> None:
         """Encodes the images shown in their place at once, so that conversations that fork off here share that."""
-        if self.conversation.waiting:
-            images = self.conversation.prefixes + self.conversation.waiting
-            self.context = self.engine.prefill(Prompt(self.conversation.opening(), images, self.context))
+        if self.conversation.shown:
+            self.context = self.engine.prefill(replace(self.conversation.opening(), context=self.context))
 
     def recall(self, prompt: str, answer: str, images: Sequence[ImageLike] = ()) -> None:
         """Adds a turn that took place elsewhere, as if the model had answered so.
+
+        Args:
+            prompt: The question.
+            answer: The answer to it.
+            images: Images that it was about.
 
         Raises:
             ImageError: If an image cannot be read.
@@ -219,51 +218,46 @@ class Chat:
         for image in images:
             recalled.look(image)
         recalled.conversation.recall(prompt, answer)
-        self.conversation, self.context = recalled.conversation, recalled.context
+        self._become(recalled)
 
     def ask(
         self,
         prompt: str,
         image: ImageLike | None = None,
-        sampling: Sampling = Sampling(),
+        sampling: Sampling | None = None,
         streamer: TextStreamer | None = None,
         stop: threading.Event | None = None,
         *,
         images: Sequence[ImageLike] | None = None,
-        region: Any = None,
     ) -> Answer:
         """Asks a question; a turn that fails leaves the conversation as it was.
 
         Args:
             prompt: The question.
             image: An image to show first.
-            sampling: How the answer is chosen.
+            sampling: How the answer is chosen; None for the way of the model's family.
             streamer: Receives the answer's tokens as they come.
             stop: Ends the answer where it is, once set.
             images: Several images to show first, in place of one.
-            region: Part of the image that the question is about, for models that take one.
 
         Returns:
             The answer, a string; `masks` says where in the image it is, for models that give masks.
 
         Raises:
-            UserError: If the prompt is empty or stands for an image, the conversation has no room for it, or the model
-                takes no region.
+            ImageError: If an image cannot be read.
+            UserError: If the prompt is empty or stands for an image, or the conversation has no room for it.
         """
-        if images is not None and (image is not None or region is not None):
-            raise UserError("several images go with no other image and no region; show one after the other")
+        if image is not None and images is not None:
+            raise UserError("image and images do not go together; put all of them into images")
         check_prompt(prompt, self.engine.family.placeholders)
         asked = self.fork()
-        if region is not None:
-            asked._show([self.engine.encode_region(image, region)])
-        else:
-            for one in images or ([] if image is None else [image]):
-                asked.look(one)
-        turn = asked.conversation.ask(prompt)
-        reply = self.engine.generate(Prompt(turn.ids, turn.prefixes, asked.context), sampling, streamer, stop)
-        asked.conversation.accept(turn, reply)
-        self.conversation, self.context = asked.conversation, reply.context
-        return reply.answer
+        for one in images or ([] if image is None else [image]):
+            asked.look(one)
+        question = asked.conversation.ask(prompt)
+        answer, context = self.engine.generate(replace(question, context=asked.context), sampling, streamer, stop)
+        asked.conversation.accept(prompt, question, answer)
+        self.conversation, self.context = asked.conversation, context
+        return answer
 
 
 def load_chat(
@@ -300,28 +294,28 @@ def load_chat(
     )
     engine = load_engine(find_chat(model), device, dtype, options)
     engine.exif_rotate = exif_rotate
-    return Chat.from_engine(engine)
+    return Chat(engine)
 
 
-def ask_each(chat: Chat, image: ImageLike, prompts: Sequence[str], sampling: Sampling = Sampling()) -> list[Answer]:
+def ask_each(chat: Chat, image: ImageLike, prompts: Sequence[str], sampling: Sampling | None = None) -> list[Answer]:
     """Asks independent questions about one image, which is encoded once."""
-    base = Chat.from_engine(chat.engine)
+    base = Chat(chat.engine)
     base.look(image)
     base.encode_shown()
     return [base.fork().ask(prompt, sampling=sampling) for prompt in prompts]
 
 
-def ask_together(chats: Sequence[Chat], prompts: Sequence[str], sampling: Sampling = Sampling()) -> list[Answer]:
+def ask_together(chats: Sequence[Chat], prompts: Sequence[str], sampling: Sampling | None = None) -> list[Answer]:
     """Asks each of several conversations a question, in one batch; the conversations stay as they are.
 
     Args:
         chats: Conversations with one model; one may appear several times.
         prompts: A question for each.
-        sampling: How the answers are chosen.
+        sampling: How the answers are chosen; None for the way of the model's family.
 
     Raises:
         UserError: If a prompt is empty or stands for an image, or a conversation has no room for it.
     """
-    turns = [chat.conversation.ask(prompt) for chat, prompt in zip(chats, prompts, strict=True)]
-    asked = [Prompt(turn.ids, turn.prefixes, chat.context) for chat, turn in zip(chats, turns, strict=True)]
+    questions = [chat.conversation.ask(prompt) for chat, prompt in zip(chats, prompts, strict=True)]
+    asked = [replace(question, context=chat.context) for chat, question in zip(chats, questions, strict=True)]
     return chats[0].engine.generate_batch(asked, sampling)

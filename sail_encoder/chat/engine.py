@@ -6,55 +6,53 @@ begins; what of it was encoded before comes along as a `Context`, so that every 
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, ProcessorMixin, StoppingCriteria, TextStreamer
+from transformers import DynamicCache, ProcessorMixin, StoppingCriteria, TextStreamer
 
 from sail_encoder.chat.caches import fork_cache, join_caches, pad_after_prefixes
-from sail_encoder.chat.families import ChatSource, Family
+from sail_encoder.chat.families import ChatFamily
 from sail_encoder.chat.sampling import Sampling
 from sail_encoder.chat.texts import TextTokenizer
-from sail_encoder.images.decoding import Array, ImageLike, read_image
-from sail_encoder.io.devices import choose_device, choose_dtype
-from sail_encoder.io.errors import CheckpointError, UserError
+from sail_encoder.images.decoding import Array, ImageLike
+from sail_encoder.images.resizing import Size
 from sail_encoder.models.cache_name import CACHE
-
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 class Answer(str):
-    """What a model says, a string, and where in the image that is.
+    """Text of an answer, which is a string, and the places in the image that it points to.
 
     Args:
         text: The answer.
-        masks: bool [q, height, width] at the size of the image, a mask for each thing that the answer points to.
+        masks: bool [q, height, width] at the size of the image, a mask per thing that the answer points to.
+        ids: Tokens of the answer as they were said, with the one that ended it.
 
     Attributes:
         masks: The same; [0, height, width] where the model gives none, [0, 0, 0] where there is no image.
+        ids: The same.
     """
 
     masks: Array
+    ids: list[int]
 
-    def __new__(cls, text: str, masks: Array | None = None) -> "Answer":
+    def __new__(cls, text: str, masks: Array | None = None, ids: Sequence[int] = ()) -> "Answer":
         answer = super().__new__(cls, text)
         answer.masks = np.zeros((0, 0, 0), bool) if masks is None else masks
+        answer.ids = list(ids)
         return answer
 
     @property
     def text(self) -> str:
         """The answer as a plain string."""
-        return str(self)
+        return str.__str__(self)
 
-    def __getnewargs__(self) -> tuple[str, Array]:
-        return str(self), self.masks
+    def __getnewargs__(self) -> tuple[str, Array, list[int]]:
+        return self.text, self.masks, self.ids
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +66,7 @@ class Prefix:
     """
 
     tokens: int
-    image_size: tuple[int, int]
+    image_size: Size
     is_frame: bool = False
 
 
@@ -104,42 +102,35 @@ class Prompt:
     context: Context | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class Reply:
-    """An answer, its tokens, and the conversation up to its last but one, encoded."""
-
-    answer: Answer
-    ids: list[int]
-    context: Context
-
-
 class Engine(ABC):
     """A model that answers questions about images.
 
-    A family implements how an image is encoded, how a turn is written as tokens, and how a prompt with images fills a
-    cache. Generation, alone and in batches, is common to all.
+    A family says how an image is encoded, how a question is worded, how a turn becomes tokens, and how a prompt with
+    images fills a cache. Generation, alone and in batches, is common to all.
 
     Args:
         model: The model, on its device, in evaluation mode.
         processor: Its processor.
 
     Attributes:
+        sampling: How an answer is chosen where a call does not say.
         exif_rotate: Whether to turn photographs upright as their EXIF orientation says.
     """
 
-    family: ClassVar[Family]
+    family: ClassVar[ChatFamily]
     images_lead: ClassVar[bool] = False
-    """Whether images stand before all text, so that the first can be encoded as soon as it is shown."""
-    image_limit: ClassVar[str]
-    """Option that makes images take fewer tokens."""
+    """Whether images stand before all text of their turn, so that they can be encoded before a question is asked."""
+    placeholder: ClassVar[str]
+    """Text that stands for an image in the chat template."""
     markers: ClassVar[tuple[str, ...]] = ()
     """Words of the format that may be tokens, although they are no special ones."""
 
     def __init__(self, model: Any, processor: ProcessorMixin) -> None:
         self.model = model
         self.processor = processor
-        self.exif_rotate = False
         self.text = TextTokenizer(processor.tokenizer, self.markers)
+        self.sampling = Sampling(self.family.longest_answer())
+        self.exif_rotate = False
 
     @classmethod
     @abstractmethod
@@ -151,27 +142,42 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def prepare_image(self, image: Image.Image) -> Prefix:
-        """Encodes an RGB image as far as that does not depend on the conversation."""
+    def encode(self, image: ImageLike) -> Prefix:
+        """Reads an image and encodes it as far as that does not depend on the conversation.
 
-    @abstractmethod
-    def tokenize_turn(
-        self, question: str, prefixes: Sequence[Prefix], is_first: bool, answer: str | None = None
-    ) -> list[int]:
-        """Token ids of one turn: its images, its question, up to where the answer begins.
+        Raises:
+            ImageError: If it cannot be read.
+        """
 
-        Args:
-            question: What is asked.
-            prefixes: Images of this turn.
-            is_first: Whether a conversation begins with it.
-            answer: An answer to follow, with the token that ends it.
+    def encode_frames(self, frames: Sequence[ImageLike]) -> list[Prefix]:
+        """Encodes the frames of a video.
+
+        Raises:
+            ImageError: If one cannot be read.
+            UserError: If the model takes no videos.
+        """
+        self.family.require_videos()
+        return [replace(self.encode(frame), is_frame=True) for frame in frames]
+
+    def compose(self, question: str, prefixes: Sequence[Prefix]) -> str | list[dict[str, Any]]:
+        """Words a question about images as the content of a message.
 
         Raises:
             UserError: If the question places other images than there are.
         """
+        return [*({"type": "image"} for _ in prefixes), {"type": "text", "text": question}]
 
     @abstractmethod
-    def fill(self, cache: DynamicCache, ids: list[int], prefixes: Sequence[Prefix]) -> DynamicCache:
+    def tokenize(self, pieces: Sequence[str], prefixes: Sequence[Prefix]) -> list[int]:
+        """Token ids of the next part of a conversation.
+
+        Args:
+            pieces: Words of the format, and what was `Said` among them.
+            prefixes: Images of the placeholders in the former, in order.
+        """
+
+    @abstractmethod
+    def extend(self, cache: DynamicCache, ids: list[int], prefixes: Sequence[Prefix]) -> DynamicCache:
         """Runs the model over tokens that follow those in a cache, and adds their keys and values.
 
         Args:
@@ -188,40 +194,14 @@ class Engine(ABC):
     def image_end_id(self) -> int:
         """Id of the token that ends an image."""
 
+    @property
+    @abstractmethod
+    def end_id(self) -> int:
+        """Id of the token that ends an answer."""
+
+    @abstractmethod
     def generation_inputs(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
         """Further inputs of `generate` for prompts whose images are in the cache."""
-        return {}
-
-    def encode(self, image: ImageLike) -> Prefix:
-        """Reads an image and encodes it.
-
-        Raises:
-            ImageError: If it cannot be read.
-        """
-        return self.prepare_image(read_image(image, self.exif_rotate)[0])
-
-    def encode_frames(self, frames: Sequence[ImageLike]) -> list[Prefix]:
-        """Encodes the frames of a video, for models that take videos.
-
-        Raises:
-            UserError: If this one does not.
-        """
-        self.family.require_videos()
-        return [replace(self.encode(frame), is_frame=True) for frame in frames]
-
-    def encode_region(self, image: ImageLike | None, region: Any) -> Prefix:
-        """Encodes an image with a region marked in it, for models that take regions.
-
-        Raises:
-            UserError: If this one does not.
-        """
-        raise UserError(f"a {self.family.name} model takes no region; ask about the whole image, or crop it")
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        device: torch.device = self.model.device
-        return device
 
     @property
     def config(self) -> Any:
@@ -233,24 +213,26 @@ class Engine(ABC):
         """Tokens of the longest conversation that the model is meant for."""
         return int(self.config.max_position_embeddings)
 
-    @property
-    def end_id(self) -> int:
-        """Id of the token that ends an answer."""
-        end: int = self.processor.tokenizer.eos_token_id
-        return end
-
     def end_of_images(self, ids: list[int]) -> int:
         """Number of tokens up to the end of the last image, 0 where there is none."""
         return len(ids) - ids[::-1].index(self.image_end_id) if self.image_end_id in ids else 0
 
     @torch.no_grad()
+    def prefill(self, prompt: Prompt) -> Context:
+        """Runs the model over all of a prompt that is not in its context."""
+        context = self._fitting_context(prompt)
+        ids = prompt.ids[len(context.ids) :]
+        prefixes = prompt.prefixes[context.ids.count(self.image_end_id) :]
+        return Context(prompt.ids, self.extend(fork_cache(context.cache), ids, prefixes)) if ids else context
+
+    @torch.no_grad()
     def generate(
         self,
         prompt: Prompt,
-        sampling: Sampling,
+        sampling: Sampling | None = None,
         streamer: TextStreamer | None = None,
         stop: threading.Event | None = None,
-    ) -> Reply:
+    ) -> tuple[Answer, Context]:
         """Answers one prompt.
 
         Args:
@@ -258,10 +240,13 @@ class Engine(ABC):
             sampling: How the answer is chosen; it ends where the range of the model ends.
             streamer: Receives the answer's tokens as they come.
             stop: Ends the answer where it is, once set.
+
+        Returns:
+            The answer, and the conversation up to its last token but one, encoded.
         """
-        cache = fork_cache(self._with_images(prompt).cache)
-        input_ids = torch.tensor([prompt.ids], device=self.device)
-        output = self._call(
+        cache = fork_cache(self._encode_images(prompt).cache)
+        input_ids = torch.tensor([prompt.ids], device=self.model.device)
+        [said] = self._call(
             [prompt],
             sampling,
             input_ids=input_ids,
@@ -270,51 +255,45 @@ class Engine(ABC):
             stopping_criteria=None if stop is None else [_StopWhenSet(stop)],
             **{CACHE: cache},
         )
-        said = output[0].tolist()
-        encoded = (prompt.ids + said)[: cache.get_seq_length()]
-        return Reply(self.read_answer(said, prompt), said, Context(encoded, cache))
+        answer = self._read_answer(said, prompt)
+        return answer, Context((prompt.ids + said)[: cache.get_seq_length()], cache)
 
     @torch.no_grad()
-    def generate_batch(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Answer]:
+    def generate_batch(self, prompts: Sequence[Prompt], sampling: Sampling | None = None) -> list[Answer]:
         """Answers several prompts together; each is answered as it would be alone."""
-        contexts = [self._with_images(prompt) for prompt in prompts]
+        contexts = [self._encode_images(prompt) for prompt in prompts]
         rows, known = [prompt.ids for prompt in prompts], [len(context.ids) for context in contexts]
-        if self._disturb_each_other(rows, known, sampling.max_new_tokens):
-            return [self.generate(prompt, sampling).answer for prompt in prompts]
+        if self._disturb_each_other(rows, known, (sampling or self.sampling).max_new_tokens):
+            return [self.generate(prompt, sampling)[0] for prompt in prompts]
         pad = self.processor.tokenizer.pad_token_id
-        input_ids, attention_mask = (x.to(self.device) for x in pad_after_prefixes(rows, known, pad))
+        input_ids, attention_mask = (x.to(self.model.device) for x in pad_after_prefixes(rows, known, pad))
         cache = join_caches([context.cache for context in contexts], self.config)
-        output = self._call(prompts, sampling, input_ids=input_ids, attention_mask=attention_mask, **{CACHE: cache})
-        return [self.read_answer(said, prompt) for said, prompt in zip(output.tolist(), prompts, strict=True)]
+        answers = self._call(prompts, sampling, input_ids=input_ids, attention_mask=attention_mask, **{CACHE: cache})
+        return [self._read_answer(said, prompt) for said, prompt in zip(answers, prompts, strict=True)]
 
-    def read_answer(self, said: list[int], prompt: Prompt) -> Answer:
-        """Reads the tokens of an answer; without masks, which most models do not give."""
-        text: str = self.processor.decode(said, skip_special_tokens=True)
-        size = prompt.prefixes[-1].image_size if prompt.prefixes else (0, 0)
-        return Answer(text.strip(), np.zeros((0, *size), bool))
-
-    def _call(self, prompts: Sequence[Prompt], sampling: Sampling, **inputs: Any) -> Tensor:
-        """Tokens [prompts, new] that the model says."""
+    def _call(self, prompts: Sequence[Prompt], sampling: Sampling | None, **inputs: Any) -> list[list[int]]:
+        """Tokens that the model says to each prompt; those that ended earlier are padded."""
+        chosen = sampling or self.sampling
         room = self.limit - max(len(prompt.ids) for prompt in prompts)
-        options = {**sampling.options, "max_new_tokens": min(sampling.max_new_tokens, room)}
+        options = {**chosen.options, "max_new_tokens": min(chosen.max_new_tokens, room)}
         pad = self.processor.tokenizer.pad_token_id
         output = self.model.generate(pad_token_id=pad, **inputs, **self.generation_inputs(prompts), **options)
-        new: Tensor = output[:, inputs["input_ids"].shape[1] :]
-        return new
+        said: list[list[int]] = output[:, inputs["input_ids"].shape[1] :].tolist()
+        return said
 
-    @torch.no_grad()
-    def prefill(self, prompt: Prompt) -> Context:
-        """Runs the model over all of a prompt that is not in its context."""
-        context = self._fitting_context(prompt)
-        ids = prompt.ids[len(context.ids) :]
-        prefixes = prompt.prefixes[context.ids.count(self.image_end_id) :]
-        return Context(prompt.ids, self.fill(fork_cache(context.cache), ids, prefixes)) if ids else context
+    def _read_answer(self, said: list[int], prompt: Prompt) -> Answer:
+        if self.end_id in said:
+            said = said[: said.index(self.end_id) + 1]
+        text: str = self.processor.decode(said, skip_special_tokens=True)
+        size = prompt.prefixes[-1].image_size if prompt.prefixes else (0, 0)
+        return Answer(text.strip(), np.zeros((0, *size), bool), said)
 
-    def _with_images(self, prompt: Prompt) -> Context:
+    def _encode_images(self, prompt: Prompt) -> Context:
         """Context of a prompt that holds all its images."""
-        context = self._fitting_context(prompt)
-        end = self.end_of_images(prompt.ids)
-        return context if end <= len(context.ids) else self.prefill(Prompt(prompt.ids[:end], prompt.prefixes, context))
+        context, end = self._fitting_context(prompt), self.end_of_images(prompt.ids)
+        if end <= len(context.ids):
+            return context
+        return self.prefill(Prompt(prompt.ids[:end], prompt.prefixes, context))
 
     def _fitting_context(self, prompt: Prompt) -> Context:
         """Context of a prompt if it begins so, or else an empty one."""
@@ -332,18 +311,6 @@ class Engine(ABC):
         return len(rows) > 1 and (is_bound or max(map(len, rows)) + new_tokens > self.limit)
 
 
-@contextmanager
-def explain_tokenizer(folder: Path) -> Iterator[None]:
-    """Turns whatever goes wrong while a tokenizer is loaded into a `CheckpointError` of one line."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{folder} has no tokenizer that can be read, which chat needs ({reason})") from None
-
-
 class _StopWhenSet(StoppingCriteria):
     """Ends generation once an event is set."""
 
@@ -352,35 +319,3 @@ class _StopWhenSet(StoppingCriteria):
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
         return torch.full((len(input_ids),), self.event.is_set(), device=input_ids.device)
-
-
-def load_engine(source: ChatSource, device: str, dtype: str, options: dict[str, Any]) -> Engine:
-    """Loads what `find_chat` has found, with the adapter where there is one; `options` are those of its family.
-
-    Raises:
-        CheckpointError: If model or adapter cannot be used.
-        UserError: If an option is not for this family.
-    """
-    source.family.require_options(options)
-    where = choose_device(device)
-    engine = source.family.engine_class().load(source.name, where, choose_dtype(dtype, where), **options)
-    if source.adapter is not None:
-        engine.model = _merge_adapter(engine.model, source.adapter)
-    return engine
-
-
-def _merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """Adds the weights of an adapter to those of its model."""
-    if not (folder / ADAPTER_WEIGHTS).is_file():
-        raise CheckpointError(f"{folder} has no {ADAPTER_WEIGHTS}; save the adapter again with PEFT's save_pretrained")
-    try:
-        from peft import PeftModel
-    except ImportError:
-        raise UserError(f"{folder} is an adapter, which needs PEFT: pip install peft") from None
-    try:
-        merged = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
-    except (RuntimeError, ValueError, TypeError, OSError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"{folder} does not fit its model: {reason}") from None
-    adapted: PreTrainedModel = merged.eval().requires_grad_(False)
-    return adapted

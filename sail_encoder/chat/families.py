@@ -1,7 +1,7 @@
 """Families of models that can chat, found by a checkpoint's config.json before anything heavy is imported.
 
 Others may add theirs: an entry point of the group `sail_encoder.chat` whose name is the `model_type` of their
-config.json and whose object is a `Family`.
+config.json and whose object is a `ChatFamily`.
 """
 
 from collections.abc import Callable
@@ -27,25 +27,32 @@ CAN_CHAT = (
     "BytedanceDouyinContent/SAIL-VL2-2B, and folders of these or of their adapters"
 )
 
+THINKING_TOKENS = 4096
+"""Longest answer of a model that thinks first, in the authors' evaluation."""
+
 
 @dataclass(frozen=True)
-class Family:
+class ChatFamily:
     """A family of models that can chat.
 
     Attributes:
         name: Its name.
         engine: Class that runs its models, as `module:name`; see `Engine`.
+        size_option: Option that makes images take fewer tokens.
         options: Which options of `load_chat` it takes.
         placeholders: Texts that stand for images, and that a question may not hold.
         videos: Whether they take the frames of videos.
+        max_new_tokens: Longest answer where a call does not say.
         check: Reads the small files of a checkpoint by its name, and raises a `UserError` if they are no good.
     """
 
     name: str
     engine: str
+    size_option: str
     options: tuple[str, ...] = ()
     placeholders: tuple[str, ...] = ()
     videos: bool = False
+    max_new_tokens: int = 512
     check: Callable[[str], object] | None = None
 
     def engine_class(self) -> "type[Engine]":
@@ -53,6 +60,10 @@ class Family:
         module, name = self.engine.split(":")
         found: type[Engine] = getattr(import_module(module), name)
         return found
+
+    def longest_answer(self, thinking: bool = False) -> int:
+        """Tokens of the longest answer where a call does not say."""
+        return THINKING_TOKENS if thinking else self.max_new_tokens
 
     def require_options(self, given: dict[str, Any]) -> None:
         """Raises a `UserError` if one of these options is not for this family."""
@@ -66,14 +77,23 @@ class Family:
             raise UserError(f"a {self.name} model takes no videos; show it single frames as images")
 
 
-SAIL = Family(
+SAIL = ChatFamily(
     "SAIL",
     "sail_encoder.chat.sail:SailEngine",
+    "max_tokens",
     ("max_tokens", "sliding_window"),
     tuple(VISION_TOKENS.values()),
     check=describe_sail,
 )
-SAIL_VL = Family("SAIL-VL", "sail_encoder.chat.sail_vl:SailVLEngine", ("max_tiles", "thinking"), videos=True)
+SAIL_VL = ChatFamily(
+    "SAIL-VL",
+    "sail_encoder.chat.sail_vl:SailVLEngine",
+    "max_tiles",
+    ("max_tiles", "thinking"),
+    videos=True,
+    # The call on the model cards.
+    max_new_tokens=1024,
+)
 
 FAMILIES = {"sail": SAIL, "mistral": SAIL, "sail_vl": SAIL_VL, "sailvl": SAIL_VL, "internvl_chat": SAIL_VL}
 """Families by the `model_type` of config.json, native or published."""
@@ -90,7 +110,7 @@ class ChatSource:
     """
 
     name: str
-    family: Family
+    family: ChatFamily
     adapter: Path | None = None
 
 
@@ -117,13 +137,13 @@ def _find_model(name: str) -> ChatSource:
     return ChatSource(name, family)
 
 
-def find_family(model_type: Any, where: str) -> Family:
+def find_family(model_type: Any, where: str) -> ChatFamily:
     """Family of a `model_type`; a `CheckpointError` with the name of the model says that there is none."""
     if model_type in FAMILIES:
         return FAMILIES[model_type]
     for entry in entry_points(group=ENTRY_POINTS):
         if entry.name == model_type:
-            family: Family = entry.load()
+            family: ChatFamily = entry.load()
             return family
     kind = "a vision tower alone" if model_type in TOWERS else f"a '{model_type}' checkpoint"
     raise CheckpointError(f"{where} is {kind}, which cannot chat; {CAN_CHAT}")

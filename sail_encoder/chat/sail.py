@@ -5,20 +5,21 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import AutoTokenizer, DynamicCache
 
-from sail_encoder.chat.engine import Engine, Prefix, Prompt, explain_tokenizer
+from sail_encoder.chat.engine import Engine, Prefix, Prompt
 from sail_encoder.chat.families import SAIL
-from sail_encoder.chat.texts import Said
+from sail_encoder.chat.loading import explain_tokenizer
+from sail_encoder.chat.texts import split_after
+from sail_encoder.images.decoding import ImageLike, read_image
 from sail_encoder.io.hub import find_checkpoint
 from sail_encoder.models.cache_name import CACHE
 from sail_encoder.models.sail.checkpoint import load_language_model, open_sail
 from sail_encoder.models.sail.config_file import read_preprocessing
 from sail_encoder.models.sail.image_processing_sail import SailImageProcessor
 from sail_encoder.models.sail.positions import Grid
-from sail_encoder.models.sail.processing_sail import SailProcessor
+from sail_encoder.models.sail.processing_sail import PLACEHOLDER, SailProcessor
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -39,7 +40,7 @@ class SailEngine(Engine):
 
     family = SAIL
     images_lead = True
-    image_limit = "max_tokens"
+    placeholder = PLACEHOLDER
     markers = ("[INST]", "[/INST]")
 
     @classmethod
@@ -68,13 +69,13 @@ class SailEngine(Engine):
         checkpoint = open_sail(folder)
         if sliding_window != "config":
             checkpoint.config.sliding_window = None if sliding_window == "none" else sliding_window
-        with explain_tokenizer(folder):
-            # Code that comes with a checkpoint is never run, and nobody is asked whether to run it.
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        model = load_language_model(checkpoint, device, dtype)
         preprocessing = {"patch_size": checkpoint.config.vision_patch_size, **read_preprocessing(folder)}
         if max_tokens is not None:
             preprocessing["max_tokens"] = max_tokens
-        model = load_language_model(checkpoint, device, dtype)
+        with explain_tokenizer(folder):
+            # Code that comes with a checkpoint is never run, and nobody is asked whether to run it.
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         return cls(model, SailProcessor(SailImageProcessor(**preprocessing), tokenizer))
 
     @property
@@ -82,28 +83,33 @@ class SailEngine(Engine):
         end: int = self.model.config.vision_token_ids[2]
         return end
 
-    def prepare_image(self, image: Image.Image) -> SailPrefix:
-        inputs = self.processor.image_processor(image, return_tensors="pt")
+    @property
+    def end_id(self) -> int:
+        end: int = self.processor.tokenizer.eos_token_id
+        return end
+
+    def encode(self, image: ImageLike) -> SailPrefix:
+        picture, _ = read_image(image, self.exif_rotate)
+        inputs = self.processor.image_processor(picture, return_tensors="pt")
         rows, columns = inputs["image_grid_hw"][0].tolist()
-        size = (image.height, image.width)
+        size = (picture.height, picture.width)
         return SailPrefix(rows * columns + 2, size, grid=(rows, columns), patches=inputs["pixel_values"])
 
-    def tokenize_turn(
-        self, question: str, prefixes: Sequence[Prefix], is_first: bool, answer: str | None = None
-    ) -> list[int]:
-        start, patch, end = self.model.config.vision_token_ids
-        ids = [token for prefix in prefixes for token in (start, *[patch] * (prefix.tokens - 2), end)]
-        if is_first:
-            ids.append(self.processor.tokenizer.bos_token_id)
+    def tokenize(self, pieces: Sequence[str], prefixes: Sequence[Prefix]) -> list[int]:
         # As in training, what follows a marker is a text of its own to the tokenizer.
-        ids += self.text.encode(["[INST] ", Said(question), " [/INST]"])
-        return ids if answer is None else [*ids, *self.text.encode([Said(answer)]), self.end_id]
+        stretches = split_after(pieces, self.processor.split_turns)
+        ids = [token for stretch in stretches for token in self.text.encode(stretch)]
+        patch = self.processor.image_token_id
+        patches = iter([prefix.tokens - 2 for prefix in prefixes])
+        return [token for one in ids for token in ([one] * next(patches) if one == patch else [one])]
 
-    def fill(self, cache: DynamicCache, ids: list[int], prefixes: Sequence[Any]) -> DynamicCache:
-        pixels, grids = torch.cat([prefix.patches for prefix in prefixes]).to(self.device), _grids(prefixes)
+    def extend(self, cache: DynamicCache, ids: list[int], prefixes: Sequence[Any]) -> DynamicCache:
+        device = self.model.device
+        pixels, grids = torch.cat([prefix.patches for prefix in prefixes]).to(device), _grids(prefixes)
         if cache.get_seq_length() == 0 and len(ids) == prefixes[0].tokens:
-            return self.model.model.encode_prefix(pixels, grids)
-        input_ids = torch.tensor([ids], device=self.device)
+            encoded: DynamicCache = self.model.model.encode_prefix(pixels, grids)
+            return encoded
+        input_ids = torch.tensor([ids], device=device)
         self.model.model(input_ids=input_ids, pixel_values=pixels, image_grid_hw=grids, **{CACHE: cache})
         return cache
 

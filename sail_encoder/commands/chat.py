@@ -27,7 +27,7 @@ def chat(
     input: str | None = None,
     output: str | None = None,
     model: str = "sail-tiny",
-    max_new_tokens: int = 512,
+    max_new_tokens: int | None = None,
     temperature: float = 0.0,
     top_p: float = 1.0,
     max_tokens: int | None = None,
@@ -53,7 +53,7 @@ def chat(
             this file. Other keys, such as an id, are carried into the output.
         output: Where the answers to --input go, as JSON lines.
         model: sail-tiny, a folder, or a Hub name such as ByteDance-Seed/SAIL-7B or BytedanceDouyinContent/SAIL-VL2-2B.
-        max_new_tokens: Longest answer in tokens.
+        max_new_tokens: Longest answer in tokens; by default 512 for SAIL, for SAIL-VL 1024, and 4096 with --thinking.
         temperature: 0 takes the likeliest token each time; higher values sample more freely.
         top_p: Sample among the likeliest tokens that together have this probability.
         max_tokens: SAIL: patches of an image at most; by default the model's own limit.
@@ -75,7 +75,9 @@ def chat(
     _check_numbers(batch_size=batch_size, frames=frames, max_tokens=max_tokens, max_tiles=max_tiles)
     _check_numbers(sliding_window=sliding_window if isinstance(sliding_window, int) else None)
     check_device(device)
-    sampling, source = Sampling(max_new_tokens, temperature, top_p), find_chat(model)
+    source = find_chat(model)
+    longest = source.family.longest_answer(thinking) if max_new_tokens is None else max_new_tokens
+    sampling = Sampling(longest, temperature, top_p)
     views = {"max_tokens": max_tokens, "sliding_window": sliding_window}
     others = chosen_options(max_tiles=max_tiles, thinking=thinking)
     source.family.require_options({**chosen_options(**views), **others})
