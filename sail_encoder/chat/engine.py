@@ -51,8 +51,8 @@ class Answer(str):
         """The answer as a plain string."""
         return str.__str__(self)
 
-    def __getnewargs__(self) -> tuple[str, Array, list[int]]:
-        return self.text, self.masks, self.ids
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.text, self.masks, self.ids)
 
 
 @dataclass(frozen=True, eq=False)
