@@ -55,6 +55,14 @@ def test_interactive_conversation(chat, capsys, tmp_path):
     assert chat.messages == []
 
 
+@pytest.fixture(autouse=True)
+def as_at_a_terminal():
+    """Ctrl-C raises; a shell lets what it starts in the background, such as these tests, ignore it."""
+    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, earlier)
+
+
 @contextmanager
 def signal_at(module, call, number):
     """A signal that comes while a module computes, at which call of it, from one on."""
