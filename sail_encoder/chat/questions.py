@@ -140,12 +140,13 @@ def _check_others(query: Query) -> None:
     for key, value in query.others.items():
         if key in RESULTS:
             raise UserError(f'"{key}" is what the answer will be called; give it another name')
-        if close := get_close_matches(key.lower(), ("prompt", *SHOWN), cutoff=0.8):
+        texts = [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
+        if texts and (close := [name for name in SHOWN if _is_slip(key.lower(), name)]):
             raise UserError(f'"{key}" is unknown; did you mean "{close[0]}"?')
-        if not query.shown and _names_images(value):
+        if not query.shown and any(Path(text).suffix.lower() in IMAGE_SUFFIXES for text in texts):
             raise UserError(f'"{key}" looks like an image; write "image", or "images" for several')
 
 
-def _names_images(value: Any) -> bool:
-    values = value if isinstance(value, list) else [value]
-    return any(isinstance(one, str) and Path(one).suffix.lower() in IMAGE_SUFFIXES for one in values)
+def _is_slip(key: str, name: str) -> bool:
+    """Whether a key is probably a name with one slip in it, such as `imgae` or `image1`, and no other word."""
+    return abs(len(key) - len(name)) <= 1 and bool(get_close_matches(key, [name], cutoff=0.8))

@@ -68,7 +68,7 @@ def test_tokens_and_answers_are_those_of_the_published_chat(golden, chat, name):
 
 
 def test_several_images_are_numbered_as_in_the_published_evaluation(golden, chat):
-    case, images, recorded, sampling = recorded_case(golden, "two_images")
+    case, images, _, sampling = recorded_case(golden, "two_images")
     assert chat.ask(case["question"].split("\n")[-1], images=images, sampling=sampling) == case["response"]
     assert chat.messages[0] == {"role": "user", "content": case["question"]}
 
