@@ -31,10 +31,10 @@ from evals.segmentation.batches import Batches, CachedBatches, Crop, OnlineBatch
 from evals.segmentation.cache import cache_grids
 from evals.segmentation.data import SegmentationData
 from evals.segmentation.data_source import DataSource
-from evals.segmentation.optimization import Optimization
-from evals.segmentation.training import Training
 from heads.dense.registry import build_dense_head
 from heads.dense.segmenter import Segmenter
+from heads.recipe import Recipe
+from heads.trainer import Trainer
 from sail_encoder import load_backbone
 from sail_encoder.backbones.batch import Batch
 from sail_encoder.backbones.spec import FeatureSpec
@@ -85,9 +85,10 @@ def seconds_a_step(segmenter: Segmenter, batches: Batches, setting: Setting) -> 
     """The mean over the steps of a round, from the third step on."""
     total = WARM_UP + setting.steps
     head = build_dense_head("linear", [segmenter.backbone.embed_dim], CLASSES).to(segmenter.backbone.device)
-    optimization = Optimization(total, setting.batch_size, "adamw", 1e-3, 1e-4, "poly", 0)
-    training = Training(head, batches, optimization, Path())
-    with closing(training.losses()) as losses:
+    recipe = Recipe((1e-3,), steps=total, batch_size=setting.batch_size, weight_decay=1e-4, schedule="poly")
+    trainer = Trainer(head, recipe, lambda head, batch: head.loss(batch.maps, batch.labels))
+    with closing(batches.between(0, total)) as source:
+        losses = map(trainer.train_step, source)
         return clock((float(loss) if last else 0.0 for last, loss in mark_last(losses, total)), setting.steps)
 
 

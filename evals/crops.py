@@ -20,9 +20,7 @@ from sail_encoder.extraction.loader import PackedLoader
 from sail_encoder.images.decoding import Array, read_image
 from sail_encoder.images.resizing import Resize
 from sail_encoder.io.errors import ImageError, UserError
-
-RESIZE_SHARE = 256 / 224
-"""For testing, the shorter side is brought to the crop times this before the center is cropped."""
+from sail_encoder.io.signals import leave_signals_to_parent
 
 Item = tuple[int, int]
 """Row of a sample, and a number that decides its augmentation."""
@@ -38,15 +36,17 @@ class CroppedImages(Dataset[tuple[Tensor | None, int]]):
         dataset: The images.
         crop: Side of the crop in pixels.
         seed: Of the random crops and flips; None takes the center.
+        test_resize: The shorter side that images are brought to before their center is taken; that of the crop by
+            default.
     """
 
-    def __init__(self, dataset: LabelledImages, crop: int, seed: int | None) -> None:
+    def __init__(self, dataset: LabelledImages, crop: int, seed: int | None, test_resize: int | None = None) -> None:
         self.images = {image.key: image for image in dataset.images.images}
         self.keys, self.seed = dataset.keys, seed
         bicubic = v2.InterpolationMode.BICUBIC
         steps: list[nn.Module] = [v2.RandomResizedCrop(crop, interpolation=bicubic), v2.RandomHorizontalFlip()]
         if seed is None:
-            steps = [v2.Resize(round(crop * RESIZE_SHARE), bicubic), v2.CenterCrop(crop)]
+            steps = [v2.Resize(test_resize or crop, bicubic), v2.CenterCrop(crop)]
         self.transform = v2.Compose(steps)
 
     def __getitem__(self, item: Item) -> tuple[Tensor | None, int]:
@@ -62,7 +62,13 @@ class CroppedImages(Dataset[tuple[Tensor | None, int]]):
 
     def load(self, batches: Iterable[list[Item]], workers: int) -> DataLoader[Any]:
         """Batches as `_collate` makes them, read by other processes."""
-        return DataLoader(self, batch_sampler=batches, num_workers=workers, collate_fn=_collate)  # type: ignore[arg-type]
+        return DataLoader(
+            self,
+            batch_sampler=batches,  # type: ignore[arg-type]
+            num_workers=workers,
+            collate_fn=_collate,
+            worker_init_fn=leave_signals_to_parent,
+        )
 
 
 def _collate(items: Sequence[tuple[Tensor | None, int]]) -> tuple[Tensor | None, Tensor, list[int]]:

@@ -1,14 +1,15 @@
 """Probes trained with augmented images: the backbone runs in the loop, in one process or in several.
 
 Under torchrun or accelerate each process takes its share of every batch, and the heads' gradients are averaged, so
-that the result does not depend on how many processes there are. A checkpoint is written now and then; the same command
-goes on from it.
+that the result does not depend on how many processes there are. A checkpoint is written now and then, and when a signal
+stops the training; the same command goes on from it.
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -16,11 +17,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
+from torch import Tensor
 
-from evals.checkpoint import Checkpoint
 from evals.crops import CropEncoder, CroppedImages, Item
 from evals.datasets.labelled import LabelledImages
 from evals.datasets.splits import Splits
@@ -36,13 +34,12 @@ from evals.probing import (
     parts_for,
     require_readable,
 )
-from evals.processes import Processes
 from evals.results import Result, ResultLog, make_result
 from evals.saved_heads import holds_head_of, save_with_result
-from heads.probe import Candidate
+from heads.bank import HeadBank, shuffled_batches
+from heads.processes import Processes
 from heads.targets import TargetSpace
 from heads.trained import TrainedProbe
-from heads.training import BankTraining, HeadBank, Recipe, effective, shuffled_batches
 from sail_encoder.backbones.registry import load_backbone
 from sail_encoder.backbones.spec import FeatureSpec
 from sail_encoder.images.decoding import Array
@@ -107,18 +104,18 @@ class OnlineRun:
         parts = parts_for(splits, self.choose_on)
         made_of = self._made_of(probe, parts[0])
         rest = [self._samples(index) for index in parts[1:]]
-        key = digest([probe.kind, made_of, *rest, self.dataset.name, self.title, self.choose_on])
+        tested = [self.choose_on, self.crops.test_resize]
+        key = digest([probe.kind, made_of, *rest, self.dataset.name, self.title, *tested])
         head = self.out / "heads" / slug(self.title) / f"{probe.kind}-seed{seed}"
         # The first process decides for all of them, since only it writes heads.
         kept = self.processes.gather(holds_head_of(head, key))[0]
         if key not in self.known or not kept:
-            path = self.out / "online" / f"{probe.kind}-seed{seed}.pt"
-            checkpoint = Checkpoint(path, made_of, self.processes)
-            self.known[key] = self._fit(probe, parts, seed, checkpoint)
+            checkpoint = self.out / "online" / f"{probe.kind}-seed{seed}.pt"
+            self.known[key] = self._fit(probe, parts, checkpoint, seed)
             if self.log:
                 save_with_result(head, probe, self._source(probe), key)
                 self.log.add(key, self.known[key])
-            checkpoint.remove()
+                checkpoint.unlink(missing_ok=True)
         return self.known[key]
 
     def _made_of(self, probe: TrainedProbe, index: Array) -> dict[str, Any]:
@@ -139,57 +136,49 @@ class OnlineRun:
         """Names samples and their targets."""
         return digest([[self.dataset.keys[row] for row in index], self.dataset.targets[index].tolist()])
 
-    def _fit(self, probe: TrainedProbe, parts: tuple[Array, Array, Array], seed: int, checkpoint: Checkpoint) -> Result:
+    def _fit(self, probe: TrainedProbe, parts: tuple[Array, Array, Array], checkpoint: Path, seed: int) -> Result:
         started = time.perf_counter()
         self._unread = set()
         train, val, test = parts
         probe.targets_ = TargetSpace.of(self.dataset.targets[train], probe.task)
-        bank = self._train(probe, train, seed, checkpoint)
+        bank = probe.make_bank(self.encode.dim, len(probe.recipe.learning_rates))
+        self._train(probe, bank, train, checkpoint)
         outputs, rows = self._scores(probe, bank, val, "validation")
-        encoded = probe.targets_.encode(self.dataset.targets[rows])
-        qualities = [probe.targets_.quality(probe.targets_.restore(one), encoded) for one in outputs]
-        probe.keep(bank, [Candidate("lr", *pair) for pair in zip(probe.recipe.lrs, qualities, strict=True)])
+        probe.keep(bank, probe.qualities(outputs, probe.targets_.encode(self.dataset.targets[rows])))
         outputs, rows = self._scores(probe, bank, test, "test")
         scores = probe.targets_.restore(outputs[0])
         result = make_result(probe, self.title, seed, scores, self.dataset.targets[rows], started)
         return replace(result, left_out=len(set().union(*self.processes.gather(self._unread))))
 
-    def _train(self, probe: TrainedProbe, index: Array, seed: int, checkpoint: Checkpoint) -> HeadBank:
-        recipe = effective(probe.recipe, len(index))
-        steps = recipe.count_steps(len(index))
-        bank = probe.make_bank(self.encode.dim, len(recipe.lrs)).train()
-        training = BankTraining(bank, recipe, steps, probe.targets_.kind, self._shared(bank))
-        done = checkpoint.restore(training)
+    def _train(self, probe: TrainedProbe, bank: HeadBank, index: Array, checkpoint: Path) -> None:
+        """Trains a bank, from the checkpoint if there is one; ends the process where a signal has stopped it."""
+        settings = self._made_of(probe, index)
+        trainer = probe.trainer(bank, len(index), checkpoint=checkpoint, settings=settings, processes=self.processes)
+        trainer.resume()
+        batches = partial(self._batches, probe, index, trainer.recipe.batch_size)
+        status = trainer.run(batches, save_every=CHECKPOINT_EVERY, title=probe.kind)
+        if status:
+            raise SystemExit(status)
+        trainer.finish()
+
+    def _batches(
+        self, probe: TrainedProbe, index: Array, batch_size: int, first: int, last: int
+    ) -> Generator[tuple[Any, Tensor], None, None]:
+        """Features and targets of this process's share of each batch."""
         encoded = torch.as_tensor(probe.targets_.encode(self.dataset.targets[index]), device=self.backbone.device)
-        images = CroppedImages(self.dataset, self.crops.side, seed)
-        loader = images.load(self._batches(index, recipe, steps, seed, done), self.crops.workers)
-        quiet = True if self.processes.rank else None
-        bar = tqdm(loader, probe.kind, steps, initial=done, disable=quiet)
-        for step, (patches, rows, unread) in enumerate(bar, done + 1):
+        images = CroppedImages(self.dataset, self.crops.side, probe.seed)
+        batches = shuffled_batches(len(index), batch_size, last, probe.seed)
+        items = (self._items(index[batch.numpy()], step) for step, batch in islice(enumerate(batches), first, None))
+        for patches, rows, unread in images.load(items, self.crops.workers):
             self._unread.update(unread)
             if patches is None:
                 raise DatasetError(f"none of the {len(unread)} images of a batch can be read; replace them")
             # The index is sorted, so that a row of the data set is found in it.
             targets = encoded[np.searchsorted(index, rows.numpy())]
-            training.step(self.encode(patches, probe.takes), targets)
-            if step % CHECKPOINT_EVERY == 0:
-                checkpoint.save(training, step)
-        return training.finish()
+            yield self.encode(patches, probe.takes), targets
 
-    def _shared(self, bank: HeadBank) -> Any:
-        """The bank, wrapped so that processes average its gradients where there are several."""
-        if self.processes.count == 1:
-            return bank
-        if self.backbone.device.type == "cuda":
-            nn.SyncBatchNorm.convert_sync_batchnorm(bank)
-        return DistributedDataParallel(bank)
-
-    def _batches(self, index: Array, recipe: Recipe, steps: int, seed: int, done: int) -> Iterator[list[Item]]:
-        """This process's share of each batch that is still to come."""
-        batches = shuffled_batches(len(index), recipe.batch_size, steps, seed)
-        for step, batch in islice(enumerate(batches), done, None):
-            mine = index[batch.numpy()][self.processes.rank :: self.processes.count]
-            yield [(int(row), step) for row in mine]
+    def _items(self, rows: Array, step: int) -> list[Item]:
+        return [(int(row), step) for row in rows[self.processes.rank :: self.processes.count]]
 
     @torch.no_grad()
     def _scores(self, probe: TrainedProbe, bank: HeadBank, index: Array, name: str) -> tuple[Array, Array]:
@@ -197,7 +186,7 @@ class OnlineRun:
         bank.eval()
         mine = index[self.processes.rank :: self.processes.count].tolist()
         batches = [[(row, 0) for row in mine[at : at + TEST_BATCH]] for at in range(0, len(mine), TEST_BATCH)]
-        images = CroppedImages(self.dataset, self.crops.side, None)
+        images = CroppedImages(self.dataset, self.crops.side, None, self.crops.test_resize)
         scores, rows = [], []
         for patches, where, unread in images.load(batches, self.crops.workers):
             self._unread.update(unread)

@@ -10,6 +10,7 @@ from typing import Any
 
 from heads.contract import HeadError
 from heads.registry import require_head
+from heads.settings import rename_settings
 from heads.targets import Kind
 from sail_encoder.io.errors import UserError
 
@@ -42,10 +43,13 @@ def parse_probes(probes: str | Mapping[str, Mapping[str, Any] | None]) -> dict[s
         raise HeadError("no probe was named; give some as --probes knn,logistic")
     for name in probes:
         require_head(name)
-    return {name: dict(settings or {}) for name, settings in probes.items()}
+    return {
+        name: rename_settings(settings or {}, f"probe '{name}'") if name in STEPWISE else dict(settings or {})
+        for name, settings in probes.items()
+    }
 
 
-_ONLINE = ("crop", "workers")
+_ONLINE = ("crop", "test_resize", "workers")
 _EXTRACTED = ("resize", "max_tokens", "dtype", "baselines")
 _STORED = ("model", "layers", "norm", "precision", *_EXTRACTED)
 
@@ -57,15 +61,25 @@ class CropOptions:
     Attributes:
         side: Of the crops, in pixels.
         workers: Processes that read images, for each process that trains.
+        test_resize: The shorter side that images are brought to before their center is cropped for testing.
     """
 
     side: int = 224
     workers: int = 8
+    test_resize: int = 256
 
     @classmethod
-    def of(cls, side: int | None, workers: int | None) -> "CropOptions":
-        """With the defaults in place of what is None."""
-        return cls(cls.side if side is None else side, cls.workers if workers is None else workers)
+    def of(cls, side: int | None, workers: int | None, test_resize: int | None = None) -> "CropOptions":
+        """With the defaults in place of what is None; images are tested at 256/224 of the crop's side.
+
+        Raises:
+            UserError: If the crop would not fit into test images.
+        """
+        side = cls.side if side is None else side
+        test_resize = round(side * cls.test_resize / cls.side) if test_resize is None else test_resize
+        if test_resize < side:
+            raise UserError(f"--test_resize cannot be {test_resize}; allowed is {side} or more, the side of the crops")
+        return cls(side, cls.workers if workers is None else workers, test_resize)
 
 
 def refuse_unread(command: Callable[..., int], asked: Mapping[str, Any], stored: bool) -> None:

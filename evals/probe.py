@@ -53,6 +53,7 @@ def probe(
     baselines: bool | None = None,
     online: bool = False,
     crop: int | None = None,
+    test_resize: int | None = None,
     workers: int | None = None,
     plots: bool = True,
 ) -> int:
@@ -94,6 +95,8 @@ def probe(
         online: Whether to train on augmented images (random crops and flips) with the backbone in the loop: only linear
             and attentive. Runs on several GPUs under torchrun or accelerate: torchrun --nproc-per-node 8 -m sail_cli.
         crop: Side of the crops in pixels, only with --online; 224 by default.
+        test_resize: Shorter side that images are brought to before their center is cropped for testing, only with
+            --online; by default 256/224 of the crop, which is 256.
         workers: Processes that read images for each GPU, only with --online; 8 by default, 0 for none.
         plots: Whether to draw hyper-parameter paths and confusion matrices.
 
@@ -127,7 +130,7 @@ def probe(
     built = check_probes(chosen, dataset, splits, device, choose_on)
     _check_use(built, online, features)
     if online:
-        crops = CropOptions.of(crop, workers)
+        crops = CropOptions.of(crop, workers, test_resize)
         results = _train_online(folder, dataset, wanted, device, crops, choose_on, chosen, splits)
     else:
         compared = with_baselines(wanted) if baselines or (baselines is None and data in MADE) else [wanted]
@@ -193,7 +196,7 @@ def _train_online(
 ) -> "list[Result]":
     """Trains with the backbone in the loop; all processes take part, and only the first one has results to report."""
     from evals.online import OnlineRun
-    from evals.processes import Processes
+    from heads.processes import Processes
 
     with Processes.join() as processes, OnlineRun(out, dataset, features, device, crops, choose_on, processes) as run:
         results = [run.run(name, probes[name], one, seed) for name in probes for seed, one in enumerate(splits)]

@@ -8,18 +8,22 @@ AIM's probe (El-Nouby et al. 2024, arXiv 2401.08541); with many queries and no p
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from heads.bank import HeadBank
 from heads.contract import HeadError
 from heads.norm import Affine, BatchNorm, build_norm
 from heads.pooling import AttentionPool, check_heads, pack_patches
 from heads.probe import as_tensor
+from heads.recipe import OptimizerName
 from heads.settings import check_positive
 from heads.trained import TrainedProbe
-from heads.training import HeadBank, OptimizerName
+
+NormPlace = Literal["patches", "pooled"]
+"""What the batch norm sees: the patches, as in AIM's probe, or what was pooled from them, as in efficient probing."""
 
 
 @dataclass(eq=False)
@@ -31,13 +35,14 @@ class AttentiveProbe(TrainedProbe):
         heads: Heads of attention; more than 1 only with `project_keys`.
         project_keys: Whether keys are projected.
         classifier_bias: Whether the classifier has a bias; AIM's has none.
+        norm_on: Whether the batch norm sees the patches (AIM) or the pooled vector (efficient probing).
     """
 
     kind = "attentive"
     takes = "grids"
 
-    lrs: float | Sequence[float] = (1e-3,)
-    lr_batch: int = 128
+    learning_rates: float | Sequence[float] = (1e-3,)
+    base_batch_size: int = 128
     optimizer: OptimizerName = "adamw"
     warmup: float = 0.1
     batch_norm: BatchNorm = True
@@ -45,9 +50,12 @@ class AttentiveProbe(TrainedProbe):
     heads: int = 1
     project_keys: bool = True
     classifier_bias: bool = True
+    norm_on: NormPlace = "patches"
 
     def check(self) -> None:
         super().check()
+        if self.norm_on not in ("patches", "pooled"):
+            raise HeadError(f"norm_on is '{self.norm_on}'; use patches or pooled")
         check_positive("queries", self.queries, whole=True)
         check_positive("heads", self.heads, whole=True)
         check_heads(self.heads, self.project_keys)
@@ -58,7 +66,7 @@ class AttentiveProbe(TrainedProbe):
     def build(self, dim: int, outputs: int, count: int) -> "AttentiveBank":
         pool = AttentionPool(dim, self.queries, self.heads, self.project_keys)
         classifier = nn.Linear(dim, outputs, bias=self.classifier_bias)
-        return AttentiveBank(pool, classifier, count, self.batch_norm)
+        return AttentiveBank(pool, classifier, count, self.batch_norm, self.norm_on)
 
     def dim_of(self, tensors: Mapping[str, Tensor]) -> int:
         return tensors["classifiers.0.weight"].shape[1]
@@ -85,38 +93,52 @@ class GridBatches:
 
 
 class AttentiveBank(HeadBank):
-    """Attentive classifiers behind one batch norm.
+    """Attentive classifiers on the same patches.
+
+    A batch norm of the patches is one for all heads; one of what they have pooled is each head's own.
 
     Args:
         pool: The first one's pooling.
         classifier: The first one's classifier.
         count: How many; they start equal, so that each is what it would be alone.
         batch_norm: Whether there is a batch norm, and whether it has weights.
+        norm_on: What it sees.
     """
 
-    def __init__(self, pool: AttentionPool, classifier: nn.Linear, count: int, batch_norm: BatchNorm) -> None:
+    def __init__(
+        self,
+        pool: AttentionPool,
+        classifier: nn.Linear,
+        count: int,
+        batch_norm: BatchNorm,
+        norm_on: NormPlace = "patches",
+    ) -> None:
         super().__init__()
-        self.norm = build_norm(classifier.in_features, batch_norm)
-        affine = Affine(classifier.in_features) if batch_norm == "affine" else nn.Identity()
-        self.affines = nn.ModuleList(_copies(affine, count))
+        dim = classifier.in_features
+        on_patches, on_pooled = (batch_norm if norm_on == place else False for place in ("patches", "pooled"))
+        self.norm = build_norm(dim, on_patches)
+        self.affines = nn.ModuleList(_copies(Affine(dim) if on_patches == "affine" else nn.Identity(), count))
         if classifier.bias is not None:
             nn.init.zeros_(classifier.bias)
         self.pools = nn.ModuleList(_copies(pool, count))
+        pooled_norm = nn.Sequential(build_norm(dim, on_pooled), Affine(dim) if on_pooled == "affine" else nn.Identity())
+        self.pooled_norms = nn.ModuleList(_copies(pooled_norm, count))
         self.classifiers = nn.ModuleList(_copies(classifier, count))
 
     def forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         patches, counts = batch
         patches = self.norm(patches)
-        return torch.stack([classifier(pool(affine(patches), counts)) for affine, pool, classifier in self._heads()])
+        heads = self._heads()
+        return torch.stack([classify(norm(pool(affine(patches), counts))) for affine, pool, norm, classify in heads])
 
     def _heads(self) -> Iterator[tuple[nn.Module, ...]]:
-        return zip(self.affines, self.pools, self.classifiers, strict=True)
+        return zip(self.affines, self.pools, self.pooled_norms, self.classifiers, strict=True)
 
     def head_parameters(self) -> list[list[nn.Parameter]]:
         return [[parameter for part in head for parameter in part.parameters()] for head in self._heads()]
 
     def keep(self, index: int) -> None:
-        for part in ("affines", "pools", "classifiers"):
+        for part in ("affines", "pools", "pooled_norms", "classifiers"):
             setattr(self, part, getattr(self, part)[index : index + 1])
 
 

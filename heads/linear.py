@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from heads.bank import HeadBank
 from heads.contract import HeadError
 from heads.norm import BatchNorm, build_norm
 from heads.probe import as_array
 from heads.rows import WORKING_MEMORY, Rows
 from heads.settings import check_positive
 from heads.trained import TrainedProbe
-from heads.training import HeadBank
 
 
 @dataclass(eq=False)

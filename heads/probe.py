@@ -28,7 +28,7 @@ class Candidate:
     """One value of a hyper-parameter, and how good it was.
 
     Attributes:
-        name: Such as `C`, `alpha`, `k` or `lr`.
+        name: Such as `C`, `alpha`, `k` or `learning_rate`.
         value: What was tried.
         quality: Accuracy, mean average precision or R² on the validation set; None if there was nothing to choose.
     """

@@ -1,6 +1,7 @@
 """What settings of heads may be: a mistake is told in one line, before there are features."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from math import isfinite
 from numbers import Integral, Real
 from typing import Any
@@ -8,6 +9,31 @@ from typing import Any
 import numpy as np
 
 from heads.contract import HeadError
+
+RENAMED = {"lrs": "learning_rates", "lr": "learning_rates", "lr_batch": "base_batch_size"}
+"""Settings of gradient descent as version 0.1.0 called them, and their names."""
+
+
+def rename_settings(settings: Mapping[str, Any], owner: str) -> dict[str, Any]:
+    """Settings under their present names; a line on stderr says which were those of version 0.1.0.
+
+    Args:
+        settings: Of a head that is trained by gradient descent.
+        owner: Whose they are, for that line.
+
+    Raises:
+        HeadError: If one is given under both names.
+    """
+    old = {name: RENAMED[name] for name in settings if name in RENAMED}
+    renamed = {old.get(name, name): value for name, value in settings.items()}
+    if len(renamed) < len(settings):
+        raise HeadError(
+            f"{owner} has {' and '.join(old)} beside the present names; give {', '.join(old.values())} alone"
+        )
+    if old:
+        changes = ", ".join(f"'{name}' is now '{present}'" for name, present in old.items())
+        print(f"{owner}: {changes}; the old spelling works in this release only", file=sys.stderr)
+    return renamed
 
 
 def as_values(name: str, values: Any, whole: bool = False) -> list[float]:
@@ -57,6 +83,16 @@ def check_share(name: str, value: Any) -> None:
     """
     if not _is_number(value) or not 0 <= value < 1:
         raise HeadError(f"{name} is {value!r}; allowed is 0 up to, but not, 1")
+
+
+def check_one_of(name: str, value: Any, allowed: Sequence[str]) -> None:
+    """Makes sure that a setting is one of several words.
+
+    Raises:
+        HeadError: If it is not.
+    """
+    if value not in allowed:
+        raise HeadError(f"{name} '{value}' is unknown; use {', '.join(allowed[:-1])} or {allowed[-1]}")
 
 
 def _is_positive(value: Any, whole: bool) -> bool:

@@ -188,6 +188,8 @@ def _as_numbers(targets: Array) -> Array:
 def hold_out(encoded: Array, kind: Kind, share: float, seed: int) -> tuple[Array, Array]:
     """Sets aside samples for validation: of each class its share, at least one, as long as one is left to learn from.
 
+    Shares are rounded down, as DINOv2's and DINOv3's logistic regressions do.
+
     Args:
         encoded: Targets as `TargetSpace.encode` returns them.
         kind: Kind of the targets; other than classes are not stratified.
@@ -205,7 +207,7 @@ def hold_out(encoded: Array, kind: Kind, share: float, seed: int) -> tuple[Array
     held = []
     for group in np.unique(groups):
         members = order[groups == group]
-        held.append(members[: min(max(1, round(share * len(members))), len(members) - 1)])
+        held.append(members[: min(max(1, int(share * len(members))), len(members) - 1)])
     validation = np.sort(np.concatenate(held))
     if not len(validation):
         raise HeadError("no class has two samples, so none can be held out; pass validation=(features, targets)")

@@ -175,15 +175,25 @@ class SceneBatches(IterableDataset[Batch]):
     def make(self, step: int) -> Batch:
         """Draws the batch of a step: as many scenes as its grid leaves room for."""
         rng = np.random.default_rng((7, step))
-        stage = next((stage for stage in STAGES if step < stage.until), STAGES[-1])
-        grid = choose_grid(rng, stage)
-        turns = 4 if rng.random() < stage.long else 1
-        scenes = min(MOST_SCENES, TOKENS_PER_STEP // (grid[0] * grid[1] + TEXT_TOKENS[turns]))
+        stage, grid, turns, scenes = choose_scenes(rng, step)
         first_seed = TRAINING_SEEDS.start + step * MOST_SCENES
         drawn = [draw_to_grid(seed, grid, stage) for seed in range(first_seed, first_seed + scenes)]
         patches = torch.from_numpy(np.concatenate([patches for _, patches in drawn]))
         rows = [encode(self.tokenizer, grid, converse(scene, rng, turns, stage.kinds)) for scene, _ in drawn]
         return Batch(normalize(patches), grid, *pad(rows, self.tokenizer.pad_token_id))
+
+
+def choose_scenes(rng: Generator, step: int) -> tuple[Stage, tuple[int, int], int, int]:
+    """Stage and grid of a step, turns of its conversations, and how many scenes it has room for."""
+    stage = next((stage for stage in STAGES if step < stage.until), STAGES[-1])
+    grid = choose_grid(rng, stage)
+    turns = 4 if rng.random() < stage.long else 1
+    return stage, grid, turns, min(MOST_SCENES, TOKENS_PER_STEP // (grid[0] * grid[1] + TEXT_TOKENS[turns]))
+
+
+def count_images(steps: int) -> int:
+    """How many scenes a training of so many steps sees."""
+    return sum(choose_scenes(np.random.default_rng((7, step)), step)[-1] for step in range(steps))
 
 
 def choose_grid(rng: Generator, stage: Stage) -> tuple[int, int]:

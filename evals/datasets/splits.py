@@ -32,9 +32,9 @@ def split(dataset: LabelledImages, val_share: float = 0.1, test_share: float = 0
     """Splits a data set.
 
     Parts that the set names stay as they are; a set with only training and validation images is tested on the
-    latter, as is the custom for ImageNet. What is missing is set aside: of each class the same share, chosen by a hash
-    of the image's key, so that neither order nor number of other images matters. The seed decides what is set aside
-    for validation; the test set is always the same.
+    latter, as is the custom for ImageNet. What is missing is set aside: of each class the same share, rounded down and
+    at least one image, chosen by a hash of the image's key, so that neither order nor number of other images matters.
+    The seed decides what is set aside for validation; the test set is always the same.
 
     Args:
         dataset: The data set.
@@ -95,7 +95,7 @@ def _set_aside(dataset: LabelledImages, index: Array, share: float, salt: str) -
     for members in groups.values():
         ranks = {key: hashlib.sha256(f"{salt}/{key}".encode()).digest() for key in {dataset.keys[m] for m in members}}
         chosen = sorted(ranks, key=ranks.__getitem__)
-        chosen = chosen[: min(max(1, round(share * len(chosen))), len(chosen) - 1)]
+        chosen = chosen[: min(max(1, int(share * len(chosen))), len(chosen) - 1)]
         kept = set(chosen)
         aside += [member for member in members if dataset.keys[member] in kept]
     away = np.array(sorted(aside), dtype=np.int64)

@@ -1,20 +1,20 @@
 """Augmentation as published segmentation protocols have it: scale jitter, crop, flip, photometric distortion."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.random import Generator
-from PIL import Image
+from PIL import Image, ImageEnhance
 
-from heads.dense import IGNORE
-from sail_encoder.images.decoding import IMAGENET_MEAN, Array
+from heads.dense import IGNORE, PADDING
+from sail_encoder.images.decoding import Array
 from sail_encoder.images.resizing import Resize, Size
 
+ColorRecipe = Literal["mmseg", "dinov3"]
 Box = tuple[int, int, int, int]
 """(top, left, bottom, right) in pixels."""
-
-PADDING = tuple(round(255 * channel) for channel in IMAGENET_MEAN)
-"""Color beyond the edge of a small image: zero once it is normalised."""
 
 _CROP_TRIES = 10
 _MOST_OF_A_CROP = 0.75
@@ -31,6 +31,7 @@ class Augmentation:
         jitter: Lowest and highest factor on the size.
         flip: Whether every second crop is mirrored.
         distort: Whether brightness, contrast, saturation and hue are varied.
+        colors: Whose way of varying them.
     """
 
     crop: Size
@@ -38,6 +39,7 @@ class Augmentation:
     jitter: tuple[float, float] = (0.5, 2.0)
     flip: bool = True
     distort: bool = True
+    colors: ColorRecipe = "mmseg"
 
     def __call__(self, image: Image.Image, labels: Array, rng: Generator) -> tuple[Array, Array]:
         """Draws one crop.
@@ -58,13 +60,11 @@ class Augmentation:
         if self.flip and rng.random() < 0.5:
             pixels, target = pixels[:, ::-1], target[:, ::-1]
         if self.distort:
-            pixels = distort_colors(pixels, rng)
+            pixels = distort_colors(pixels, rng, self.colors)
         return pad(pixels, self.crop, PADDING), pad(target, self.crop, IGNORE)
 
     def _jittered_size(self, size: Size, rng: Generator) -> Size:
-        height, width = self.resize.pixels(size)
-        factor = rng.uniform(*self.jitter)
-        return max(1, round(height * factor)), max(1, round(width * factor))
+        return self.resize.pixels(size, rng.uniform(*self.jitter))
 
 
 def choose_crop(labels: Array, size: Size, crop: Size, rng: Generator, step: int = 1) -> tuple[Box, Array]:
@@ -113,10 +113,11 @@ def pad(values: Array, size: Size, value: int | tuple[int, ...]) -> Array:
     return padded
 
 
-def distort_colors(pixels: Array, rng: Generator) -> Array:
-    """Varies brightness (+-32 levels), contrast and saturation (0.5 to 1.5 times) and hue (a tenth of the circle at
-    most), each in every second image, the contrast before or after the colors: SSD's distortion (arXiv 1512.02325)
-    with the values of mmsegmentation.
+def distort_colors(pixels: Array, rng: Generator, colors: ColorRecipe = "mmseg") -> Array:
+    """Varies brightness (+-32 levels), contrast and saturation (0.5 to 1.5 times) and hue, each in every second image,
+    the contrast before or after the colors: SSD's distortion (arXiv 1512.02325) with the values of mmsegmentation, or
+    with those of DINOv3's code, which turns the hue by up to half of the circle where mmsegmentation stops at a tenth,
+    and saturates by mixing with gray.
     """
     contrast_last = rng.random() < 0.5
     levels = np.arange(256, dtype=np.float32)
@@ -125,20 +126,39 @@ def distort_colors(pixels: Array, rng: Generator) -> Array:
     contrast = rng.uniform(0.5, 1.5) if rng.random() < 0.5 else 1.0
     first = _as_levels(levels if contrast_last else levels.clip(0, 255) * contrast)
     saturation = rng.uniform(0.5, 1.5) if rng.random() < 0.5 else 1.0
-    turn = int(rng.integers(-18, 19)) / 180 if rng.random() < 0.5 else 0.0
-    pixels = _shift_hsv(first[pixels], saturation, turn)
+    turn = _TURNS[colors](rng) if rng.random() < 0.5 else 0.0
+    pixels = turn_hue(saturate(first[pixels], saturation, colors), turn)
     return _as_levels(np.arange(256) * contrast)[pixels] if contrast_last and contrast != 1 else pixels
 
 
-def _shift_hsv(pixels: Array, saturation: float, turn: float) -> Array:
-    """Saturation times a factor, and hue by a share of the full circle."""
-    if saturation == 1 and not turn:
+_TURNS: dict[ColorRecipe, Callable[[Generator], float]] = {
+    "mmseg": lambda rng: int(rng.integers(-18, 18)) / 180,
+    "dinov3": lambda rng: rng.uniform(-0.5, 0.5),
+}
+"""By how much of the full circle a hue is turned."""
+
+
+def saturate(pixels: Array, factor: float, colors: ColorRecipe) -> Array:
+    """Strengthens colors by a factor: their saturation (`mmseg`), or their distance from gray (`dinov3`)."""
+    if factor == 1:
+        return pixels
+    image = Image.fromarray(pixels)
+    if colors == "dinov3":
+        return np.asarray(ImageEnhance.Color(image).enhance(factor))
+    hue, strength, value = image.convert("HSV").split()
+    strength = strength.point(_as_levels(np.arange(256) * factor).tolist())
+    return np.asarray(Image.merge("HSV", (hue, strength, value)).convert("RGB"))
+
+
+def turn_hue(pixels: Array, turn: float) -> Array:
+    """Turns hues by a share of the full circle, to the nearest of Pillow's 256 hues."""
+    if not turn:
         return pixels
     hue, strength, value = Image.fromarray(pixels).convert("HSV").split()
     hue = hue.point([round(level + 256 * turn) % 256 for level in range(256)])
-    strength = strength.point(_as_levels(np.arange(256) * saturation).tolist())
     return np.asarray(Image.merge("HSV", (hue, strength, value)).convert("RGB"))
 
 
 def _as_levels(values: Array) -> Array:
-    return values.round().clip(0, 255).astype(np.uint8)
+    """Levels from 0 to 255, rounded down as mmsegmentation and DINOv3 do."""
+    return values.clip(0, 255).astype(np.uint8)

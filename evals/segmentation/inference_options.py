@@ -11,7 +11,7 @@ from sail_encoder.io.hub import TIMM
 
 if TYPE_CHECKING:
     from heads.dense.inference import Inference
-    from heads.dense.registry import TrainedHead
+    from heads.dense.registry import Fit, TrainedHead
 
 HIGHEST_SCALE = 16
 
@@ -93,6 +93,7 @@ def inference_of(
     stride: int | None = None,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
+    fit: "Fit | None" = None,
 ) -> "Inference":
     """How a head looks at images: as it was trained to, unless the options say otherwise.
 
@@ -103,6 +104,7 @@ def inference_of(
         stride: How far a window is from the next, None for that of the head.
         scales: Factors on the size.
         flip: Whether to look at the mirrored image too.
+        fit: How images are brought to whole patches, None for the way of the head.
 
     Raises:
         UserError: If an option is not possible.
@@ -116,5 +118,4 @@ def inference_of(
         windows = read_windows("x".join(map(str, trained.window)), stride, patch_size)
     else:
         windows = read_windows(None if window == "whole" else window, stride, patch_size)
-    rule = trained.source.size
-    return Inference(rule, *windows, scales=tuple(scales), flip=flip)
+    return Inference(trained.source.size, *windows, scales=tuple(scales), flip=flip, fit=fit or trained.fit)

@@ -18,6 +18,7 @@ def predict(
     model: str | None = None,
     window: str | int | None = None,
     stride: int | None = None,
+    fit: Literal["resize", "pad"] | None = None,
     scales: tuple[float, ...] = (1.0,),
     flip: bool = False,
     overlays: bool = True,
@@ -37,6 +38,8 @@ def predict(
         model: Where the backbone is, if it has moved since the head was trained.
         window: Windows of sliding inference in pixels, or whole; as in training by default.
         stride: How far a window is from the next; as in training by default.
+        fit: How images are brought to whole patches: resize rounds each side up; pad keeps the size and adds a border
+            at the bottom and at the right; as in training by default.
         scales: Factors on the size, such as [0.75,1.0,1.25]; the probabilities of all are averaged.
         flip: Whether to look at mirrored images too.
         overlays: Whether to draw the classes over the images.
@@ -57,7 +60,7 @@ def predict(
 
     trained = load_dense_head(head)
     segmenter = load_segmenter(trained, model, device, precision)
-    inference = inference_of(trained, segmenter.backbone.patch_size, window, stride, scales, flip)
+    inference = inference_of(trained, segmenter.backbone.patch_size, window, stride, scales, flip, fit)
     folder = LabelFolder(Path(out), trained.classes, overlays)
     settings = {
         "root": listing.root,

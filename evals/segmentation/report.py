@@ -36,6 +36,7 @@ def write_report(
         "max_tokens": inference.resize.max_tokens,
         "window": inference.window,
         "stride": inference.stride,
+        "fit": inference.fit,
         "scales": list(inference.scales),
         "flip": inference.flip,
         "images": images,

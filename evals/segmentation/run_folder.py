@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evals.segmentation.history import CURVES, LOG
 from sail_encoder.io.errors import UserError
 from sail_encoder.io.files import write_json
 from sail_encoder.io.versions import versions
 from sail_encoder.store.store import check_settings
 
-RUN, RESULTS, CHECKPOINT, OVERLAYS, LABELS = "run.json", "results.json", "checkpoint.pt", "overlays", "labels"
+RUN, RESULTS, CHECKPOINT, LOG, CURVES = "run.json", "results.json", "checkpoint.pt", "log.jsonl", "curves.png"
+OVERLAYS, LABELS = "overlays", "labels"
 
 
 def check_run(folder: Path, settings: dict[str, Any]) -> None:

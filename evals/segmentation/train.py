@@ -4,9 +4,10 @@ from typing import Any, Literal
 
 from evals.segmentation import train_options
 from evals.segmentation.layouts import LayoutName
-from evals.segmentation.optimization import OptimizerName, ScheduleName
 from evals.segmentation.run_folder import check_run, claim
-from evals.segmentation.train_request import TrainRequest
+from evals.segmentation.train_request import CountedPixels, TrainRequest
+from heads.recipe import OptimizerName
+from heads.schedules import ScheduleName
 from sail_encoder.backbones.registry import announce
 
 
@@ -29,6 +30,8 @@ def train(
     jitter: tuple[float, float] | None = None,
     flip: bool = True,
     distort: bool | None = None,
+    colors: Literal["mmseg", "dinov3"] | None = None,
+    fit: Literal["resize", "pad"] = "resize",
     window: str | int | None = None,
     stride: int | None = None,
     steps: int = 400,
@@ -38,6 +41,8 @@ def train(
     weight_decay: float = 1e-4,
     schedule: ScheduleName = "poly",
     warmup: int = 20,
+    decay_norms: bool = True,
+    loss_over: CountedPixels = "labelled",
     cache: str | None = None,
     cache_gb: float = 50.0,
     validate_every: int = 0,
@@ -78,6 +83,10 @@ def train(
         jitter: Lowest and highest factor on the size of training images, online; by default [0.5,2.0].
         flip: Whether every second training crop is mirrored.
         distort: Whether the colors of training images are varied, online; by default true.
+        colors: How they are: as mmsegmentation does it (mmseg, the default) or DINOv3, which turns the hue five times
+            as far and mixes with gray in place of changing the saturation.
+        fit: How images that are scored are brought to whole patches: resize rounds each side up; pad keeps the size
+            and adds a border at the bottom and at the right.
         window: Windows of sliding inference in pixels; whole images by default.
         stride: How far a window is from the next; two thirds of the window by default.
         steps: Batches to train on.
@@ -85,8 +94,12 @@ def train(
         optimizer: adamw, or sgd with momentum 0.9.
         learning_rate: Its highest value.
         weight_decay: As the optimizer has it.
-        schedule: How the learning rate falls: poly (in a line to 0), cosine or constant.
+        schedule: How the learning rate falls behind the warm-up: poly (in a line to 0), cosine or constant; or as in
+            the code of a published recipe: poly_mmseg, cosine_dinov3, cosine_timm or cosine_mae.
         warmup: Steps in which the learning rate rises.
+        decay_norms: Whether weight decay applies to norms and biases too.
+        loss_over: Pixels over which the loss of a batch is a mean: labelled, or all, as mmsegmentation and DINOv3
+            have it, where it is smaller, the fewer pixels have a label.
         cache: Folder for cached grids; OUT/cache by default. Runs on the same features can share it.
         cache_gb: What cached grids may take on disk, in GB; more is refused before anything is computed.
         validate_every: Steps between scores while training; 0 scores only the end.
@@ -104,24 +117,23 @@ def train(
     """
     crop, window = str(crop), None if window is None else str(window)
     request = TrainRequest(**locals())
-    optimization = request.optimization
     source, spec = train_options.choose_features(request)
-    announce(model)
-    from evals.segmentation.run import Run
-    from evals.segmentation.training import Pace
-
     train_options.check_head(request, [spec.embed_dim] * len(source.layers))
     training_data, validation_data = train_options.open_data(request)
+    announce(model)
+    from evals.segmentation.run import Run
+
     settings = request.decisive(training_data)
     if not overwrite:
         check_run(request.folder, settings)
     features = train_options.cache(request, source, training_data) if mode == "cached" else None
     segmenter, trained = train_options.build_segmenter(request, source, training_data)
-    claim(request.folder, {**settings, "weights": trained.source.weights}, overwrite)
+    settings = {**settings, "weights": trained.source.weights}
+    claim(request.folder, settings, overwrite)
     batches = train_options.build_batches(request, segmenter, training_data, features)
-    run = Run(request.folder, segmenter, trained, validation_data)
-    status = run.learn(batches, optimization, Pace(log_every, save_every, validate_every), len(training_data))
+    run = Run(request, segmenter, trained, validation_data)
+    status = run.learn(batches, settings, len(training_data))
     if status:
         return status
-    print(run.finish(overlays))
+    print(run.finish())
     return 0

@@ -36,9 +36,11 @@ def choose_features(request: TrainRequest) -> tuple[FeatureSpec, BackboneSpec]:
     The fingerprint of the weights is not known yet.
     """
     online = request.mode == "online"
-    for name, needed in (("jitter", "online"), ("distort", "online"), ("cache", "cached")):
+    for name, needed in (("jitter", "online"), ("distort", "online"), ("colors", "online"), ("cache", "cached")):
         if getattr(request, name) is not None and (needed == "online") != online:
             raise UserError(f"--{name} has no effect with --mode {request.mode}; leave it out, or use {needed}")
+    if request.colors is not None and request.distort is False:
+        raise UserError(f"--colors {request.colors} has no effect with --distort false; leave one of them out")
     low, high = request.jitter or JITTER
     if not 0 < low <= high:
         raise UserError(f"--jitter cannot be [{low},{high}]; allowed are two factors above 0, the lower one first")
@@ -115,7 +117,7 @@ def build_segmenter(
     classes, ids = data.class_map.names, data.class_map.ids
     head = _build_head(request, [backbone.embed_dim] * len(source.layers), len(classes))
     windows = read_windows(request.window, request.stride, backbone.patch_size)
-    trained = TrainedHead(request.head, head, source, classes, request.mode, *windows, data.layout, ids)
+    trained = TrainedHead(request.head, head, source, classes, request.mode, *windows, request.fit, data.layout, ids)
     return Segmenter(backbone, head, source), trained
 
 
@@ -139,7 +141,9 @@ def build_batches(
     flip, batch_size, seed = request.flip, request.batch_size, request.seed
     if features is None:
         distort = request.distort is not False
-        augmentation = Augmentation(crop, source.size, request.jitter or JITTER, flip, distort)
+        augmentation = Augmentation(
+            crop, source.size, request.jitter or JITTER, flip, distort, request.colors or "mmseg"
+        )
         return OnlineBatches(segmenter, data, augmentation, batch_size, seed)
     require_same_features(source, replace(source, weights=features.spec.weights))
     p = backbone.patch_size

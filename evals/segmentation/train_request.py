@@ -10,10 +10,15 @@ from typing import Any, Literal
 
 from evals.segmentation.data import SegmentationData
 from evals.segmentation.layouts import LayoutName
-from evals.segmentation.optimization import Optimization, OptimizerName, ScheduleName
 from evals.segmentation.option_checks import HIGHEST_SEED, check_folder, check_range
 from evals.segmentation.scene_data import SCENES
+from heads.recipe import OptimizerName, Recipe
+from heads.schedules import WARMUP_START, ScheduleName
 from sail_encoder.io.devices import check_device, choose_device, choose_dtype
+from sail_encoder.io.errors import UserError, require_positive
+
+CountedPixels = Literal["labelled", "all"]
+"""Pixels over which the loss of a batch is a mean."""
 
 _HOW_IT_RUNS = {
     *("out", "device", "cache", "cache_gb", "check", "overwrite"),
@@ -48,6 +53,8 @@ class TrainRequest:
     jitter: tuple[float, float] | None
     flip: bool
     distort: bool | None
+    colors: Literal["mmseg", "dinov3"] | None
+    fit: Literal["resize", "pad"]
     window: str | None
     stride: int | None
     steps: int
@@ -57,6 +64,8 @@ class TrainRequest:
     weight_decay: float
     schedule: ScheduleName
     warmup: int
+    decay_norms: bool
+    loss_over: CountedPixels
     cache: str | None
     cache_gb: float
     validate_every: int
@@ -74,6 +83,13 @@ class TrainRequest:
         check_range("overlays", self.overlays, 0)
         for name in ("validate_every", "save_every", "log_every"):
             check_range(name, getattr(self, name), 0)
+        for name in ("steps", "batch_size"):
+            check_range(name, getattr(self, name), 1)
+        if not 0 <= self.warmup < self.steps:
+            raise UserError(f"--warmup cannot be {self.warmup}; allowed is 0 to {self.steps - 1}, below --steps")
+        require_positive("learning_rate", self.learning_rate)
+        if self.weight_decay < 0:
+            raise UserError(f"--weight_decay cannot be {self.weight_decay}; allowed is 0 or more")
         check_device(self.device)
         check_folder("out", self.out)
         check_folder("cache", self.cache)
@@ -84,16 +100,18 @@ class TrainRequest:
         return Path(self.out)
 
     @property
-    def optimization(self) -> Optimization:
-        """How the head is optimized."""
-        return Optimization(
-            self.steps,
-            self.batch_size,
-            self.optimizer,
-            self.learning_rate,
-            self.weight_decay,
-            self.schedule,
-            self.warmup,
+    def recipe(self) -> Recipe:
+        """How the head is trained; the warm-up is mmsegmentation's."""
+        return Recipe(
+            (self.learning_rate,),
+            steps=self.steps,
+            batch_size=self.batch_size,
+            optimizer=self.optimizer,
+            weight_decay=self.weight_decay,
+            decay_norms=self.decay_norms,
+            schedule=self.schedule,
+            warmup=self.warmup,
+            warmup_start=WARMUP_START,
         )
 
     def decisive(self, training_data: SegmentationData) -> dict[str, Any]:

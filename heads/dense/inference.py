@@ -12,6 +12,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from heads.dense import PADDING
+from heads.dense.registry import Fit
 from heads.dense.segmenter import Segmenter
 from heads.dense.upsampling import add_probabilities, most_likely, most_voted
 from sail_encoder.backbones.batch import Prepared
@@ -37,6 +39,9 @@ class Inference:
         stride: How far a window is from the next, in pixels.
         scales: Factors on the size; the probabilities of all are averaged.
         flip: Whether the mirrored image is looked at too.
+        fit: How sides that patches do not tile are brought to whole patches: by enlarging the image (`resize`, as
+            InternVL), or by a border at the bottom and at the right of a tile (`pad`). Windows of whole patches on an
+            image that is no smaller need no border, which is DINOv3's way.
     """
 
     resize: Resize
@@ -44,6 +49,7 @@ class Inference:
     stride: Size | None = None
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
+    fit: Fit = "resize"
 
     def __str__(self) -> str:
         words = [f"at size {self.resize}"]
@@ -51,6 +57,8 @@ class Inference:
             words.append("windows of {}x{} every {}x{} pixels".format(*self.window, *self.stride))
         if self.scales != (1.0,):
             words.append(f"scales {', '.join(f'{scale:g}' for scale in self.scales)}")
+        if self.fit == "pad":
+            words.append("padded to whole patches")
         return ", ".join([*words, *(["mirrored too"] if self.flip else [])])
 
 
@@ -62,13 +70,20 @@ class Tile:
         view: Which view of its image it belongs to.
         top: Where it lies in the view, in pixels.
         left: Likewise.
-        pixels: uint8 [height, width, 3], what is to be seen.
+        size: (height, width) of the part in pixels.
+        pixels: uint8 [height, width, 3], what is to be seen: the part, and a border where it is not whole patches.
     """
 
     view: int
     top: int
     left: int
+    size: Size
     pixels: Array
+
+    @property
+    def has_border(self) -> bool:
+        """Whether it is larger than the part."""
+        return self.pixels.shape[:2] != self.size
 
 
 class Canvas:
@@ -91,23 +106,25 @@ class Canvas:
         for scale in inference.scales:
             resized = image.resize(_scaled(self.size, inference, patch_size, scale)[::-1], resample)
             for flipped in (False, True)[: 1 + inference.flip]:
-                self._add_view(np.asarray(resized)[:, :: -1 if flipped else 1], flipped, inference)
+                self._add_view(np.asarray(resized)[:, :: -1 if flipped else 1], flipped, inference, patch_size)
         self.missing = len(self.tiles)
         self.tiles_missing = Counter(tile.view for tile in self.tiles)
+        # A view that one tile covers stays a map of patches, all others become maps of pixels.
+        self.of_pixels = {tile.view for tile in self.tiles if tile.has_border or tile.size != self.sizes[tile.view]}
         self.sums: dict[int, Tensor] = {}
         self.weights: dict[int, Tensor] = {}
         self.adds_up = self._is_smaller_added_up()
         self.total: Tensor | None = None
 
-    def _add_view(self, pixels: Array, flipped: bool, inference: Inference) -> None:
+    def _add_view(self, pixels: Array, flipped: bool, inference: Inference, p: int) -> None:
         size = (pixels.shape[0], pixels.shape[1])
         window = inference.window or size
         height, width = min(window[0], size[0]), min(window[1], size[1])
         stride = inference.stride or (height, width)
         for top in window_starts(size[0], height, stride[0]):
             for left in window_starts(size[1], width, stride[1]):
-                part = pixels[top : top + height, left : left + width]
-                self.tiles.append(Tile(len(self.sizes), top, left, part))
+                part = _with_border(pixels[top : top + height, left : left + width], p)
+                self.tiles.append(Tile(len(self.sizes), top, left, (height, width), part))
         self.sizes.append(size)
         self.flipped.append(flipped)
 
@@ -120,15 +137,16 @@ class Canvas:
             self._add_up(tile.view)
 
     def _place(self, tile: Tile, logits: Tensor) -> None:
-        size, extent = self.sizes[tile.view], tile.pixels.shape[:2]
-        if extent == size:
+        if tile.view not in self.of_pixels:
             self.sums[tile.view] = logits
             return
         if tile.view not in self.sums:
-            self.sums[tile.view] = logits.new_zeros(len(logits), *size)
-            self.weights[tile.view] = logits.new_zeros(size)
-        rows, columns = slice(tile.top, tile.top + extent[0]), slice(tile.left, tile.left + extent[1])
-        self.sums[tile.view][:, rows, columns] += F.interpolate(logits[None], extent, mode="bilinear")[0]
+            self.sums[tile.view] = logits.new_zeros(len(logits), *self.sizes[tile.view])
+            self.weights[tile.view] = logits.new_zeros(self.sizes[tile.view])
+        height, width = tile.size
+        rows, columns = slice(tile.top, tile.top + height), slice(tile.left, tile.left + width)
+        enlarged = F.interpolate(logits[None], tile.pixels.shape[:2], mode="bilinear")[0]
+        self.sums[tile.view][:, rows, columns] += enlarged[:, :height, :width]
         self.weights[tile.view][rows, columns] += 1
 
     def labels(self) -> Tensor:
@@ -140,12 +158,9 @@ class Canvas:
     def _is_smaller_added_up(self) -> bool:
         """Whether the sum of all views and one of them take less memory than all of them beside each other.
 
-        It does not where the image is much larger than its views. Those that are looked at as a whole are maps of
-        patches, which take next to nothing.
+        It does not where the image is much larger than its views. Maps of patches take next to nothing.
         """
-        windowed = [
-            self.sizes[view][0] * self.sizes[view][1] for view, count in self.tiles_missing.items() if count > 1
-        ]
+        windowed = [self.sizes[view][0] * self.sizes[view][1] for view in self.of_pixels]
         return self.size[0] * self.size[1] + max(windowed, default=0) < sum(windowed)
 
     def _add_up(self, index: int) -> None:
@@ -165,10 +180,25 @@ class Canvas:
 
 
 def _scaled(size: Size, inference: Inference, patch_size: int, scale: float) -> Size:
-    """The size of a view in pixels, whole patches."""
+    """The size of a view in pixels: whole patches, or what the rule asks for where tiles get a border."""
     rule = inference.resize if inference.window is None else replace(inference.resize, max_tokens=_NO_LIMIT)
+    if inference.fit == "pad":
+        height, width = rule.pixels(size, scale)
+        if -(-height // patch_size) * -(-width // patch_size) <= rule.max_tokens:
+            return height, width
     rows, columns = rule.grid(size, patch_size)
     return max(1, round(rows * scale)) * patch_size, max(1, round(columns * scale)) * patch_size
+
+
+def _with_border(part: Array, p: int) -> Array:
+    """Pixels [height, width, 3], filled up to whole patches at the bottom and at the right."""
+    height, width = part.shape[:2]
+    if height % p == 0 and width % p == 0:
+        return part
+    filled = np.empty((-(-height // p) * p, -(-width // p) * p, 3), np.uint8)
+    filled[:] = PADDING
+    filled[:height, :width] = part
+    return filled
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:

@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from heads.contract import WEIGHTS, HeadError, SavedHead, describe_head, load_head, save_head
 from heads.registry import get_head
@@ -23,6 +23,9 @@ BUILT_IN = {
     "upernet": "heads.dense.upernet:UperNetHead",
     "knn": "heads.dense.neighbors:NeighborHead",
 }
+
+Fit = Literal["resize", "pad"]
+"""How images are brought to whole patches, see `heads.dense.inference.Inference`."""
 
 
 def build_dense_head(kind: str, in_channels: list[int], num_classes: int, **options: Any) -> "DenseHead":
@@ -62,6 +65,7 @@ class TrainedHead:
         mode: What it was trained on: augmented images (`online`) or grids that were extracted once (`cached`).
         window: (height, width) in pixels of the windows by which images are looked at; None looks at them as a whole.
         stride: How far a window is from the next, in pixels.
+        fit: How images are brought to whole patches.
         layout: How the data set that it was trained on was laid out; None where that is not known.
         ids: The class that each id in the masks stood for, None where its pixels did not count; None likewise.
     """
@@ -73,11 +77,12 @@ class TrainedHead:
     mode: str = "online"
     window: Size | None = None
     stride: Size | None = None
+    fit: Fit = "resize"
     layout: str | None = None
     ids: Mapping[int, str | None] | None = None
 
 
-_BESIDE_SETTINGS = ("classes", "mode", "window", "stride")
+_BESIDE_SETTINGS = ("classes", "mode", "window", "stride", "fit")
 
 
 def save_dense_head(folder: str | Path, trained: TrainedHead) -> None:
@@ -115,7 +120,9 @@ def load_dense_head(folder: str | Path) -> TrainedHead:
     saved = load_head(folder)
     source = _require_dense(saved, folder)
     settings = dict(saved.settings)
-    classes, mode, window, stride = (settings.pop(name) for name in _BESIDE_SETTINGS)
+    # Heads of the first version fit images in one way only.
+    settings.setdefault("fit", "resize")
+    classes, mode, window, stride, fit = (settings.pop(name) for name in _BESIDE_SETTINGS)
     head = build_dense_head(saved.kind, **settings)
     try:
         head.load_state_dict(saved.tensors)
@@ -126,7 +133,7 @@ def load_dense_head(folder: str | Path) -> TrainedHead:
     window, stride = (tuple(size) if size else None for size in (window, stride))
     layout, ids = (saved.fitted.get(name) for name in ("layout", "ids"))
     ids = None if ids is None else dict(ids)
-    return TrainedHead(saved.kind, head.eval(), source, classes, mode, window, stride, layout, ids)
+    return TrainedHead(saved.kind, head.eval(), source, classes, mode, window, stride, fit, layout, ids)
 
 
 def fingerprint_head(folder: str | Path) -> str:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sail_encoder.extraction.worker import CRASHED
 from sail_encoder.images.sources import ImageFile
 from sail_encoder.io.appending import append_all
 from sail_encoder.io.signals import Interrupt
@@ -19,6 +18,9 @@ from sail_encoder.store.shard import Shard
 
 if TYPE_CHECKING:
     import torch
+
+CRASHED = 70
+"""Exit status of a worker behind a traceback; Python's own, 1, is that of a run with failures recorded."""
 
 _NOT_DONE = 2
 """Exit status of a run that goes on when its command is given again."""
@@ -89,7 +91,7 @@ def extract_on_each(
 
 def start_worker(request: dict[str, Any], device: str, share: Shard) -> Worker:
     """Starts a process that runs `extract` with these arguments on a device, for a share of the images."""
-    command = [sys.executable, "-m", "sail_encoder.extraction.worker"]
+    command = [sys.executable, "-m", "sail_encoder.commands.worker"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, bufsize=0)
     assert process.stdin is not None
     line = json.dumps({**request, "devices": device, "shard": str(share)})

@@ -1,5 +1,8 @@
 """Errors that a user can mend: commands print them as one line, without a traceback."""
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class UserError(ValueError):
     """A mistake in what was asked for; the message names the value, what is allowed, and what to do next."""
@@ -11,6 +14,13 @@ def in_one_line(error: UserError | OSError) -> str:
     if isinstance(error, OSError) and error.strerror:
         text = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
     return " ".join(text.split())
+
+
+def name_changes(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Names the settings of an earlier run that are different now, with both values; empty where none is."""
+    return "; ".join(
+        f"{name} was {earlier.get(name)}, now {new}" for name, new in now.items() if earlier.get(name) != new
+    )
 
 
 def require_positive(name: str, value: float) -> None:

@@ -7,6 +7,16 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 
 
+def leave_signals_to_parent(worker: int = 0) -> None:
+    """Lets a process that reads for another one live on when a signal comes to all of them, until the other is done.
+
+    Args:
+        worker: Its number, which a DataLoader gives.
+    """
+    for number in Interrupt.SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 class Interrupt:
     """While it is entered, the first SIGINT or SIGTERM asks the work to stop, and a second one stops at once.
 

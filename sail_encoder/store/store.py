@@ -14,7 +14,7 @@ from typing import Any
 
 from sail_encoder.images.decoding import Array
 from sail_encoder.images.sources import ImageFile
-from sail_encoder.io.errors import StoreError
+from sail_encoder.io.errors import StoreError, name_changes
 from sail_encoder.io.json_lines import LineLog
 from sail_encoder.io.locks import lock, locked_folder
 from sail_encoder.io.refusals import explain_refusals
@@ -185,11 +185,6 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
     run = read_run(folder)
     if run is None:
         return
-    earlier = run["settings"]
-    changes = [
-        f"{name} was {earlier.get(name)}, now {new}" for name, new in settings.items() if earlier.get(name) != new
-    ]
+    changes = name_changes(run["settings"], settings)
     if changes:
-        raise StoreError(
-            f"{folder} holds a run with other settings: {'; '.join(changes)}; use another --out or --overwrite true"
-        )
+        raise StoreError(f"{folder} holds a run with other settings: {changes}; use another --out or --overwrite true")

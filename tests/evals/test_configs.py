@@ -15,6 +15,7 @@ from evals.options import parse_probes
 from evals.probe import probe
 from evals.probing import build_probe, check_stepwise, parts_for
 from heads.logistic import LogisticSolver
+from heads.targets import TargetSpace
 from heads.trained import TrainedProbe
 from sail_cli import main
 from sail_encoder.backbones.spec import BackboneSpec
@@ -105,11 +106,14 @@ def samples(splits, choose_on):
 
 
 def trained(one):
-    """The recipe of a probe, and what its untrained heads make of made-up features."""
+    """The recipe of a probe, and what its untrained heads make of made-up features, with their loss."""
     torch.manual_seed(0)
-    bank, images = one.build(WIDTH, 3, len(one.recipe.lrs)), torch.randn(12, WIDTH)
+    bank, images = one.build(WIDTH, 3, len(one.recipe.learning_rates)), torch.randn(12, WIDTH)
     batch = (images, torch.full((3,), 4)) if one.takes == "grids" else images
-    return one.recipe, bank(batch).flatten().tolist()
+    one.targets_ = TargetSpace.of(np.arange(3), "classification")
+    scores = bank(batch)
+    targets = torch.arange(scores.shape[1]) % 3
+    return one.recipe, scores.flatten().tolist(), one.loss(bank, (batch, targets)).item()
 
 
 def fitted(one, monkeypatch):
@@ -129,6 +133,7 @@ def test_there_is_one_for_each_protocol():
         "imagenet1k-aim-attentive",
         "imagenet1k-dinov2-knn-logistic",
         "imagenet1k-dinov3-linear",
+        "imagenet1k-efficient-probing",
         "imagenet1k-internvl-linear",
     }
 

@@ -4,24 +4,25 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from helpers import results_in
 
-from evals.checkpoint import Checkpoint
 from evals.crops import CroppedImages
 from evals.datasets.loading import load_dataset
-from evals.processes import Processes
 from heads.registry import load_probe
-from heads.training import BankTraining
+from heads.trainer import Trainer
 from sail_cli import main
-from sail_encoder.io.errors import StoreError
 
-ONLINE = {"linear": {"lrs": [0.01, 0.3], "steps": 12, "batch_size": 8}, "attentive": {"steps": 4, "batch_size": 8}}
+ONLINE = {
+    "linear": {"learning_rates": [0.01, 0.3], "steps": 12, "batch_size": 8},
+    "attentive": {"steps": 4, "batch_size": 8},
+}
 
 
 def online(pets, checkpoint, out, *launcher):
@@ -64,15 +65,15 @@ def test_online_goes_on_from_a_checkpoint(pets, small_checkpoint, tmp_path, monk
     whole, stopped = (["--out", str(tmp_path / name)] for name in ("whole", "stopped"))
     assert main([*command, *whole]) == 0
     steps = []
-    original = BankTraining.step
+    original = Trainer.train_step
 
     def stop_at_eight(self, *batch):
         steps.append(1)
         if len(steps) == 8:
             raise KeyboardInterrupt
-        original(self, *batch)
+        return original(self, *batch)
 
-    monkeypatch.setattr(BankTraining, "step", stop_at_eight)
+    monkeypatch.setattr(Trainer, "train_step", stop_at_eight)
     assert main([*command, *stopped]) == 130
     capsys.readouterr()
     assert main([*command, *stopped, "--crop", "42"]) == 2
@@ -92,6 +93,26 @@ def test_online_goes_on_from_a_checkpoint(pets, small_checkpoint, tmp_path, monk
     np.testing.assert_array_equal(weights_of(tmp_path / "whole"), weights_of(tmp_path / "stopped"))
 
 
+def test_a_signal_stops_online_training_with_its_status(pets, small_checkpoint, tmp_path, monkeypatch, capsys):
+    (tmp_path / "config.yaml").write_text(json.dumps({"probes": {"linear": ONLINE["linear"]}, "plots": False}))
+    command = ["probe", str(pets), "--config", str(tmp_path / "config.yaml"), "--model", str(small_checkpoint)]
+    command += ["--online", "--crop", "28", "--workers", "1", "--out", str(tmp_path / "out")]
+    original = Trainer.train_step
+
+    def step_and_signal(self, batch):
+        loss = original(self, batch)
+        if self.step == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        return loss
+
+    monkeypatch.setattr(Trainer, "train_step", step_and_signal)
+    with pytest.raises(SystemExit) as ended:
+        main(command)
+    assert ended.value.code == 130
+    assert "stopped at step 4; the same command goes on" in capsys.readouterr().err
+    assert torch.load(tmp_path / "out/online/linear-seed0.pt", weights_only=True)["step"] == 4
+
+
 def test_online_counts_what_cannot_be_read_in_all_parts(pets, small_checkpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("evals.online.TEST_BATCH", 1)
     broken = {"train": 1, "val": 2, "test": 4}
@@ -108,13 +129,14 @@ def test_online_counts_what_cannot_be_read_in_all_parts(pets, small_checkpoint, 
 
 
 ON_A_DEVICE_EACH = """
-import os, sys
+import os, signal, sys
 import evals.online
-from heads.training import BankTraining
+from heads.trainer import Trainer
 from sail_cli import main
 
-rank, step, build = int(os.environ["RANK"]), BankTraining.step, evals.online.build_probe
+rank, step, build = int(os.environ["RANK"]), Trainer.train_step, evals.online.build_probe
 steps = 0
+stop_at, signalled = (int(os.environ.get(name, 0)) for name in ("STOP_AT", "SIGNAL_AT"))
 
 def build_here(name, options, task, seed, device):
     return build(name, options, task, seed, f"cpu:{rank}")
@@ -122,11 +144,13 @@ def build_here(name, options, task, seed, device):
 def count(self, *batch):
     global steps
     steps += 1
-    if steps == int(os.environ.get("STOP_AT", 0)):
+    if steps == stop_at:
         sys.exit(3)
-    step(self, *batch)
+    if steps == signalled and rank:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return step(self, *batch)
 
-evals.online.CHECKPOINT_EVERY, evals.online.build_probe, BankTraining.step = 5, build_here, count
+evals.online.CHECKPOINT_EVERY, evals.online.build_probe, Trainer.train_step = 5, build_here, count
 status = main(sys.argv[1:])
 print(f"process {rank} took {steps} steps")
 sys.exit(status)
@@ -134,7 +158,9 @@ sys.exit(status)
 """Checkpoints every five steps; as with several GPUs, each process computes on a device of another name."""
 
 
-def test_two_processes_go_on_from_a_checkpoint_together(pets, small_checkpoint, tmp_path):
+@pytest.mark.parametrize(("how", "done"), [({"STOP_AT": "8"}, 5), ({"SIGNAL_AT": "8"}, 8)], ids=["killed", "signal"])
+def test_two_processes_go_on_from_a_checkpoint_together(how, done, pets, small_checkpoint, tmp_path):
+    """A kill loses what came after the last checkpoint; a signal to one of them stops both after the same step."""
     (tmp_path / "train.py").write_text(ON_A_DEVICE_EACH)
     (tmp_path / "config.yaml").write_text(json.dumps({"probes": {"linear": ONLINE["linear"]}, "plots": False}))
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(tmp_path / "train.py"))
@@ -145,32 +171,23 @@ def test_two_processes_go_on_from_a_checkpoint_together(pets, small_checkpoint, 
         environment = {**os.environ, "PYTHONPATH": os.getcwd(), **more}
         return subprocess.run([*command, f"--out={tmp_path / name}"], capture_output=True, text=True, env=environment)
 
-    assert train("stopped", STOP_AT="8").returncode != 0
+    assert train("stopped", **how).returncode != 0
+    assert torch.load(tmp_path / "stopped/online/linear-seed0.pt", weights_only=True)["step"] == done
     resumed = train("stopped")
     assert resumed.returncode == 0, resumed.stderr
     assert sorted(re.findall(r"process \d took \d+ steps", resumed.stdout)) == [
-        f"process {rank} took {12 - 5} steps" for rank in (0, 1)
+        f"process {rank} took {12 - done} steps" for rank in (0, 1)
     ]
     assert train("whole").returncode == 0
     np.testing.assert_allclose(weights_of(tmp_path / "stopped"), weights_of(tmp_path / "whole"), rtol=1e-5, atol=1e-7)
 
 
-def test_processes_that_find_different_checkpoints_say_so(tmp_path):
-    class Apart(Processes):
-        def gather(self, part):
-            return [part, 500]
-
-    checkpoint = Checkpoint(tmp_path / "linear.pt", {}, Apart(0, 2))
-    with pytest.raises(StoreError, match=r"processes find different steps in .*: 0, 500; let them share the folder"):
-        checkpoint.restore(SimpleNamespace(restore=lambda path, made_of: 0))
-
-
 def test_augmentation_depends_on_its_number_alone(pets):
-    images = CroppedImages(load_dataset(str(pets)), 14, 28, seed=0)
+    images = CroppedImages(load_dataset(str(pets)), 28, seed=0)
     first, again, other = images[3, 7][0], images[3, 7][0], images[3, 8][0]
-    assert first.shape == (4, 3 * 14 * 14)
+    assert first.shape == (28, 28, 3)
     assert (first == again).all()
     assert (first != other).any()
-    assert (first != CroppedImages(load_dataset(str(pets)), 14, 28, seed=1)[3, 7][0]).any()
-    centered = CroppedImages(load_dataset(str(pets)), 14, 28, seed=None)
+    assert (first != CroppedImages(load_dataset(str(pets)), 28, seed=1)[3, 7][0]).any()
+    centered = CroppedImages(load_dataset(str(pets)), 28, seed=None)
     assert (centered[3, 7][0] == centered[3, 8][0]).all()

@@ -17,8 +17,8 @@ from heads.registry import load_probe
 from heads.ridge import RidgeProbe
 from heads.rows import Selection
 from sail_cli import main
-from sail_encoder.backbones.base import VisionBackbone
 from sail_encoder.backbones.registry import load_backbone
+from sail_encoder.backbones.sail import SailVisionBackbone
 from sail_encoder.store.reading import FeatureFolder
 
 PROBES = "linear,logistic,ridge,knn,attentive"
@@ -87,7 +87,7 @@ def test_vectors_come_from_grids_that_are_there(pets, small_checkpoint, quick, t
     out, encoded = tmp_path / "out", []
     command = ["probe", str(pets), "--config", str(quick), "--out", str(out), "--model", str(small_checkpoint)]
     assert main([*command, "--plots", "false"]) == 0
-    monkeypatch.setattr(VisionBackbone, "encode_packed", lambda *arguments: encoded.append(1))
+    monkeypatch.setattr(SailVisionBackbone, "forward", lambda *arguments: encoded.append(1))
     (tmp_path / "ridge.yaml").write_text(json.dumps({"resize": "56"}))
     command[3] = str(tmp_path / "ridge.yaml")
     assert main([*command, "--plots", "false", "--probes", "ridge"]) == 0
@@ -212,3 +212,29 @@ def test_images_that_cannot_be_read_are_left_out(pets, small_checkpoint, tmp_pat
     assert main([*command, "--model", str(small_checkpoint)]) == 1
     (reasons,) = (tmp_path / "out" / "features").glob("*/failures.csv")
     assert f"1 images could not be read and were left out; {reasons} says why" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["file", "command line"])
+@pytest.mark.parametrize("old", ["lrs", "lr"])
+def test_spellings_of_the_first_version_work_with_a_line_about_them(old, place, pets, tmp_path, capsys):
+    def command(setting):
+        probes = f"{{linear: {{{setting}: [0.01, 0.1], steps: 3}}}}"
+        (tmp_path / "config.yaml").write_text(f"probes: {probes}\n")
+        given = ["--config", str(tmp_path / "config.yaml")] if place == "file" else ["--probes", probes]
+        return ["probe", str(pets), "--out", str(tmp_path / "out"), "--model", "raw/14", "--resize", "28", *given]
+
+    assert main(command(old)) == 0
+    told = f"probe 'linear': '{old}' is now 'learning_rates'; the old spelling works in this release only"
+    assert capsys.readouterr().err.splitlines().count(told) == 1
+    assert main(command("learning_rates")) == 0
+    assert "is now" not in capsys.readouterr().err
+    (result,) = results_in(tmp_path / "out")
+    assert (result["parameter"], [rate for rate, _ in result["path"]]) == ("learning_rate", [0.01, 0.1])
+    assert len((tmp_path / "out/results.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_setting_under_both_of_its_names_is_refused(pets, tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text("probes: {linear: {lrs: [0.01], learning_rates: [0.1]}}\n")
+    command = ["probe", str(pets), "--out", str(tmp_path / "out"), "--config", str(tmp_path / "config.yaml")]
+    assert main(command) == 2
+    assert "probe 'linear' has lrs beside the present names; give learning_rates alone" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import warnings
 from importlib.metadata import EntryPoint, EntryPoints
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -39,8 +40,8 @@ def features_for(probe, X):
 
 PROBES = [
     LinearProbe(steps=10),
-    LinearProbe(steps=10, batch_norm=True, lrs=(0.1,)),
-    LinearProbe(steps=10, batch_norm="affine", lrs=(0.1, 0.2)),
+    LinearProbe(steps=10, batch_norm=True, learning_rates=(0.1,)),
+    LinearProbe(steps=10, batch_norm="affine", learning_rates=(0.1, 0.2)),
     LogisticProbe(),
     RidgeProbe(alphas=np.array([1.0, 10.0])),
     KNNProbe(),
@@ -161,7 +162,7 @@ def test_folders_without_a_head(data, tmp_path):
     [
         ({"source": {"backbone": "a"}}, "holds no head that can be read"),
         ({"settings": {"rates": 1}}, "is of another version .*rates.*; fit it again"),
-        ({"settings": {"lrs": "fast"}}, "lrs is 'fast'"),
+        ({"settings": {"learning_rates": "fast"}}, "learning_rates is 'fast'"),
         ({"settings": {"batch_norm": True}}, "do not fit its settings; fit it again"),
     ],
 )
@@ -172,6 +173,31 @@ def test_heads_that_do_not_fit(data, change, message, tmp_path):
     with pytest.raises(HeadError, match=message) as caught:
         load_probe(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+FIRST_VERSION = Path(__file__).parents[1] / "golden/heads_of_0_1_0"
+
+
+@pytest.mark.parametrize("kind", ["linear", "attentive"])
+def test_heads_of_the_first_version_load_with_a_line_about_their_settings(kind, capsys):
+    expected = json.loads((FIRST_VERSION / "expected.json").read_text())
+    X = np.array(expected["features"], np.float32)
+    head = load_probe(FIRST_VERSION / kind, FeatureSpec("raw/14", (0,), pool="mean", weights="abc"))
+    scores = head.scores([row.reshape(2, 1, 2) for row in X] if kind == "attentive" else X)
+    np.testing.assert_allclose(scores, expected[kind]["scores"], rtol=1e-5, atol=1e-6)
+    assert head.chosen_ == expected[kind]["chosen"]
+    assert {candidate.name for candidate in head.path_} == {"learning_rate"}
+    assert head.settings()["learning_rates"] == [candidate.value for candidate in head.path_]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"the saved {kind} head: 'lrs' is now 'learning_rates', 'lr_batch' is now 'base_batch_size'")
+
+
+def test_a_head_that_is_saved_again_needs_no_line(tmp_path, capsys):
+    load_probe(FIRST_VERSION / "linear").save(tmp_path)
+    capsys.readouterr()
+    again = load_probe(tmp_path)
+    assert capsys.readouterr().err == ""
+    assert again.learning_rates == [0.01, 0.1]
 
 
 def test_other_packages_add_heads(monkeypatch):

@@ -8,11 +8,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from heads.attentive import AttentiveProbe
+from heads.bank import shuffled_batches
 from heads.contract import HeadError
 from heads.linear import LinearProbe
 from heads.pooling import AttentionPool, pack_patches, pool_grid
 from heads.targets import TargetSpace
-from heads.training import shuffled_batches
 
 RATES = (1e-3, 1e-2, 0.1)
 
@@ -45,8 +45,8 @@ def test_many_learning_rates_at_once_are_each_alone(digits, optimizer, ema, batc
     X, y, more, labels = digits
     settings = {"optimizer": optimizer, "ema": ema, "weight_decay": 0.01, "warmup": 0.2, "steps": 15}
     settings["batch_norm"] = batch_norm
-    together = LinearProbe(lrs=RATES, **settings).fit(X, y, validation=(more, labels))
-    alone = [LinearProbe(lrs=(lr,), **settings).fit(X, y) for lr in RATES]
+    together = LinearProbe(learning_rates=RATES, **settings).fit(X, y, validation=(more, labels))
+    alone = [LinearProbe(learning_rates=(lr,), **settings).fit(X, y) for lr in RATES]
     accuracies = [np.mean(one.predict(more) == labels) for one in alone]
     assert [candidate.quality for candidate in together.path_] == pytest.approx(accuracies)
     best = int(np.argmax(accuracies))
@@ -56,7 +56,7 @@ def test_many_learning_rates_at_once_are_each_alone(digits, optimizer, ema, batc
 
 def test_linear_is_plain_sgd(digits):
     X, y = digits[0], digits[1]
-    probe = LinearProbe(lrs=(0.05,), epochs=2, least_steps=1, batch_size=100, seed=3).fit(X, y)
+    probe = LinearProbe(learning_rates=(0.05,), epochs=2, least_steps=1, batch_size=100, seed=3).fit(X, y)
     torch.manual_seed(3)
     plain = nn.Linear(64, 10)
     torch.manual_seed(3)
@@ -76,7 +76,9 @@ def test_linear_is_plain_sgd(digits):
 
 def test_lars_adapts_the_rate_of_weights_without_weight_decay(digits):
     X, y = torch.from_numpy(digits[0]), torch.from_numpy(digits[1])
-    probe = LinearProbe(lrs=0.5, optimizer="lars", momentum=0.9, steps=1, batch_size=600, lr_batch=600, seed=3)
+    probe = LinearProbe(
+        learning_rates=0.5, optimizer="lars", momentum=0.9, steps=1, batch_size=600, base_batch_size=600, seed=3
+    )
     probe.fit(digits[0], digits[1])
     torch.manual_seed(3)
     weight, bias = (0.01 * torch.randn(10, 64)).requires_grad_(), torch.zeros(10, requires_grad=True)
@@ -88,7 +90,7 @@ def test_lars_adapts_the_rate_of_weights_without_weight_decay(digits):
 
 def test_batch_norm_with_weights_is_that_of_torch(digits):
     X, y = digits[0], digits[1]
-    probe = LinearProbe(lrs=0.5, batch_norm="affine", steps=20, batch_size=100, seed=3).fit(X, y)
+    probe = LinearProbe(learning_rates=0.5, batch_norm="affine", steps=20, batch_size=100, seed=3).fit(X, y)
     torch.manual_seed(3)
     weight = 0.01 * torch.randn(10, 64)
     plain = nn.Sequential(nn.BatchNorm1d(64, eps=1e-6), nn.Linear(64, 10))
@@ -115,8 +117,8 @@ def test_every_sample_comes_once_an_epoch():
 
 
 def test_schedule_rises_and_falls():
-    recipe = LinearProbe(lrs=0.1, warmup=0.1).recipe
-    factors = [recipe.factor(step, 100) for step in range(101)]
+    recipe = LinearProbe(learning_rates=0.1, warmup=0.1, steps=100).recipe
+    factors = [recipe.factor(step) for step in range(101)]
     assert factors[:10] == pytest.approx([step / 10 for step in range(1, 11)])
     assert factors[55] == pytest.approx(0.5)
     assert factors[100] == pytest.approx(0, abs=1e-12)
@@ -126,15 +128,15 @@ def test_linear_reads_a_memory_map_a_batch_at_a_time(digits, tmp_path):
     X, y, more, _ = digits
     np.save(tmp_path / "x.npy", X)
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
-    whole = LinearProbe(lrs=RATES, steps=10).fit(X, y)
-    batches = LinearProbe(lrs=RATES, steps=10, working_memory=1000).fit(mapped, y)
+    whole = LinearProbe(learning_rates=RATES, steps=10).fit(X, y)
+    batches = LinearProbe(learning_rates=RATES, steps=10, working_memory=1000).fit(mapped, y)
     np.testing.assert_array_equal(whole.scores(more), batches.scores(more))
 
 
 def test_batch_norm_frees_from_the_scale_of_features(digits):
     X, y, more, labels = digits
     X, more = X * 1000, more * 1000
-    with_norm = LinearProbe(batch_norm=True, lrs=(0.1,)).fit(X, y)
+    with_norm = LinearProbe(batch_norm=True, learning_rates=(0.1,)).fit(X, y)
     assert with_norm.score(more, labels) == np.mean(with_norm.predict(more) == labels) > 0.8
     assert with_norm.classes_.tolist() == list(range(10))
     assert {"norm.running_mean", "norm.running_var"} < with_norm.tensors().keys()
@@ -169,7 +171,7 @@ def test_targets_may_be_tensors(device):
 
 def test_a_head_that_diverges_is_not_chosen(digits):
     X, y, more, _ = digits
-    probe = LinearProbe(lrs=(0.1, 1e30), task="regression", steps=10).fit(X, y.astype(float))
+    probe = LinearProbe(learning_rates=(0.1, 1e30), task="regression", steps=10).fit(X, y.astype(float))
     assert probe.chosen_ == 0.1
     assert np.isfinite(probe.scores(more)).all()
 
@@ -208,7 +210,7 @@ def test_attention_pooling_does_not_overflow():
 @pytest.mark.parametrize("settings", [{"heads": 2}, {"queries": 4, "project_keys": False}])
 def test_attentive_finds_the_patch_that_matters(grids, settings):
     features, classes = grids
-    probe = AttentiveProbe(lrs=(1e-4, 1e-2), steps=200, batch_size=32, **settings)
+    probe = AttentiveProbe(learning_rates=(1e-4, 1e-2), steps=200, batch_size=32, **settings)
     probe.fit(features[:400], classes[:400], validation=(features[400:440], classes[400:440]))
     accuracy = np.mean(probe.predict(features[440:]) == classes[440:])
     means = np.stack([grid.mean((0, 1)) for grid in features])
@@ -223,15 +225,17 @@ def test_attentive_with_several_rates_is_each_alone(grids, batch_norm):
     features, classes = grids
     held = features[400:], classes[400:]
     settings = {"steps": 20, "batch_size": 32, "queries": 2, "batch_norm": batch_norm}
-    together = AttentiveProbe(lrs=(1e-3, 1e-2), **settings).fit(features[:400], classes[:400], validation=held)
-    alone = [AttentiveProbe(lrs=(lr,), **settings).fit(features[:400], classes[:400]) for lr in (1e-3, 1e-2)]
+    together = AttentiveProbe(learning_rates=(1e-3, 1e-2), **settings).fit(
+        features[:400], classes[:400], validation=held
+    )
+    alone = [AttentiveProbe(learning_rates=(lr,), **settings).fit(features[:400], classes[:400]) for lr in (1e-3, 1e-2)]
     best = alone[(1e-3, 1e-2).index(together.chosen_)]
     np.testing.assert_allclose(together.scores(held[0]), best.scores(held[0]), rtol=1e-3, atol=1e-4)
 
 
 def test_attentive_of_aim_has_no_bias_and_that_of_internvl_a_norm_with_weights(grids):
     names = {
-        name: AttentiveProbe(steps=2, lrs=0.1, **settings).fit(*grids).tensors().keys()
+        name: AttentiveProbe(steps=2, learning_rates=0.1, **settings).fit(*grids).tensors().keys()
         for name, settings in {"aim": {"classifier_bias": False}, "internvl": {"batch_norm": "affine"}}.items()
     }
     assert names["internvl"] - names["aim"] == {"classifiers.0.bias", "affines.0.scale", "affines.0.shift"}
@@ -257,8 +261,8 @@ def test_pooling():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"lrs": ()}, r"lrs is \(\); give one positive number or several"),
-        ({"lrs": "fast"}, "lrs is 'fast'; give one positive number or several"),
+        ({"learning_rates": ()}, r"learning_rates is \(\); give one positive number or several"),
+        ({"learning_rates": "fast"}, "learning_rates is 'fast'; give one positive number or several"),
         ({"optimizer": "adam"}, "optimizer 'adam' is unknown"),
         ({"epochs": 0}, "epochs is 0"),
         ({"warmup": 1.0}, "warmup is 1.0"),
@@ -280,7 +284,7 @@ def test_settings_that_cannot_be(digits, settings, message):
 
 def test_a_learning_rate_alone(digits):
     X, y, more, _ = digits
-    alone, listed = (LinearProbe(lrs=lrs, steps=3).fit(X, y) for lrs in (0.1, [0.1]))
+    alone, listed = (LinearProbe(learning_rates=rates, steps=3).fit(X, y) for rates in (0.1, [0.1]))
     np.testing.assert_array_equal(alone.scores(more), listed.scores(more))
 
 

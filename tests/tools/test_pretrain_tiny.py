@@ -1,13 +1,18 @@
 """The training of sail-tiny: its data, and that it goes on after a kill as if there had been none."""
 
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
 import torch
 
 from evals.scenes import TRAINING_SEEDS
+from heads.trainer import Trainer
 from sail_encoder import SailForCausalLM, load_chat
+from sail_encoder.io.errors import UserError
+from sail_encoder.models.sail.configuration_sail import SailConfig
 from tools import pretrain_tiny, tiny_recipe
 
 
@@ -52,12 +57,21 @@ def test_answers_alone_are_learned(tokenizer):
     assert all(label in (-100, token) for token, label in zip(ids, labels, strict=True))
 
 
-def short_training(monkeypatch, tokenizer):
-    monkeypatch.setattr(tiny_recipe, "build_tokenizer", lambda: tokenizer)
-    monkeypatch.setattr(tiny_recipe, "TOKENS_PER_STEP", 400)
-    monkeypatch.setattr(pretrain_tiny, "LOG_EVERY", 2)
-    monkeypatch.setattr(pretrain_tiny, "SAVE_EVERY", 2)
-    monkeypatch.setattr(pretrain_tiny, "evaluate", lambda model, tokenizer: {"caption": 0.5})
+NARROW = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16}
+
+
+@pytest.fixture(scope="module")
+def _short_training(tokenizer):
+    """Steps of a few scenes and of a narrow model, since Muon takes long on a CPU without bfloat16."""
+    build = tiny_recipe.build_config
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiny_recipe, "build_tokenizer", lambda: tokenizer)
+        patch.setattr(tiny_recipe, "build_config", lambda _: SailConfig(**{**build(tokenizer).to_dict(), **NARROW}))
+        patch.setattr(tiny_recipe, "TOKENS_PER_STEP", 400)
+        patch.setattr(pretrain_tiny, "LOG_EVERY", 2)
+        patch.setattr(pretrain_tiny, "SAVE_EVERY", 2)
+        patch.setattr(pretrain_tiny, "evaluate", lambda model, tokenizer: {"caption": 0.5})
+        yield
 
 
 def test_whitening_gives_every_direction_its_say():
@@ -70,24 +84,70 @@ def test_whitening_gives_every_direction_its_say():
     assert variances.max() / variances.min() < 1.2
 
 
-def test_a_resumed_training_ends_with_the_same_weights(tmp_path, monkeypatch, tokenizer):
-    short_training(monkeypatch, tokenizer)
-    pretrain_tiny.train(tmp_path / "whole", 4, 1e-3, 0)
-    saves = []
-    original = pretrain_tiny._save
-    monkeypatch.setattr(pretrain_tiny, "_save", lambda *args: (original(*args), saves.append(1), killed_after_first()))
+def exported(folder):
+    return SailForCausalLM.from_pretrained(folder / "export").state_dict()
 
-    def killed_after_first():
-        if len(saves) == 1:
-            raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        pretrain_tiny.train(tmp_path / "resumed", 4, 1e-3, 0)
-    pretrain_tiny.train(tmp_path / "resumed", 4, 1e-3, 0)
-    whole, resumed = (
-        SailForCausalLM.from_pretrained(tmp_path / name / "export").state_dict() for name in ("whole", "resumed")
-    )
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    summary = json.loads((tmp_path / "whole" / "export" / "training.json").read_text())
+def assert_same(one, other):
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture(scope="module")
+def whole(_short_training, tmp_path_factory):
+    """A training that was never stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert pretrain_tiny.train(folder, 4, 1e-3, 0) == 0
+    return folder
+
+
+def test_a_killed_training_ends_with_the_same_weights(whole, tmp_path, monkeypatch):
+    save = Trainer.save
+
+    def save_and_die(self):
+        save(self)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "save", save_and_die)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain_tiny.train(tmp_path / "resumed", 4, 1e-3, 0)
+    assert pretrain_tiny.train(tmp_path / "resumed", 4, 1e-3, 0) == 0
+    assert_same(exported(whole), exported(tmp_path / "resumed"))
+    summary = json.loads((tmp_path / "resumed" / "export" / "training.json").read_text())
     assert summary["steps"] == 4
     assert summary["accuracy"] == {"caption": 0.5}
+
+
+def test_stretches_end_with_the_same_weights(whole, tmp_path, monkeypatch, capsys):
+    """A signal ends each of them after its step; scenes are drawn by another process."""
+    make, stops = Trainer.train_step, {1, 2}
+
+    def step_and_signal(self, batch):
+        loss = make(self, batch)
+        if self.step in stops:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss
+
+    monkeypatch.setattr(Trainer, "train_step", step_and_signal)
+    statuses = [pretrain_tiny.train(tmp_path / "stretches", 4, 1e-3, workers) for workers in (0, 0, 1)]
+    assert statuses == [143, 143, 0]
+    assert "stopped at step 2; the same command goes on" in capsys.readouterr().err
+    assert_same(exported(whole), exported(tmp_path / "stretches"))
+
+
+def test_a_training_may_start_from_another_one(whole, tmp_path):
+    assert pretrain_tiny.train(tmp_path / "further", 1, 1e-9, 0, start=whole / "export") == 0
+    start, end = exported(whole), exported(tmp_path / "further")
+    assert all(torch.allclose(start[name], end[name], rtol=0, atol=1e-7) for name in start)
+    with pytest.raises(
+        UserError, match=r"with other settings: learning_rate was 1e-09, now 0.001; start was [0-9a-f]+"
+    ):
+        pretrain_tiny.train(tmp_path / "further", 1, 1e-3, 0)
+    with pytest.raises(UserError, match="nowhere holds no checkpoint to start from"):
+        pretrain_tiny.train(tmp_path / "other", 1, 1e-3, 0, start=tmp_path / "nowhere")
+
+
+def test_images_are_counted_without_drawing_them(tokenizer, monkeypatch):
+    monkeypatch.setattr(tiny_recipe, "TOKENS_PER_STEP", 400)
+    scenes = tiny_recipe.SceneBatches(tokenizer, 0)
+    assert tiny_recipe.count_images(3) == sum(len(scenes.make(step).input_ids) for step in range(3))

@@ -2,7 +2,7 @@
 
 Source: the frozen-backbone "head tuning" of InternVL-6B (arXiv 2312.14238 and its published configuration): layers at
 every quarter of the depth, width 1536, auxiliary head of the same width on the second level; AdamW 4e-5, weight decay
-0.05 but for norms and biases, 80,000 iterations of 16 crops, warm-up of 1,500, then in a line to zero.
+0.05 but for norms and biases, 80,000 iterations of 16 crops, in a line to zero under a warm-up of 1,500.
 """
 
 norm_cfg = dict(type="SyncBN", requires_grad=True)
@@ -44,6 +44,6 @@ optim_wrapper = dict(
 )
 param_scheduler = [
     dict(type="LinearLR", start_factor=1e-6, by_epoch=False, begin=0, end=1500),
-    dict(type="PolyLR", power=1.0, eta_min=0.0, by_epoch=False, begin=1500, end=80000),
+    dict(type="PolyLR", power=1.0, eta_min=0.0, by_epoch=False, begin=0, end=80000),
 ]
 train_cfg = dict(type="IterBasedTrainLoop", max_iters=80000, val_interval=8000)

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,8 @@ class Processes:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         if not dist.is_initialized():
-            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+            # What is gathered goes from CPU to CPU, so that no device is waited for.
+            dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
         return cls(dist.get_rank(), count)
 
     def __enter__(self) -> "Processes":
@@ -41,6 +44,14 @@ class Processes:
     ) -> None:
         if self.count > 1 and dist.is_initialized():
             dist.destroy_process_group()
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """The module, wrapped so that several processes average its gradients and share the statistics of its norms."""
+        if self.count == 1:
+            return module
+        if next(module.parameters()).is_cuda:
+            module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        return DistributedDataParallel(module)
 
     def gather(self, part: Any) -> list[Any]:
         """What each process has, in order of rank."""

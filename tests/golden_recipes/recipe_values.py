@@ -1,0 +1,67 @@
+"""Recorded values of published recipes, the arrays that they were recorded with, and our own recipes of those names."""
+
+import inspect
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+
+from evals.probing import build_probe
+from evals.segmentation.inference_options import read_windows
+from evals.segmentation.train import train
+from evals.segmentation.train_request import TrainRequest
+from heads.dense.inference import Inference
+from sail_encoder.images.resizing import Resize
+
+ROOT = Path(__file__).parents[2]
+RECORDED = ROOT / "tests/golden/recipes"
+
+
+def recorded(name):
+    return json.loads((RECORDED / f"{name}.json").read_text())
+
+
+def draw(spec):
+    """The array that a recorded value was computed from."""
+    rng = np.random.RandomState(spec["seed"])
+    if spec["draw"] == "standard_normal":
+        values = rng.standard_normal(spec["shape"]).astype(np.float32) * spec.get("scale", 1.0)
+        return (values + spec.get("shift", 0.0)).astype(np.float32)
+    values = rng.randint(spec["low"], spec["high"], spec["shape"])
+    for image, first, last in spec.get("ignored_rows", []):
+        values[image, first:last] = spec["ignore"]
+    return values
+
+
+def tensor(spec):
+    return torch.from_numpy(draw(spec))
+
+
+def blobs(inputs, part):
+    """Points around the centers of their classes, and the classes."""
+    labels, points = draw(inputs[part]["labels"]), draw(inputs[part]["points"])
+    return (draw(inputs["centers"])[labels] + points if "centers" in inputs else points), labels
+
+
+def segmentation_request(name, **changes):
+    """What `sail segment train` is asked for by the recipe of a name."""
+    defaults = {key: one.default for key, one in inspect.signature(train).parameters.items()}
+    settings = yaml.safe_load((ROOT / f"configs/segmentation/{name}.yaml").read_text())
+    given = {**defaults, "data": "data", "out": "out", **settings, **changes}
+    return TrainRequest(**given)
+
+
+def inference(request, patch_size):
+    windows = read_windows(request.window, request.stride, patch_size)
+    return Inference(Resize.parse(request.resize), *windows, fit=request.fit)
+
+
+def probe_settings(name):
+    return yaml.safe_load((ROOT / f"configs/probe/{name}.yaml").read_text())
+
+
+def recipe_probe(name, kind, **changes):
+    """The probe that `sail probe` builds for the recipe of a name."""
+    return build_probe(kind, {**probe_settings(name)["probes"][kind], **changes}, "classification", 0, "cpu")
