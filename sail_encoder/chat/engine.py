@@ -60,11 +60,13 @@ class Prefix:
     """An image as an engine has encoded it, from which any number of conversations can go on.
 
     Attributes:
+        content: What the model needs of it, in the family's own form.
         tokens: Tokens that it takes in a conversation.
         image_size: (height, width) of the image in pixels.
         is_frame: Whether it is a frame of a video.
     """
 
+    content: Tensor
     tokens: int
     image_size: Size
     is_frame: bool = False

@@ -1,19 +1,18 @@
 """Families of models that can chat, found by a checkpoint's config.json before anything heavy is imported.
 
-Others may add theirs: an entry point of the group `sail_encoder.chat` whose name is the `model_type` of their
-config.json and whose object is a `ChatFamily`.
+Others may add theirs: an entry point of the group `sail_encoder.chat` whose name is that of their family of backbones
+and whose object is a `ChatFamily`.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sail_encoder.backbones.descriptions import describe_sail
+from sail_encoder.backbones.registry import describe, families
 from sail_encoder.io.errors import CheckpointError, UserError
-from sail_encoder.io.hub import RAW, TIMM, TINY, find_checkpoint
+from sail_encoder.io.hub import TINY, find_checkpoint
 from sail_encoder.models.sail.config_file import VISION_TOKENS
 from sail_encoder.models.sail_vl.published import TOWERS, hub_name, read_json
 
@@ -43,7 +42,6 @@ class ChatFamily:
         placeholders: Texts that stand for images, and that a question may not hold.
         videos: Whether they take the frames of videos.
         max_new_tokens: Longest answer where a call does not say.
-        check: Reads the small files of a checkpoint by its name, and raises a `UserError` if they are no good.
     """
 
     name: str
@@ -53,7 +51,6 @@ class ChatFamily:
     placeholders: tuple[str, ...] = ()
     videos: bool = False
     max_new_tokens: int = 512
-    check: Callable[[str], object] | None = None
 
     def engine_class(self) -> "type[Engine]":
         """Imports the class that runs its models."""
@@ -83,7 +80,6 @@ SAIL = ChatFamily(
     "max_tokens",
     ("max_tokens", "sliding_window"),
     tuple(VISION_TOKENS.values()),
-    check=describe_sail,
 )
 SAIL_VL = ChatFamily(
     "SAIL-VL",
@@ -95,8 +91,8 @@ SAIL_VL = ChatFamily(
     max_new_tokens=1024,
 )
 
-FAMILIES = {"sail": SAIL, "mistral": SAIL, "sail_vl": SAIL_VL, "sailvl": SAIL_VL, "internvl_chat": SAIL_VL}
-"""Families by the `model_type` of config.json, native or published."""
+FAMILIES = {"sail": SAIL, "sail_vl": SAIL_VL}
+"""By the name of the family of backbones, which is also the `model_type` of models in transformers' terms."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +116,7 @@ def find_chat(name: str) -> ChatSource:
     Raises:
         CheckpointError: If there is no such model, or it cannot chat.
     """
-    if name.startswith((TIMM, RAW)):
+    if name.startswith(tuple(family.prefix for family in families() if family.prefix)):
         raise CheckpointError(f"{name} has no language model; {CAN_CHAT}")
     folder = find_checkpoint(hub_name(name), weights=False)
     if (folder / ADAPTER_FILE).is_file() and not (folder / "config.json").is_file():
@@ -130,23 +126,25 @@ def find_chat(name: str) -> ChatSource:
 
 def _find_model(name: str) -> ChatSource:
     name = hub_name(name)
-    folder = find_checkpoint(name, weights=False)
-    family = find_family(read_json(folder / "config.json").get("model_type"), str(folder))
-    if family.check is not None:
-        family.check(name)
-    return ChatSource(name, family)
+    spec = describe(name)
+    if read_json(find_checkpoint(name, weights=False) / "config.json").get("model_type") in TOWERS:
+        raise CheckpointError(f"{name} is a vision tower alone, which cannot chat; {CAN_CHAT}")
+    return ChatSource(name, find_family(spec.family, name))
 
 
-def find_family(model_type: Any, where: str) -> ChatFamily:
-    """Family of a `model_type`; a `CheckpointError` with the name of the model says that there is none."""
-    if model_type in FAMILIES:
-        return FAMILIES[model_type]
+def find_family(family: str, where: str) -> ChatFamily:
+    """Family of models that chat, by the name of their family of backbones.
+
+    Raises:
+        CheckpointError: If its models cannot chat; it calls them `where`.
+    """
+    if family in FAMILIES:
+        return FAMILIES[family]
     for entry in entry_points(group=ENTRY_POINTS):
-        if entry.name == model_type:
-            family: ChatFamily = entry.load()
-            return family
-    kind = "a vision tower alone" if model_type in TOWERS else f"a '{model_type}' checkpoint"
-    raise CheckpointError(f"{where} is {kind}, which cannot chat; {CAN_CHAT}")
+        if entry.name == family:
+            found: ChatFamily = entry.load()
+            return found
+    raise CheckpointError(f"{where} is of the family '{family}', which cannot chat; {CAN_CHAT}")
 
 
 def chosen_options(**options: Any) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """SAIL as a chat model: images come before all text of their turn, and see themselves in full."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -18,25 +17,14 @@ from sail_encoder.models.cache_name import CACHE
 from sail_encoder.models.sail.checkpoint import load_language_model, open_sail
 from sail_encoder.models.sail.config_file import read_preprocessing
 from sail_encoder.models.sail.image_processing_sail import SailImageProcessor
-from sail_encoder.models.sail.positions import Grid
 from sail_encoder.models.sail.processing_sail import PLACEHOLDER, SailProcessor
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class SailPrefix(Prefix):
-    """An image as patches.
-
-    Attributes:
-        grid: Rows and columns of patches.
-        patches: [rows * columns, 3 * patch_size**2], normalised, in the memory of the CPU.
-    """
-
-    grid: Grid
-    patches: Tensor
-
-
 class SailEngine(Engine):
-    """Runs SAIL: an image goes through the whole model alone, and what is said continues from its keys and values."""
+    """Runs SAIL: an image goes through the whole model alone, and what is said continues from its keys and values.
+
+    The content of a `Prefix` is [rows, columns, 3 * patch_size**2], normalised pixels in the memory of the CPU.
+    """
 
     family = SAIL
     images_lead = True
@@ -88,12 +76,12 @@ class SailEngine(Engine):
         end: int = self.processor.tokenizer.eos_token_id
         return end
 
-    def encode(self, image: ImageLike) -> SailPrefix:
+    def encode(self, image: ImageLike) -> Prefix:
         picture, _ = read_image(image, self.exif_rotate)
         inputs = self.processor.image_processor(picture, return_tensors="pt")
         rows, columns = inputs["image_grid_hw"][0].tolist()
-        size = (picture.height, picture.width)
-        return SailPrefix(rows * columns + 2, size, grid=(rows, columns), patches=inputs["pixel_values"])
+        patches = inputs["pixel_values"].unflatten(0, (rows, columns))
+        return Prefix(patches, rows * columns + 2, (picture.height, picture.width))
 
     def tokenize(self, pieces: Sequence[str], prefixes: Sequence[Prefix]) -> list[int]:
         # As in training, what follows a marker is a text of its own to the tokenizer.
@@ -103,9 +91,9 @@ class SailEngine(Engine):
         patches = iter([prefix.tokens - 2 for prefix in prefixes])
         return [token for one in ids for token in ([one] * next(patches) if one == patch else [one])]
 
-    def extend(self, cache: DynamicCache, ids: list[int], prefixes: Sequence[Any]) -> DynamicCache:
-        device = self.model.device
-        pixels, grids = torch.cat([prefix.patches for prefix in prefixes]).to(device), _grids(prefixes)
+    def extend(self, cache: DynamicCache, ids: list[int], prefixes: Sequence[Prefix]) -> DynamicCache:
+        device, grids = self.model.device, _grids(prefixes)
+        pixels = torch.cat([prefix.content.flatten(0, 1) for prefix in prefixes]).to(device)
         if cache.get_seq_length() == 0 and len(ids) == prefixes[0].tokens:
             encoded: DynamicCache = self.model.model.encode_prefix(pixels, grids)
             return encoded
@@ -118,5 +106,6 @@ class SailEngine(Engine):
         return {"image_grid_hw": _grids(prefixes) if prefixes else None}
 
 
-def _grids(prefixes: Sequence[Any]) -> Tensor:
-    return torch.tensor([prefix.grid for prefix in prefixes])
+def _grids(prefixes: Sequence[Prefix]) -> Tensor:
+    """int64 [images, 2], rows and columns of patches."""
+    return torch.tensor([prefix.content.shape[:2] for prefix in prefixes])

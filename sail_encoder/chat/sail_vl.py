@@ -1,12 +1,10 @@
 """SAIL-VL and SAIL-VL2 as chat models: images are tiles among the text, in the words of the published `chat`."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
 from transformers import DynamicCache
 
 from sail_encoder.chat.engine import Engine, Prefix, Prompt
@@ -26,19 +24,10 @@ from sail_encoder.models.sail_vl.published import END_OF_TURN, IMAGE_TOKEN
 IMAGE_START, IMAGE_END = "<img>", "</img>"
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class SailVLPrefix(Prefix):
-    """An image as the language model receives it.
-
-    Attributes:
-        features: [tiles, tokens, D], the projected features of its tiles.
-    """
-
-    features: Tensor
-
-
 class SailVLEngine(Engine):
     """Runs SAIL-VL: tower and projector encode an image once, the language model where it stands in the text.
+
+    The content of a `Prefix` is [tiles, tokens, D], the projected features of its tiles.
 
     Args:
         model: The model, on its device, in evaluation mode.
@@ -114,7 +103,7 @@ class SailVLEngine(Engine):
         pixels = inputs["pixel_values"].to(self.model.device, self.model.dtype)
         tiles = self.model.get_image_features(pixels, return_dict=True).pooler_output
         return [
-            SailVLPrefix(len(one) * one.shape[1] + 2, (picture.height, picture.width), is_frame, features=one)
+            Prefix(one, len(one) * one.shape[1] + 2, (picture.height, picture.width), is_frame)
             for picture, one in zip(pictures, tiles.split(inputs["num_tiles"].tolist()), strict=True)
         ]
 
@@ -134,15 +123,15 @@ class SailVLEngine(Engine):
         content = prepend(question, len(prefixes))
         return request_thinking(content) if self.thinking else content
 
-    def tokenize(self, pieces: Sequence[str], prefixes: Sequence[Any]) -> list[int]:
+    def tokenize(self, pieces: Sequence[str], prefixes: Sequence[Prefix]) -> list[int]:
         words = [piece for piece in pieces if not isinstance(piece, Said)]
-        tiles, per_tile = [len(prefix.features) for prefix in prefixes], self.processor.image_seq_length
+        tiles, per_tile = [len(prefix.content) for prefix in prefixes], self.processor.image_seq_length
         expanded = iter(expand_images(words, tiles, per_tile))
         return self.text.encode([piece if isinstance(piece, Said) else next(expanded) for piece in pieces])
 
-    def extend(self, cache: DynamicCache, ids: list[int], prefixes: Sequence[Any]) -> DynamicCache:
+    def extend(self, cache: DynamicCache, ids: list[int], prefixes: Sequence[Prefix]) -> DynamicCache:
         input_ids = torch.tensor([ids], device=self.model.device)
-        features = torch.cat([prefix.features for prefix in prefixes]) if prefixes else None
+        features = torch.cat([prefix.content for prefix in prefixes]) if prefixes else None
         embeds = self.model.embed_prompt(input_ids, features)
         self.model.language_model.get_decoder()(inputs_embeds=embeds, use_cache=True, **{CACHE: cache})
         return cache

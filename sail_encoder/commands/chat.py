@@ -6,9 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sail_encoder.backbones.registry import announce
+from sail_encoder.backbones.registry import announce, check_features
 from sail_encoder.chat.answers import AnswerFile
-from sail_encoder.chat.families import ChatSource, chosen_options, find_chat
+from sail_encoder.chat.families import ChatFamily, chosen_options, find_chat
 from sail_encoder.chat.fingerprint import fingerprint_chat
 from sail_encoder.chat.questions import check_prompt, read_queries
 from sail_encoder.chat.sampling import Sampling
@@ -71,38 +71,52 @@ def chat(
     Returns:
         Exit status: 0 done, 1 done with errors recorded, 130 or 143 stopped by a signal.
     """
-    _check_use(image, prompt, input, output)
-    _check_numbers(batch_size=batch_size, frames=frames, max_tokens=max_tokens, max_tiles=max_tiles)
-    _check_numbers(sliding_window=sliding_window if isinstance(sliding_window, int) else None)
-    check_device(device)
+    _check_use(image, prompt, input, output, batch_size, frames)
+    _check_views(device, max_tokens, sliding_window, max_tiles)
     source = find_chat(model)
-    longest = source.family.longest_answer(thinking) if max_new_tokens is None else max_new_tokens
-    sampling = Sampling(longest, temperature, top_p)
     views = {"max_tokens": max_tokens, "sliding_window": sliding_window}
     others = chosen_options(max_tiles=max_tiles, thinking=thinking)
     source.family.require_options({**chosen_options(**views), **others})
+    longest = source.family.longest_answer(thinking) if max_new_tokens is None else max_new_tokens
+    sampling = Sampling(longest, temperature, top_p)
     load = partial(_load, model, device, precision, **views, **others, exif_rotate=exif_rotate)
     if input is None or output is None:
-        return _talk(load, source, image, prompt, sampling, frames, exif_rotate)
-    dtype = str(choose_dtype(precision, choose_device(device))).removeprefix("torch.")
-    settings = {"model": model, **asdict(sampling), **views, **others, "precision": dtype}
+        return _talk(load, source.family, image, prompt, sampling, frames, exif_rotate)
+    queries = read_queries(Path(input), source.family.placeholders)
+    settings = {"model": model, "weights": fingerprint_chat(source), **asdict(sampling), **views, **others}
+    settings |= {"precision": str(choose_dtype(precision, choose_device(device))).removeprefix("torch.")}
     settings |= chosen_options(exif_rotate=exif_rotate)
-    return _answer_file(load, source, Path(input), Path(output), sampling, frames, settings, batch_size, overwrite)
+    if any(query.video for query in queries):
+        source.family.require_videos()
+        settings["frames"] = frames
+    # What can be wrong with the file of answers is found before the model is loaded.
+    with AnswerFile(Path(output), queries, settings, overwrite) as answers:
+        chat = load()
+        from sail_encoder.chat.batch import answer_all
+
+        return answer_all(chat, answers, Path(input).parent, sampling, batch_size, frames)
 
 
-def _check_use(image: str | None, prompt: str | None, input: str | None, output: str | None) -> None:
+def _check_use(
+    image: str | None, prompt: str | None, input: str | None, output: str | None, batch_size: int, frames: int
+) -> None:
     if (input is None) != (output is None):
         raise UserError("--input and --output go together")
     if input is not None and (image is not None or prompt is not None):
         raise UserError(f"IMAGE and PROMPT do not go with --input; write them as a line of {input}, or leave it out")
     if input is not None and output is not None and Path(input).resolve() == Path(output).resolve():
         raise UserError(f"--input and --output are both {input}; use another --output")
+    require_positive("batch_size", batch_size)
+    require_positive("frames", frames)
 
 
-def _check_numbers(**numbers: int | None) -> None:
-    for name, number in numbers.items():
-        if number is not None:
-            require_positive(name, number)
+def _check_views(device: str, max_tokens: int | None, sliding_window: int | str, max_tiles: int | None) -> None:
+    check_device(device)
+    check_features("all", "auto", max_tokens)
+    if isinstance(sliding_window, int):
+        require_positive("sliding_window", sliding_window)
+    if max_tiles is not None:
+        require_positive("max_tiles", max_tiles)
 
 
 def _load(model: str, *arguments: Any, **options: Any) -> "Chat":
@@ -114,7 +128,7 @@ def _load(model: str, *arguments: Any, **options: Any) -> "Chat":
 
 def _talk(
     load: Callable[[], "Chat"],
-    source: ChatSource,
+    family: ChatFamily,
     image: str | None,
     prompt: str | None,
     sampling: Sampling,
@@ -123,10 +137,10 @@ def _talk(
 ) -> int:
     """Answers one question, or as many as somebody types; what it is about is read before the model is loaded."""
     if prompt is not None:
-        check_prompt(prompt, source.family.placeholders)
+        check_prompt(prompt, family.placeholders)
     watched = image is not None and is_video(image)
     if watched:
-        source.family.require_videos()
+        family.require_videos()
     film = read_frames(image, frames) if watched else []
     picture = None if image is None or watched else read_image(image, exif_rotate)[0]
     chat = load()
@@ -137,27 +151,3 @@ def _talk(
     if picture is not None:
         chat.look(picture)
     return converse(chat, sampling, frames=frames) if prompt is None else answer_streamed(chat, prompt, sampling)
-
-
-def _answer_file(
-    load: Callable[[], "Chat"],
-    source: ChatSource,
-    input: Path,
-    output: Path,
-    sampling: Sampling,
-    frames: int,
-    settings: dict[str, Any],
-    batch_size: int,
-    overwrite: bool,
-) -> int:
-    """Answers a file of questions; what is wrong with it, or with that of the answers, is found before all else."""
-    queries = read_queries(input, source.family.placeholders)
-    if any(query.video for query in queries):
-        source.family.require_videos()
-        settings["frames"] = frames
-    settings["weights"] = fingerprint_chat(source)
-    with AnswerFile(output, queries, settings, overwrite) as answers:
-        chat = load()
-        from sail_encoder.chat.batch import answer_all
-
-        return answer_all(chat, answers, input.parent, sampling, batch_size, frames)

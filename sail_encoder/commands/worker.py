@@ -14,6 +14,7 @@ import traceback
 from sail_encoder.extraction.workers import CRASHED
 from sail_encoder.io.errors import UserError, in_one_line
 
+
 def main() -> int:
     """Runs the request, and returns its exit status."""
     request = json.loads(sys.stdin.buffer.readline())

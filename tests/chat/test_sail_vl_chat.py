@@ -246,4 +246,4 @@ def test_an_answer_is_a_string(chat):
 def test_the_tower_encodes_in_the_models_precision(golden):
     chat = load_chat(str(golden.checkpoint), dtype="bfloat16")
     chat.ask("What is it?", noise(60, 90), SHORT)
-    assert chat.conversation.prefixes[0].features.dtype == torch.bfloat16
+    assert chat.conversation.prefixes[0].content.dtype == torch.bfloat16
