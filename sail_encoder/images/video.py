@@ -2,6 +2,7 @@
 
 import os
 import stat
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,19 +70,37 @@ def _decode(container: "InputContainer", count: int) -> list[Image.Image]:
         return []
     stream = container.streams.video[0]
     stream.thread_type = "AUTO"
-    stamps = (packet.dts if packet.pts is None else packet.pts for packet in container.demux(stream) if packet.size)
-    times = sorted(time for time in stamps if time is not None)
+    times, key_frames = [], []
+    for packet in container.demux(stream):
+        shown, decoded = (packet.dts if packet.pts is None else packet.pts), packet.dts
+        if packet.size and shown is not None:
+            times.append(shown)
+            if packet.is_keyframe:
+                key_frames.append((shown, shown if decoded is None else min(shown, decoded)))
+    times.sort()
     if len(times) > count:
         times = [times[int((part + 0.5) * len(times) / count)] for part in range(count)]
-    frames = (_frame_at(container, stream, time) for time in times)
+    frames = (_frame_at(container, stream, time, key_frames) for time in times)
     return [frame.to_image() for frame in frames if frame is not None]
 
 
-def _frame_at(container: "InputContainer", stream: "VideoStream", time: int) -> "VideoFrame | None":
-    """The first frame from a time on; some formats jump too far, so the second try goes through all of them."""
-    for start in (time, stream.start_time or 0):
+def _frame_at(
+    container: "InputContainer", stream: "VideoStream", time: int, key_frames: list[tuple[int, int]]
+) -> "VideoFrame | None":
+    """The first frame from a time on.
+
+    Args:
+        container: An open video.
+        stream: Its pictures.
+        time: When the frame is shown.
+        key_frames: When each key frame is shown, and when it is decoded; some formats are searched by the latter.
+    """
+    before = max(((shown, decoded) for shown, decoded in key_frames if shown <= time), default=(0, 0))[1]
+    for start, is_last in ((before, False), (stream.start_time or 0, True)):
         container.seek(start, stream=stream)
-        for frame in container.decode(stream):
-            if frame.pts is not None and frame.pts >= time:
-                return frame
+        frames = (frame for frame in container.decode(stream) if frame.pts is not None)
+        first = next(frames, None)
+        # Where the first frame is too late already, the search has gone too far, and the second goes through all.
+        if first is not None and (first.pts <= time or is_last):
+            return next((frame for frame in chain([first], frames) if frame.pts >= time), None)
     return None
