@@ -9,7 +9,21 @@ from helpers import noise
 from PIL import Image
 
 RAW = ["--model", "raw/14", "--device", "cpu"]
-QUICK = [*RAW, "--steps", "1", "--warmup", "0", "--batch_size", "1", "--crop", "28", "--resize", "56", "--overlays", "1"]
+QUICK = [
+    *RAW,
+    "--steps",
+    "1",
+    "--warmup",
+    "0",
+    "--batch_size",
+    "1",
+    "--crop",
+    "28",
+    "--resize",
+    "56",
+    "--overlays",
+    "1",
+]
 
 
 def write_pairs(folder):
