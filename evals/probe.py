@@ -67,7 +67,7 @@ def probe(
             classes (below train, val and test where there are these), ImageNet-1k, a table (.csv, .tsv, .parquet),
             tar shards, a Hugging Face dataset on disk, or what sail extract has left.
         out: Folder for features, heads, results.json, results.csv, results.md and plots.
-        model: sail-tiny, a folder, a Hub name such as ByteDance-Seed/SAIL-7B, or timm/NAME.
+        model: sail-tiny, a folder, a Hub name such as ByteDance-Seed/SAIL-7B, timm/NAME, or hf/NAME.
         probes: Names separated by commas; in a file also their settings, such as {knn: {k: [20]}, linear:
             {warmup: 0.1}}, where warmup is a share of the steps. By default all that fit the data: linear, logistic
             (not for regression), ridge, knn and attentive.

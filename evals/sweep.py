@@ -52,7 +52,7 @@ def sweep(
     Args:
         data: digits, scenes, a folder, a table, shards, ...; as in sail probe.
         out: Folder for sweep.json, sweep.csv, sweep.md and plots.
-        model: sail-tiny, a folder, a Hub name such as ByteDance-Seed/SAIL-7B, or timm/NAME.
+        model: sail-tiny, a folder, a Hub name such as ByteDance-Seed/SAIL-7B, timm/NAME, or hf/NAME.
         probes: Names separated by commas; in a file also their settings. Only those that take vectors; ridge, logistic
             (not for regression) and knn by default.
         norm: Whether to apply the model's final norm to every layer.

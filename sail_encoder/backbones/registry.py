@@ -12,7 +12,7 @@ from sail_encoder.backbones.layers import LayerSpec, check_layers, resolve_layer
 from sail_encoder.backbones.spec import BackboneSpec, FeatureSpec
 from sail_encoder.images.resizing import Resize
 from sail_encoder.io.errors import UserError
-from sail_encoder.io.hub import RAW, TIMM, TINY
+from sail_encoder.io.hub import HF, RAW, TIMM, TINY
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +35,7 @@ class Family:
         prefix: What names of this family begin with; empty for checkpoints, which are told apart by their config.json.
         options: Names of its own options.
         is_light: Whether `describe` needs neither torch nor timm.
+        has_revisions: Whether its checkpoints are repositories on the Hub, of which a revision can be named.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Family:
     prefix: str = ""
     options: tuple[str, ...] = ()
     is_light: bool = True
+    has_revisions: bool = False
 
 
 SAIL = Family(
@@ -50,10 +52,18 @@ SAIL = Family(
     "sail_encoder.backbones.descriptions:describe_sail",
     "sail_encoder.backbones.sail:load_sail",
     options=("vision_start_token_id", "image_token_id", "vision_end_token_id"),
+    has_revisions=True,
 )
 BUILT_IN = (
     Family(
         "timm", "sail_encoder.backbones.timm:describe_timm", "sail_encoder.backbones.timm:load_timm", TIMM, (), False
+    ),
+    Family(
+        "hf",
+        "sail_encoder.backbones.hf_config:describe_hf",
+        "sail_encoder.backbones.hf:load_hf",
+        HF,
+        has_revisions=True,
     ),
     Family("raw", "sail_encoder.backbones.descriptions:describe_raw", "sail_encoder.backbones.raw:load_raw", RAW),
     SAIL,
@@ -84,7 +94,9 @@ def load_backbone(
 
     Args:
         name: `sail-tiny`, a folder with a SAIL checkpoint (published or native format), its name on the Hugging Face
-            Hub, `timm/` and the name of a timm model, or `raw/14` for raw patches of 14 pixels, as a baseline.
+            Hub, `timm/` and the name of a timm model, `hf/` and the name on the Hub or the folder of a vision model of
+            transformers (DINOv2, DINOv3, SigLIP, CLIP, ViT, AIMv2, InternVL), or `raw/14` for raw patches of 14 pixels,
+            as a baseline.
         device: `cpu`, `cuda`, `cuda:1`, `mps`; `auto` takes a GPU where there is one.
         dtype: `float32`, `bfloat16` or `float16`; `auto` is bfloat16 on a GPU and float32 on a CPU.
         layers: Load only the first so many blocks; layers then count within these.
@@ -170,7 +182,7 @@ def _check_options(name: str, family: Family, revision: str | None, options: dic
     """Options that were given, if they are the family's."""
     given = {option: value for option, value in options.items() if value is not None}
     foreign = [option for option in given if option not in family.options]
-    if revision is not None and family.prefix:
+    if revision is not None and not family.has_revisions:
         foreign.append("revision")
     if foreign:
         takers = ", ".join(_takers(foreign[0])) or "no family"

@@ -1,11 +1,9 @@
 """Any timm model as a vision backbone, for comparison with SAIL."""
 
 import inspect
-from collections.abc import Collection, Iterable, Sequence
-from itertools import groupby
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
 import timm
 import torch
 from einops import rearrange
@@ -13,11 +11,10 @@ from timm.data import resolve_model_data_config
 from timm.layers import LayerNorm2d, PatchEmbed, RmsNorm2d
 from torch import Tensor, nn
 
-from sail_encoder.backbones.base import VisionBackbone, read_resized
-from sail_encoder.backbones.batch import Batch, Encoded, Prepared
+from sail_encoder.backbones.batch import Encoded
 from sail_encoder.backbones.spec import BackboneSpec
-from sail_encoder.images.decoding import ImageLike
-from sail_encoder.images.resizing import MAX_TOKENS, Resize, Size
+from sail_encoder.backbones.stacked import StackedBackbone
+from sail_encoder.images.resizing import MAX_TOKENS, Resize
 from sail_encoder.io.errors import CheckpointError, UserError
 from sail_encoder.io.hub import TIMM
 
@@ -25,67 +22,23 @@ _NORMS_OF_MAPS = (LayerNorm2d, RmsNorm2d, nn.BatchNorm2d, nn.GroupNorm)
 """Norms that take [n, C, height, width], not [n, C]."""
 
 
-class TimmBackbone(VisionBackbone):
+class TimmBackbone(StackedBackbone):
     """A timm model, through its `forward_intermediates`.
 
     Images are squashed to the size that the model was trained at, unless another rule is asked for. A layer is a block
     of a plain transformer, or a stage of a hierarchical model; stages other than the last have another patch size and
     are refused.
-
-    Args:
-        spec: What it is.
-        model: The model, in evaluation mode.
-        any_size: Whether it takes images of any size.
     """
 
-    def __init__(self, spec: BackboneSpec, model: Any, any_size: bool) -> None:
-        self.spec = spec
-        self.model = model
-        self.any_size = any_size
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.model.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.model.parameters()).dtype
-
-    def prepare(self, image: ImageLike, size: Resize, exif_rotate: bool = False) -> Prepared:
-        resized, geometry = read_resized(image, self.spec, size, exif_rotate)
-        return Prepared(np.asarray(resized).transpose(2, 0, 1), geometry, geometry.patches)
-
-    def collate(self, items: Sequence[Prepared]) -> Batch:
-        # Images of one size stand side by side, so that each size is one rectangular batch.
-        order = sorted(range(len(items)), key=lambda index: items[index].geometry.grid)
-        runs = groupby(order, key=lambda index: items[index].geometry.grid)
-        views = (torch.from_numpy(np.stack([items[index].views for index in run])) for _, run in runs)
-        return Batch(tuple(views), [items[index].geometry for index in order], order)
-
-    @torch.no_grad()
-    def forward(self, batch: Batch, layers: Collection[int], norm: bool = True) -> Encoded:
-        runs = [self.forward_pixels(self.normalize(views), layers) for views in batch.views]
-        encoded = Encoded(
-            {layer: torch.cat([run.patches[layer] for run in runs]) for layer in layers},
-            {layer: torch.cat([run.class_tokens[layer] for run in runs]) for layer in runs[0].class_tokens},
-        )
-        return self.normed(encoded) if norm else encoded
-
-    def normalize(self, views: Tensor) -> Tensor:
-        """Brings uint8 images [n, 3, height, width] to what the model takes, on its device, in float32."""
-        pixels = views.to(self.device, non_blocking=self.device.type == "cuda").float() / 255
-        mean, std = (pixels.new_tensor(values)[:, None, None] for values in (self.spec.image_mean, self.spec.image_std))
-        return (pixels - mean) / std
-
-    def forward_pixels(self, pixel_values: Tensor, layers: Collection[int]) -> Encoded:
-        rows, columns = self._check(pixel_values, layers)
-        wanted = sorted(layers)
+    def forward_stack(self, pixel_values: Tensor, layers: Sequence[int]) -> Encoded:
+        self._check_layers(layers)
+        grid = (pixel_values.shape[2] // self.patch_size, pixel_values.shape[3] // self.patch_size)
         patches, class_tokens = {}, {}
-        for layer, (spatial, prefix) in zip(
-            wanted, self._intermediates(pixel_values.to(self.dtype), wanted), strict=True
-        ):
-            if spatial.shape[2:] != (rows, columns):
-                raise UserError(f"{self.name} does not give {rows}x{columns} features, but {tuple(spatial.shape[2:])}")
+        for layer, (spatial, prefix) in zip(layers, self._intermediates(pixel_values, list(layers)), strict=True):
+            if spatial.shape[2:] != grid:
+                raise UserError(
+                    f"{self.name} does not give {grid[0]}x{grid[1]} features, but {tuple(spatial.shape[2:])}"
+                )
             patches[layer] = rearrange(spatial, "n c r k -> (n r k) c")
             if prefix is not None:
                 # Registers, where there are any, stand after the class token.
@@ -101,21 +54,15 @@ class TimmBackbone(VisionBackbone):
         except AssertionError as error:
             raise UserError(f"{self.name} cannot take this size ({error}); leave --resize at auto") from None
 
-    def _check(self, pixel_values: Tensor, layers: Collection[int]) -> Size:
-        """Rows and columns of patches, if the model takes this size and gives these layers."""
-        p, shape, fixed = self.patch_size, tuple(pixel_values.shape), self.spec.resize.fixed
-        if len(shape) != 4 or shape[1] != 3 or shape[2] % p or shape[3] % p:
-            raise UserError(f"a batch of shape {shape} cannot be cut into patches; pass [n, 3, {p}*a, {p}*b]")
-        if not self.any_size and fixed is not None and shape[2:] != fixed:
-            raise UserError(f"{self.name} takes only images of {self.spec.resize}; leave --resize at auto")
+    def _check_layers(self, layers: Sequence[int]) -> None:
+        """Makes sure that these layers have the patches that images are cut into."""
         for layer in layers:
             reduction = self.model.feature_info[layer]["reduction"]
-            if reduction != p:
+            if reduction != self.patch_size:
                 raise UserError(
-                    f"layer {layer} of {self.name} has patches of {reduction} pixels, not {p}; use a layer of its last "
-                    f"stage, such as {self.num_layers - 1}"
+                    f"layer {layer} of {self.name} has patches of {reduction} pixels, not {self.patch_size}; use a "
+                    f"layer of its last stage, such as {self.num_layers - 1}"
                 )
-        return shape[2] // p, shape[3] // p
 
     def final_norm(self, states: Tensor) -> Tensor:
         norm = getattr(self.model, "norm", None)
@@ -132,9 +79,6 @@ class TimmBackbone(VisionBackbone):
 
     def constants(self) -> dict[str, Any]:
         return {"model": self.name.removeprefix(TIMM).split(".")[0]}
-
-    def bytes_per_token(self) -> int:
-        return 24 * self.embed_dim * self.dtype.itemsize
 
 
 def _gives_prefix_tokens(model: Any) -> bool:

@@ -47,7 +47,8 @@ def extract(
     Args:
         source: Image files, folders, globs, lists (.txt, .csv, .tsv, .parquet) or .tar shards.
         out: Folder for features, index.parquet, failures.csv and run.json.
-        model: sail-tiny, a folder, a Hub name such as ByteDance-Seed/SAIL-7B, timm/NAME, or raw/14 for raw patches.
+        model: sail-tiny, a folder, a Hub name such as ByteDance-Seed/SAIL-7B, timm/NAME, hf/NAME (a vision model of
+            transformers, by its name on the Hub or its folder), or raw/14 for raw patches.
         layers: Blocks to take features from: -1, 0,11,23, all, last4 or even4.
         norm: Whether to apply the model's final norm; without it the raw residual stream is stored.
         pool: Whether to store the grid of patches (none), or one vector an image (mean, max).

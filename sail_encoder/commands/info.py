@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from sail_encoder.backbones.registry import announce, describe
 from sail_encoder.io.files import format_bytes
-from sail_encoder.io.hub import RAW, TIMM, TINY, TINY_FOLDER
+from sail_encoder.io.hub import HF, RAW, TIMM, TINY, TINY_FOLDER
 
 if TYPE_CHECKING:
     from sail_encoder.backbones.spec import BackboneSpec
@@ -21,7 +21,7 @@ def info(model: str = TINY) -> int:
     Tells sizes, tokens, files, and the memory that features need. Downloads no weights.
 
     Args:
-        model: sail-tiny, a folder, a Hub name, or timm/NAME.
+        model: sail-tiny, a folder, a Hub name, timm/NAME, or hf/NAME.
 
     Returns:
         Exit status 0.
@@ -30,7 +30,7 @@ def info(model: str = TINY) -> int:
     rows = {"model": model}
     if model == TINY:
         rows["about"] = json.loads((TINY_FOLDER / "training.json").read_text(encoding="utf-8"))["about"]
-    if not model.startswith((TIMM, RAW)):
+    if not model.startswith((TIMM, HF, RAW)):
         rows |= _checkpoint_rows(model)
     rows |= _backbone_rows(spec)
     width = max(map(len, rows))

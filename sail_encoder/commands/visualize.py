@@ -33,7 +33,7 @@ def pca(
     Args:
         image: The image file.
         out: Picture to write.
-        model: sail-tiny, a folder, a Hub name such as ByteDance-Seed/SAIL-7B, or timm/NAME.
+        model: sail-tiny, a folder, a Hub name such as ByteDance-Seed/SAIL-7B, timm/NAME, or hf/NAME.
         layer: Block to take features from; negatives count from the end.
         resize: The model's own rule (auto), native, a side such as 224, or 448x672.
         max_tokens: Patches at most under the native rule; by default the model's own.
@@ -95,7 +95,7 @@ def similarity(
         at: The patch, as ROW,COLUMN of the grid; negatives count from the end.
         to: Another image, whose patches are compared with that one.
         out: Picture to write.
-        model: sail-tiny, a folder, a Hub name such as ByteDance-Seed/SAIL-7B, or timm/NAME.
+        model: sail-tiny, a folder, a Hub name such as ByteDance-Seed/SAIL-7B, timm/NAME, or hf/NAME.
         layer: Block to take features from; negatives count from the end.
         resize: The model's own rule (auto), native, a side such as 224, or 448x672.
         max_tokens: Patches at most under the native rule; by default the model's own.
