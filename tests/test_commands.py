@@ -43,8 +43,7 @@ def test_descriptions_agree_with_what_is_loaded(name):
     from sail_encoder import load_backbone
 
     spec, backbone = describe(name), load_backbone(name, pretrained=False)
-    for field in ("patch_size", "embed_dim", "num_layers", "resize"):
-        assert getattr(spec, field) == getattr(backbone, field)
+    assert spec == backbone.spec
     assert spec.parameters() == sum(p.numel() for p in backbone.model.parameters())
 
 

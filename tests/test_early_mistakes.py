@@ -13,6 +13,7 @@ from helpers import noise
 from PIL import Image
 
 from sail_cli import COMMANDS
+from sail_encoder.backbones.spec import FeatureSpec
 from sail_encoder.io.hub import TINY_FOLDER
 
 RUNNER = """
@@ -169,7 +170,7 @@ def workplace(tmp_path_factory):
     for name in ("run.json", "head.json"):
         (folder / "broken" / name).write_text("{")
     (folder / "others").mkdir()
-    settings = {"layers": [0], "root": str(folder)}
+    settings = {**FeatureSpec("sail-tiny", (0,)).to_json(), "root": str(folder)}
     (folder / "others" / "run.json").write_text(json.dumps({"settings": settings, "runs": []}))
     (folder / "head").mkdir()
     source = {"backbone": "sail-tiny", "weights": "", "layers": [5]}

@@ -119,11 +119,11 @@ def train(
     crop, window = str(crop), None if window is None else str(window)
     request = TrainRequest(**locals())
     source, spec = train_options.choose_features(request)
+    train_options.check_head(request, [spec.embed_dim] * len(source.layers))
+    training_data, validation_data = train_options.open_data(request)
     announce(model)
     from evals.segmentation.run import Run
 
-    train_options.check_head(request, [spec.embed_dim] * len(source.layers))
-    training_data, validation_data = train_options.open_data(request)
     settings = request.decisive(training_data)
     if not overwrite:
         check_run(request.folder, settings)

@@ -76,6 +76,10 @@ class VisionBackbone(ABC):
             UserError: If patches do not tile the size.
         """
 
+    def prepare_all(self, image: ImageLike, size: Resize, exif_rotate: bool = False) -> Prepared:
+        """Prepares an image for `encode`, with views that are not for its grid, such as a thumbnail; see `prepare`."""
+        return self.prepare(image, size, exif_rotate)
+
     @abstractmethod
     def collate(self, items: Sequence[Prepared]) -> Batch:
         """Brings images together for one forward pass, on the CPU; in any thread."""
@@ -149,7 +153,7 @@ class VisionBackbone(ABC):
         _require_several(images)
         indices = resolve_layers(layers, self.num_layers)
         size = resize if isinstance(resize, Resize) else self.spec.resize.override(resize, None)
-        prepared = (self.prepare(image, size, exif_rotate) for image in images)
+        prepared = (self.prepare_all(image, size, exif_rotate) for image in images)
         budget = token_budget or self.default_token_budget()
         groups = group_consecutive(prepared, lambda item: item.cost, budget)
         return [features for group in groups for features in self._encode_group(group, indices, norm)]
@@ -160,12 +164,14 @@ class VisionBackbone(ABC):
         encoded = self.forward(batch, layers, norm)
         grids = {layer: batch.split(encoded.patches[layer]) for layer in layers}
         tokens = {layer: batch.unsort(list(states)) for layer, states in encoded.class_tokens.items()}
+        thumbnails = {layer: batch.unsort(grids) for layer, grids in encoded.thumbnails.items()}
         return [
             Features(
                 {layer: grids[layer][index] for layer in layers},
                 item.geometry,
                 self.num_layers,
                 {layer: states[index] for layer, states in tokens.items()},
+                {layer: grids[index] for layer, grids in thumbnails.items()},
             )
             for index, item in enumerate(group)
         ]

@@ -1,7 +1,7 @@
 """What passes through a backbone: an image as its family takes it, several of them together, and their features."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from sail_encoder.images.decoding import Array
@@ -36,11 +36,13 @@ class Batch:
         views: uint8 on the CPU, in the family's own layout: one tensor, or one for each run of images of one size.
         geometries: Geometry per image, in the batch's own order.
         order: For each image of the batch its place in the list that it came from.
+        counts: Views per image, in the batch's own order; empty where the family needs none.
     """
 
     views: "tuple[Tensor, ...]"
     geometries: Sequence[Geometry]
     order: Sequence[int]
+    counts: Sequence[int] = ()
 
     @property
     def lengths(self) -> list[int]:
@@ -49,7 +51,7 @@ class Batch:
 
     def pin_memory(self) -> "Batch":
         """The same batch in memory that can be copied to a GPU while it computes."""
-        return Batch(tuple(views.pin_memory() for views in self.views), self.geometries, self.order)
+        return replace(self, views=tuple(views.pin_memory() for views in self.views))
 
     def split(self, states: "Tensor") -> "list[Tensor]":
         """Cuts [total patches, C] into grids [nh, nw, C], in the order of the list that the images came from."""
@@ -69,10 +71,13 @@ class Encoded:
     Attributes:
         patches: For each layer [total patches, C].
         class_tokens: For each layer [images, C], empty where the backbone has no class token.
+        thumbnails: For each layer per image the grid [nh, nw, C] of the whole image in one tile; empty where the family
+            has none, or none was asked for.
     """
 
     patches: "dict[int, Tensor]"
     class_tokens: "dict[int, Tensor]" = field(default_factory=dict)
+    thumbnails: "dict[int, list[Tensor]]" = field(default_factory=dict)
 
 
 def group_consecutive(items: Iterable[T], cost: Callable[[T], int], budget: int) -> Iterator[list[T]]:

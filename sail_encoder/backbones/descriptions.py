@@ -1,5 +1,6 @@
 """Sizes of backbones from their small files alone: no weights are read, and neither torch nor transformers imported."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,11 @@ from PIL import Image
 from sail_encoder.backbones.spec import BackboneSpec
 from sail_encoder.images.decoding import IMAGENET_MEAN, IMAGENET_STD
 from sail_encoder.images.resizing import MAX_TOKENS, Resize
+from sail_encoder.images.tiling import MAX_TILES
 from sail_encoder.io.errors import CheckpointError
-from sail_encoder.io.hub import HF, RAW, TIMM, TINY
+from sail_encoder.io.hub import HF, RAW, TIMM, TINY, find_checkpoint
 from sail_encoder.models.sail.config_file import find_described, read_preprocessing, read_sizes
+from sail_encoder.models.sail_vl import published
 
 
 def describe_sail(name: str, revision: str | None = None, **_: Any) -> BackboneSpec:
@@ -56,6 +59,76 @@ def _preprocessing(folder: Path) -> dict[str, Any]:
     except (KeyError, TypeError, ValueError) as error:
         path = folder / "preprocessor_config.json"
         raise CheckpointError(f"{path} has no size that can be used ({error!r}); download it again") from None
+
+
+def describe_sail_vl(
+    name: str, revision: str | None = None, max_tiles: int | None = None, msac: bool = False, project: bool = False
+) -> BackboneSpec:
+    """Reads the sizes of the tower of a SAIL-VL or SAIL-VL2, or of a SAILViT or InternViT alone.
+
+    Args:
+        name: As in `load_backbone`.
+        revision: As in `load_backbone`.
+        max_tiles: Tiles per image at most; by default what the checkpoint's image processor says, or 10.
+        msac: Whether the tiles of a second grid are seen too.
+        project: Whether features are those that the language model receives.
+
+    Raises:
+        CheckpointError: If there is no such checkpoint, a file of it describes something else, or it is a tower alone
+            and `project` is asked for.
+    """
+    folder = find_checkpoint(published.hub_name(name), revision, weights=False)
+    tower, whole = published.read_tower(folder)
+    if project and whole is None:
+        raise CheckpointError(f"{name} is a vision tower alone and has no projector; leave out project")
+    width, patch_size = tower["hidden_size"], tower["patch_size"]
+    per_block, others = _tower_parameters(tower)
+    tile = tower["image_size"] if whole is None else whole["tile_size"]
+    options = published.read_preprocessing(folder, tile)
+    spec = BackboneSpec(
+        name=name,
+        family="sail_vl",
+        patch_size=patch_size,
+        embed_dim=width,
+        num_layers=tower["num_hidden_layers"],
+        block_parameters=per_block,
+        other_parameters=others,
+        attention_dim=width,
+        extra_tokens=int(tower["model_type"] == "internvit"),
+        resize=Resize(tile=tile, max_tiles=options.get("max_tiles", MAX_TILES) if max_tiles is None else max_tiles),
+        resample="BICUBIC",
+        image_mean=tuple(options.get("image_mean", IMAGENET_MEAN)),
+        image_std=tuple(options.get("image_std", IMAGENET_STD)),
+        second_grid=msac or bool(options.get("msac")),
+    )
+    return spec if whole is None or not project else _projected(spec, whole)
+
+
+def _projected(spec: BackboneSpec, whole: dict[str, Any]) -> BackboneSpec:
+    """A tower with the projector on its selected block; squares of patches become one."""
+    factor, width = round(1 / whole["downsample_ratio"]), whole["text_config"]["hidden_size"]
+    gathered = spec.embed_dim * factor**2
+    return replace(
+        spec,
+        patch_size=spec.patch_size * factor,
+        embed_dim=width,
+        num_layers=spec.num_layers + 1 + whole["select_layer"],
+        other_parameters=spec.other_parameters + 2 * gathered + (gathered + 1) * width + (width + 1) * width,
+    )
+
+
+def _tower_parameters(tower: dict[str, Any]) -> tuple[int, int]:
+    """Parameters per block of a tower, and outside its blocks."""
+    width, hidden, patches = tower["hidden_size"], tower["intermediate_size"], 3 * tower["patch_size"] ** 2
+    positions = (tower["image_size"] // tower["patch_size"]) ** 2
+    qkv = 3 * width * (width + bool(tower["qkv_bias"]))
+    if tower["model_type"] == "internvit":
+        block = qkv + width * (width + 1) + 2 * width * hidden + hidden + width + 6 * width
+        return block, width * (patches + 1) + (positions + 2) * width
+    biased = bool(tower["use_bias"])
+    block = qkv + width * (width + biased) + 3 * width * hidden + biased * (2 * hidden + width) + 2 * width
+    # The patch embedding and its norm, positions, and the final norm.
+    return block, width * (patches + 1) + width + positions * width + width
 
 
 def describe_raw(name: str, revision: str | None = None, **_: Any) -> BackboneSpec:

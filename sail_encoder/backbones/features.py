@@ -20,12 +20,15 @@ class Features:
         geometry: Where the patches lie in the image.
         num_layers: Layers of the backbone, so that negative layers can be understood.
         class_tokens: For each requested layer the class token [C], of backbones that have one.
+        thumbnail: For each requested layer the grid [nh, nw, C] of the whole image in one tile, where the model saw
+            tiles.
     """
 
     layers: "dict[int, Tensor]"
     geometry: Geometry
     num_layers: int
     class_tokens: "dict[int, Tensor]" = field(default_factory=dict)
+    thumbnail: "dict[int, Tensor]" = field(default_factory=dict)
 
     def __repr__(self) -> str:
         rows, columns, channels = self.grid.shape

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from sail_encoder.backbones.layers import LayerSpec, check_layers, resolve_layers
 from sail_encoder.backbones.spec import BackboneSpec, FeatureSpec
-from sail_encoder.images.resizing import Resize
-from sail_encoder.io.errors import UserError
-from sail_encoder.io.hub import HF, RAW, TIMM, TINY
+from sail_encoder.images.resizing import MAX_TOKENS, Resize
+from sail_encoder.io.errors import CheckpointError, UserError
+from sail_encoder.io.hub import HF, RAW, TIMM, TINY, find_checkpoint
+from sail_encoder.models.sail_vl.published import TOWERS, hub_name, read_json
 
 if TYPE_CHECKING:
     import torch
@@ -33,39 +34,50 @@ class Family:
         load: `module:function` that takes (name, device, dtype, layers, revision, pretrained, **options) and returns a
             `VisionBackbone`.
         prefix: What names of this family begin with; empty for checkpoints, which are told apart by their config.json.
+        model_types: Of checkpoints, what config.json gives as `model_type`, or else as its architecture.
         options: Names of its own options.
         is_light: Whether `describe` needs neither torch nor timm.
-        has_revisions: Whether its checkpoints are repositories on the Hub, of which a revision can be named.
     """
 
     name: str
     describe: str
     load: str
     prefix: str = ""
+    model_types: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     is_light: bool = True
-    has_revisions: bool = False
 
 
 SAIL = Family(
     "sail",
     "sail_encoder.backbones.descriptions:describe_sail",
     "sail_encoder.backbones.sail:load_sail",
+    model_types=("sail", "mistral"),
     options=("vision_start_token_id", "image_token_id", "vision_end_token_id"),
-    has_revisions=True,
+)
+SAIL_VL = Family(
+    "sail_vl",
+    "sail_encoder.backbones.descriptions:describe_sail_vl",
+    "sail_encoder.backbones.sail_vl:load_sail_vl",
+    model_types=("sail_vl", "internvl_chat", "sailvl", *TOWERS),
+    options=("max_tiles", "msac", "project"),
 )
 BUILT_IN = (
     Family(
-        "timm", "sail_encoder.backbones.timm:describe_timm", "sail_encoder.backbones.timm:load_timm", TIMM, (), False
+        "timm",
+        "sail_encoder.backbones.timm:describe_timm",
+        "sail_encoder.backbones.timm:load_timm",
+        TIMM,
+        is_light=False,
     ),
     Family(
         "hf",
         "sail_encoder.backbones.hf_config:describe_hf",
         "sail_encoder.backbones.hf:load_hf",
         HF,
-        has_revisions=True,
     ),
     Family("raw", "sail_encoder.backbones.descriptions:describe_raw", "sail_encoder.backbones.raw:load_raw", RAW),
+    SAIL_VL,
     SAIL,
 )
 
@@ -76,9 +88,25 @@ def families() -> tuple[Family, ...]:
     return (*(entry.load() for entry in entry_points(group=GROUP)), *BUILT_IN)
 
 
-def family_of(name: str) -> Family:
-    """The family of a backbone, by the prefix of its name or by the config.json of its folder."""
-    return next((family for family in families() if family.prefix and name.startswith(family.prefix)), SAIL)
+def family_of(name: str, revision: str | None = None) -> Family:
+    """The family of a backbone, by the prefix of its name or by the config.json of the checkpoint.
+
+    Raises:
+        CheckpointError: If there is no such checkpoint, or no family reads it.
+    """
+    for family in families():
+        if family.prefix and name.startswith(family.prefix):
+            return family
+    folder = find_checkpoint(hub_name(name), revision, weights=False)
+    config = read_json(folder / "config.json")
+    kind = config.get("model_type") or next(iter(config.get("architectures") or ()), None)
+    for family in families():
+        if kind in family.model_types:
+            return family
+    raise CheckpointError(
+        f"{name} is a '{kind}' checkpoint, not SAIL or a relative of it; vision models of transformers are named "
+        f"hf/{name}, those of timm timm/NAME"
+    )
 
 
 def load_backbone(
@@ -93,10 +121,10 @@ def load_backbone(
     """Loads a vision backbone, and of its weights only what features need.
 
     Args:
-        name: `sail-tiny`, a folder with a SAIL checkpoint (published or native format), its name on the Hugging Face
-            Hub, `timm/` and the name of a timm model, `hf/` and the name on the Hub or the folder of a vision model of
-            transformers (DINOv2, DINOv3, SigLIP, CLIP, ViT, AIMv2, InternVL), or `raw/14` for raw patches of 14 pixels,
-            as a baseline.
+        name: `sail-tiny`, a folder with a checkpoint of SAIL, SAIL-VL, SAIL-VL2 or SAILViT (published or native
+            format), its name on the Hugging Face Hub, `timm/` and the name of a timm model, `hf/` and the name on the
+            Hub or the folder of a vision model of transformers (DINOv2, DINOv3, SigLIP, CLIP, ViT, AIMv2, InternVL), or
+            `raw/14` for raw patches of 14 pixels, as a baseline.
         device: `cpu`, `cuda`, `cuda:1`, `mps`; `auto` takes a GPU where there is one.
         dtype: `float32`, `bfloat16` or `float16`; `auto` is bfloat16 on a GPU and float32 on a CPU.
         layers: Load only the first so many blocks; layers then count within these.
@@ -104,7 +132,8 @@ def load_backbone(
         pretrained: Whether to read the weights; without them the model is random, always with the same seed.
         options: Options of the family. SAIL: `vision_start_token_id`, `image_token_id` and `vision_end_token_id`, the
             ids of `<vision>`, `<vpatch>` and `</vision>`, for a checkpoint that has neither a tokenizer nor the ids in
-            its configuration.
+            its configuration. SAIL-VL: `max_tiles` per image, `msac` for a second grid of tiles, `project` for the
+            features that its language model receives.
 
     Returns:
         The backbone, in evaluation mode.
@@ -117,7 +146,7 @@ def load_backbone(
 
     where = choose_device(device)
     precision = choose_dtype(dtype, where)
-    family = family_of(name)
+    family = family_of(name, revision)
     given = _check_options(name, family, revision, options)
     backbone: VisionBackbone = _import(family.load)(name, where, precision, layers, revision, pretrained, **given)
     return backbone
@@ -130,7 +159,7 @@ def describe(name: str, revision: str | None = None, **options: Any) -> Backbone
         CheckpointError: If there is no such backbone.
         UserError: If an option is not for this family.
     """
-    family = family_of(name)
+    family = family_of(name, revision)
     if not family.is_light and "torch" not in sys.modules:
         announce(family.name)
     spec: BackboneSpec = _import(family.describe)(name, revision, **_check_options(name, family, revision, options))
@@ -170,7 +199,9 @@ def check_features(layers: LayerSpec, size: str, max_tokens: int | None) -> None
         UserError: If one is not understood.
     """
     check_layers(layers)
-    Resize().override(size, max_tokens)
+    if size != "auto":
+        Resize.parse(size)
+    Resize(max_tokens=MAX_TOKENS if max_tokens is None else max_tokens)
 
 
 def announce(what: str) -> None:
@@ -182,7 +213,7 @@ def _check_options(name: str, family: Family, revision: str | None, options: dic
     """Options that were given, if they are the family's."""
     given = {option: value for option, value in options.items() if value is not None}
     foreign = [option for option in given if option not in family.options]
-    if revision is not None and not family.has_revisions:
+    if revision is not None and family.prefix not in ("", HF):
         foreign.append("revision")
     if foreign:
         takers = ", ".join(_takers(foreign[0])) or "no family"

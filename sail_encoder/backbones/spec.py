@@ -30,6 +30,7 @@ class BackboneSpec:
         resample: Name of Pillow's filter with which they are resized.
         image_mean: Mean per channel that is subtracted from pixels in [0, 1].
         image_std: What they are divided by then.
+        second_grid: Whether the tiles of a second grid are seen too (MSAC).
     """
 
     name: str
@@ -46,6 +47,7 @@ class BackboneSpec:
     resample: str = "BILINEAR"
     image_mean: Channels = IMAGENET_MEAN
     image_std: Channels = IMAGENET_STD
+    second_grid: bool = False
 
     def grid(self, image_size: Size, size: Resize) -> Size:
         """Rows and columns of patches of an image of (height, width) pixels under a rule of resizing.
@@ -136,7 +138,7 @@ class FeatureSpec:
         """
         renamed = {"backbone": "model", "dtype": "store_dtype", "resize": "size"}
         values = {renamed.get(name, name): value for name, value in written.items()}
-        values["size"] = Resize.parse(str(values["size"]), int(values.get("max_tokens", MAX_TOKENS)))
+        values["size"] = Resize.parse(str(values.get("size", "native")), int(values.get("max_tokens", MAX_TOKENS)))
         values["layers"] = tuple(int(layer) for layer in values["layers"])
         known = {field.name for field in fields(cls)}
         return cls(**{"model": "", **{name: value for name, value in values.items() if name in known}})

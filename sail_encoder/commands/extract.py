@@ -8,7 +8,7 @@ from typing import Literal
 
 from sail_encoder.backbones.registry import announce, load_backbone, resolve_features
 from sail_encoder.extraction.plan import Plan, forecast
-from sail_encoder.extraction.ray import connect, extract_on_ray
+from sail_encoder.extraction.ray import check_devices, connect, extract_on_ray
 from sail_encoder.extraction.run import Resources, RunResult, run_plan
 from sail_encoder.extraction.workers import extract_on_each
 from sail_encoder.images.sources import ImageFile, list_images
@@ -78,12 +78,14 @@ def extract(
         raise UserError("nothing to extract from; name files, folders, globs, lists or .tar shards")
     folder, part, resources = Path(out), Shard.parse(shard), Resources(token_budget, readers)
     split_devices(devices)
+    if engine == "ray":
+        check_devices(devices)
     check_writable(folder)
     listing = list_images(source)
     asked = {"norm": norm, "pool": pool, "exif_rotate": exif_rotate, "precision": precision, "store_dtype": dtype}
     plan = Plan(listing, *resolve_features(model, layers, resize, max_tokens, **asked))
     _check_folder(folder, plan, part, overwrite)
-    cluster = connect(devices) if engine == "ray" else None
+    cluster = connect() if engine == "ray" else None
     announce(model)
     chosen = [cluster.device] if cluster else list_devices(devices)
     # Which precision `auto` is, the device has decided.

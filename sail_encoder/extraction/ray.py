@@ -67,17 +67,23 @@ class Cluster:
         return cls(len(working), 0, min(working))
 
 
-def connect(devices: str) -> Cluster:
-    """Joins the cluster that RAY_ADDRESS names or that runs on this machine, or else makes this machine one.
-
-    Args:
-        devices: What was asked for; only `auto` is possible.
+def check_devices(devices: str) -> None:
+    """Makes sure that the devices asked for are `auto`, the only choice on a cluster, and that Ray is there.
 
     Raises:
-        UserError: If Ray is not installed, or the cluster cannot be reached.
+        UserError: If not.
     """
     if devices != "auto":
         raise UserError(f"--devices {devices} names devices of this machine, --engine ray takes all of the cluster's")
+    _import_ray()
+
+
+def connect() -> Cluster:
+    """Joins the cluster that RAY_ADDRESS names or that runs on this machine, or else makes this machine one.
+
+    Raises:
+        UserError: If the cluster cannot be reached.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray = _import_ray()
     try:

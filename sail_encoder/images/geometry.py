@@ -17,15 +17,16 @@ class Geometry:
         resized_size: (height, width) of what the model saw.
         grid: Rows and columns of patches; they cover the whole image.
         exif_orientation: EXIF orientation that was found and not applied, 1 where there is none.
-        tiles: Rows and columns of the square views that the model saw in place of the whole, (1, 1) where there are
-            none.
+        tiles: Rows and columns of square tiles that the model saw in place of the whole, None where it saw the whole.
+        second_tiles: Those of a second grid of tiles, None where there is none.
     """
 
     image_size: Size
     resized_size: Size
     grid: Size
     exif_orientation: int = 1
-    tiles: Size = (1, 1)
+    tiles: Size | None = None
+    second_tiles: Size | None = None
 
     @property
     def patches(self) -> int:

@@ -1,8 +1,10 @@
 """From the size of an image to the grid of patches that the model sees."""
 
 import math
+import re
 from dataclasses import dataclass, replace
 
+from sail_encoder.images.tiling import MAX_TILES, TILE_SIZE, choose_grid
 from sail_encoder.io.errors import UserError
 
 Size = tuple[int, int]
@@ -22,11 +24,15 @@ class Resize:
         max_tokens: Patches at most under the native rule.
         short: Bring the shorter side to so many pixels, and then each side by itself up to the next whole patch, as
             InternVL's segmentation does; within `max_tokens`.
+        tile: Side in pixels of square tiles, a grid of which images are squashed to; see `choose_grid`.
+        max_tiles: Tiles per image at most.
     """
 
     fixed: Size | None = None
     max_tokens: int = MAX_TOKENS
     short: int | None = None
+    tile: int | None = None
+    max_tiles: int = MAX_TILES
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
@@ -35,32 +41,59 @@ class Resize:
             raise UserError(f"resize to {self.fixed[0]}x{self.fixed[1]} is not possible; sides start at 1 pixel")
         if self.short is not None and self.short < 1:
             raise UserError(f"resize to a shorter side of {self.short} is not possible; sides start at 1 pixel")
+        if self.max_tiles < 1 or (self.tile is not None and self.tile < 1):
+            raise UserError(f"resize {self} is not possible; tiles and their sides start at 1")
 
     @classmethod
     def parse(cls, text: str, max_tokens: int = MAX_TOKENS) -> "Resize":
-        """Reads `native`, `short512` (the shorter side), a side such as `224`, or `HEIGHTxWIDTH` such as `448x672`.
+        """Reads a rule.
+
+        Args:
+            text: `native`, `short512` (the shorter side), a side such as `224`, `HEIGHTxWIDTH` such as `448x672`, or
+                `tiles`, also with their side and limit (`tiles448x10`).
+            max_tokens: Patches at most under the native rule.
 
         Raises:
             UserError: If the text is none of these.
         """
         if text == "native":
             return cls(None, max_tokens)
+        if tiles := re.fullmatch(r"tiles(?:(\d+)x(\d+))?", text):
+            side, limit = (int(number) if number else None for number in tiles.groups())
+            return cls(None, max_tokens, None, TILE_SIZE if side is None else side, limit or MAX_TILES)
         short = text.removeprefix("short")
         if short != text and short.isdecimal():
             return cls(None, max_tokens, int(short))
         sides = text.lower().split("x")
         if len(sides) > 2 or not all(side.isdecimal() for side in sides):
-            raise UserError(f"resize '{text}' is not understood; use native, short512, a side such as 224, or 448x672")
+            raise UserError(
+                f"resize '{text}' is not understood; use native, short512, a side such as 224, 448x672, or tiles"
+            )
         return cls((int(sides[0]), int(sides[-1])), max_tokens)
 
     def override(self, text: str, max_tokens: int | None) -> "Resize":
-        """This rule with changes: `text` as in `parse`, or `auto` to keep it; a new token limit, or None to keep it."""
+        """This rule of a backbone with changes.
+
+        Args:
+            text: As in `parse`, or `auto` to keep the rule.
+            max_tokens: A new limit, or None to keep it.
+
+        Raises:
+            UserError: If the text is not understood, or asks for tiles of a backbone that has none.
+        """
         limit = self.max_tokens if max_tokens is None else max_tokens
-        return replace(self, max_tokens=limit) if text == "auto" else Resize.parse(text, limit)
+        if text == "auto" or (text == "tiles" and self.tile):
+            return replace(self, max_tokens=limit)
+        rule = Resize.parse(text, limit)
+        if rule.tile != self.tile and rule.tile:
+            raise UserError(f"resize {text} is for backbones that see tiles of that size (SAIL-VL); use native or auto")
+        return rule
 
     def __str__(self) -> str:
         if self.short is not None:
             return f"short{self.short}"
+        if self.tile is not None:
+            return f"tiles{self.tile}x{self.max_tiles}"
         return "native" if self.fixed is None else f"{self.fixed[0]}x{self.fixed[1]}"
 
     def pixels(self, size: Size, scale: float = 1.0) -> Size:
@@ -72,7 +105,7 @@ class Resize:
                 and the longer side follows that, as mmsegmentation and DINOv3 have it.
         """
         if self.short is None or self.fixed is not None:
-            height, width = self.fixed or size
+            height, width = self.fixed or self._tiled(size)
             return max(1, round(height * scale)), max(1, round(width * scale))
         short = max(1, int(self.short * scale))
         height, width = (int(short * side / min(size) + 0.5) for side in size)
@@ -80,15 +113,27 @@ class Resize:
 
     def grid(self, size: Size, patch_size: int) -> Size:
         """Rows and columns of patches for an image of this size, at least one each."""
-        if self.fixed is None and self.short is None:
+        if self.fixed is None and self.short is None and self.tile is None:
             return native_grid(size, patch_size, self.max_tokens)
         height, width = self.pixels(size)
-        if self.fixed is None:
+        if self.short is not None:
             return _limit_tokens(-(-height // patch_size), -(-width // patch_size), self.max_tokens)
         if height % patch_size or width % patch_size:
-            nearest = "x".join(str(max(1, round(side / patch_size)) * patch_size) for side in self.fixed)
+            nearest = "x".join(str(max(1, round(side / patch_size)) * patch_size) for side in (height, width))
             raise UserError(f"resize {self} is not a multiple of the patch size {patch_size}; the nearest is {nearest}")
         return height // patch_size, width // patch_size
+
+    def tiles(self, size: Size) -> Size:
+        """Rows and columns of tiles of an image of this size, (1, 1) under a rule without tiles."""
+        if self.tile is None:
+            return 1, 1
+        columns, rows = choose_grid(size[::-1], self.max_tiles, tile_size=self.tile)
+        return rows, columns
+
+    def _tiled(self, size: Size) -> Size:
+        """Height and width of a grid of tiles, or of the image itself."""
+        rows, columns = self.tiles(size)
+        return size if self.tile is None else (rows * self.tile, columns * self.tile)
 
 
 def native_grid(size: Size, patch_size: int, max_tokens: int) -> Size:

@@ -57,7 +57,7 @@ class FeatureFolder:
             lacks = "run.json" if run is None else "index.parquet"
             raise StoreError(f"{folder} has no {lacks}; run (or resume) sail extract SOURCE --out {folder} first")
         self.settings: dict[str, Any] = run["settings"]
-        model = run["runs"][-1]["model"] if run.get("runs") else ""
+        model = run["runs"][-1].get("model", "") if run.get("runs") else ""
         self.spec = FeatureSpec.from_json({"model": model, **self.settings})
         rows = parquet.read_table(self.folder / "index.parquet").to_pylist()
         pending = sum(row["status"] == "pending" for row in rows)

@@ -183,11 +183,11 @@ def test_two_processes_go_on_from_a_checkpoint_together(how, done, pets, small_c
 
 
 def test_augmentation_depends_on_its_number_alone(pets):
-    images = CroppedImages(load_dataset(str(pets)), 14, 28, seed=0)
+    images = CroppedImages(load_dataset(str(pets)), 28, seed=0)
     first, again, other = images[3, 7][0], images[3, 7][0], images[3, 8][0]
-    assert first.shape == (4, 3 * 14 * 14)
+    assert first.shape == (28, 28, 3)
     assert (first == again).all()
     assert (first != other).any()
-    assert (first != CroppedImages(load_dataset(str(pets)), 14, 28, seed=1)[3, 7][0]).any()
-    centered = CroppedImages(load_dataset(str(pets)), 14, 28, seed=None)
+    assert (first != CroppedImages(load_dataset(str(pets)), 28, seed=1)[3, 7][0]).any()
+    centered = CroppedImages(load_dataset(str(pets)), 28, seed=None)
     assert (centered[3, 7][0] == centered[3, 8][0]).all()

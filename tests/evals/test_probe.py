@@ -17,8 +17,8 @@ from heads.registry import load_probe
 from heads.ridge import RidgeProbe
 from heads.rows import Selection
 from sail_cli import main
-from sail_encoder.backbones.base import VisionBackbone
 from sail_encoder.backbones.registry import load_backbone
+from sail_encoder.backbones.sail import SailVisionBackbone
 from sail_encoder.store.reading import FeatureFolder
 
 PROBES = "linear,logistic,ridge,knn,attentive"
@@ -87,7 +87,7 @@ def test_vectors_come_from_grids_that_are_there(pets, small_checkpoint, quick, t
     out, encoded = tmp_path / "out", []
     command = ["probe", str(pets), "--config", str(quick), "--out", str(out), "--model", str(small_checkpoint)]
     assert main([*command, "--plots", "false"]) == 0
-    monkeypatch.setattr(VisionBackbone, "encode_packed", lambda *arguments: encoded.append(1))
+    monkeypatch.setattr(SailVisionBackbone, "forward", lambda *arguments: encoded.append(1))
     (tmp_path / "ridge.yaml").write_text(json.dumps({"resize": "56"}))
     command[3] = str(tmp_path / "ridge.yaml")
     assert main([*command, "--plots", "false", "--probes", "ridge"]) == 0

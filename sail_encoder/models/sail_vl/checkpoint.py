@@ -61,19 +61,6 @@ class SailVLCheckpoint:
         """Prefix of the names of the tower's tensors: `vision_model.` or nothing."""
         return TOWER if any(name.startswith(TOWER) for name in self.weights.tensors) else ""
 
-    def tower_config(self, layers: int | None = None) -> TowerConfig:
-        """Configuration of the tower's first `layers` blocks, all of them where None.
-
-        Raises:
-            UserError: If the tower has fewer.
-        """
-        config = deepcopy(self.config.vision_config if isinstance(self.config, SailVLConfig) else self.config)
-        depth = config.num_hidden_layers
-        if layers is not None and not 1 <= layers <= depth:
-            raise UserError(f"layers={layers} cannot be loaded; this checkpoint has 1 to {depth}")
-        config.num_hidden_layers = layers or depth
-        return config
-
     def whole_config(self) -> SailVLConfig:
         """Copy of the configuration of the whole model.
 
@@ -83,6 +70,20 @@ class SailVLCheckpoint:
         if not isinstance(self.config, SailVLConfig):
             raise CheckpointError(f"{self.folder} is a vision tower alone; use the checkpoint of a whole SAIL-VL")
         return deepcopy(self.config)
+
+
+def tower_config(config: SailVLConfig | TowerConfig, layers: int | None = None) -> TowerConfig:
+    """Configuration of a tower's first `layers` blocks, all of them where None.
+
+    Raises:
+        UserError: If the tower has fewer.
+    """
+    tower = deepcopy(config.vision_config if isinstance(config, SailVLConfig) else config)
+    depth = tower.num_hidden_layers
+    if layers is not None and not 1 <= layers <= depth:
+        raise UserError(f"layers={layers} cannot be loaded; this checkpoint has 1 to {depth}")
+    tower.num_hidden_layers = layers or depth
+    return tower
 
 
 def read_config(folder: Path, **changes: Any) -> SailVLConfig | TowerConfig:
@@ -156,7 +157,7 @@ def load_tower(
     checkpoint: SailVLCheckpoint, device: torch.device, dtype: torch.dtype, layers: int | None = None
 ) -> SailViTModel | InternViTModel:
     """Builds the tower alone, with no more blocks than asked for."""
-    config = checkpoint.tower_config(layers)
+    config = tower_config(checkpoint.config, layers)
     return _load(lambda: build_tower(config), checkpoint, checkpoint.tower_prefix, device, dtype)
 
 
@@ -194,6 +195,14 @@ def random_tower(config: TowerConfig, device: torch.device, dtype: torch.dtype) 
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = build_tower(config)
+    return model.to(device, dtype).eval().requires_grad_(False)
+
+
+def random_vision_model(config: SailVLConfig, device: torch.device, dtype: torch.dtype) -> SailVLVisionModel:
+    """Builds a tower and a projector with random weights, always the same, as a baseline."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = SailVLVisionModel(config)
     return model.to(device, dtype).eval().requires_grad_(False)
 
 

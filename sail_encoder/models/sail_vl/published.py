@@ -110,6 +110,23 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def read_tower(folder: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Reads the sizes of a tower from config.json, published or native.
+
+    Returns:
+        Settings of the tower, and those of the whole model as in `SailVLConfig`, None of a tower alone.
+
+    Raises:
+        CheckpointError: If it describes something else.
+    """
+    raw, where = read_json(folder / "config.json"), str(folder / "config.json")
+    kind = raw.get("model_type") or next(iter(raw.get("architectures") or ()), None)
+    if kind in TOWERS:
+        return complete_tower(raw, where), None
+    whole = raw if raw.get("model_type") == "sail_vl" else complete_config(raw, folder)
+    return complete_tower(_part(whole, "vision_config", where), where), dict(whole)
+
+
 def complete_config(raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Turns what a published config.json holds into fields of `SailVLConfig`.
 

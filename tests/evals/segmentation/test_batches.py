@@ -18,6 +18,7 @@ from heads.dense.linear import LinearHead
 from heads.dense.segmenter import Segmenter
 from sail_encoder import load_backbone
 from sail_encoder.backbones.spec import FeatureSpec
+from sail_encoder.images.resizing import Resize
 from sail_encoder.io.errors import UserError
 
 SOURCE = FeatureSpec("raw/14", (0,), weights="")
@@ -106,7 +107,7 @@ def test_the_cache_is_stored_in_float16_and_made_once(data, cached, capsys):
     assert len(stamps) == 7
     cache_grids(data.samples, SOURCE, cached.folder.parent, 1.0, "auto", "cpu")
     assert stamps == {path: path.stat().st_mtime_ns for path in cached.folder.rglob("*.npy")}
-    cache_grids(data.samples, replace(SOURCE, resize="short42"), cached.folder.parent, 1.0, "auto", "cpu")
+    cache_grids(data.samples, replace(SOURCE, size=Resize(short=42)), cached.folder.parent, 1.0, "auto", "cpu")
     assert len(list(cached.folder.parent.iterdir())) == 2
     assert "the budget is 1 GB" in capsys.readouterr().err
 

@@ -398,7 +398,7 @@ EVAL = ["segment", "eval", "DATA", "--head", "HEAD"]
         ([*EVAL, "--layout", "ade"], "--layout cannot be ade; allowed is folder, ade20k"),
         ([*EVAL, "--window", "whole", "--stride", "14"], "--stride 14 needs a --window"),
         ([*EVAL, "--stride", "14"], "--stride 14 needs a --window"),
-        ([*EVAL, "--model", "raw/7"], "this head was fitted on weights"),
+        ([*EVAL, "--model", "raw/7"], "this head was fitted on other features"),
         ([*EVAL, "--class_map", "MAP"], "class 1 of this head is 'class 1', of the data set 'b'; see --class_map"),
         ([*EVAL, "--class_map", "FEW"], "this head tells 4 classes apart, the data set has 2; see --class_map"),
         (["segment", "predict", "gone", "--head", "HEAD", "--out", "OUT"], "no file or folder gone"),
