@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evals.datasets.labelled import LabelledImages
-from sail_encoder.backbones.registry import describe, load_backbone
+from sail_encoder.backbones.registry import load_for
 from sail_encoder.backbones.spec import FeatureSpec
 from sail_encoder.extraction.plan import Plan, forecast
 from sail_encoder.extraction.run import run_plan
@@ -143,11 +143,10 @@ def extract_features(
     """
     precision = str(choose_dtype(wanted.precision, choose_device(device))).removeprefix("torch.")
     wanted = replace(wanted, precision=precision)
-    backbone = load_backbone(wanted.model, device, precision, wanted.depth, pretrained=wanted.pretrained)
+    backbone = load_for(wanted, device)
     wanted = replace(wanted, weights=backbone.fingerprint(wanted.depth - 1))
     pools = ["none"] if grids or wanted.pool == "gem" else [wanted.pool, "none"]
-    spec = describe(wanted.model)
-    plans = [Plan(dataset.images, spec, replace(wanted, pool=pool, fuse="concat")) for pool in pools]
+    plans = [Plan(dataset.images, backbone.spec, replace(wanted, pool=pool, fuse="concat")) for pool in pools]
     folders = [cache / f"{slug(wanted.title)}-{digest([plan.settings, dataset.name])[:10]}" for plan in plans]
     plan, folder = _first_finished(list(zip(plans, folders, strict=True)))
     print(forecast(plan, WHOLE, folder, overwrite=False), file=sys.stderr)
@@ -168,8 +167,10 @@ def with_baselines(wanted: FeatureSpec) -> list[FeatureSpec]:
 
     Raw pixels are a single patch as large as the image, brought to 16x16.
     """
-    pixels = replace(wanted, model="raw/16", size=Resize((16, 16)), layers=(0,), pool="mean")
-    return [pixels, replace(wanted, pretrained=False), wanted]
+    pixels = FeatureSpec("raw/16", (0,), wanted.norm, "mean", wanted.fuse, Resize((16, 16)))
+    pixels = replace(pixels, precision=wanted.precision, store_dtype=wanted.store_dtype)
+    untrained = replace(wanted, pretrained=False, options={})
+    return [pixels, untrained, wanted] if wanted.pretrained else [pixels, wanted]
 
 
 def slug(title: str) -> str:

@@ -40,7 +40,7 @@ from heads.bank import HeadBank, shuffled_batches
 from heads.processes import Processes
 from heads.targets import TargetSpace
 from heads.trained import TrainedProbe
-from sail_encoder.backbones.registry import load_backbone
+from sail_encoder.backbones.registry import load_for
 from sail_encoder.backbones.spec import FeatureSpec
 from sail_encoder.images.decoding import Array
 from sail_encoder.images.resizing import Resize
@@ -77,7 +77,7 @@ class OnlineRun:
     ) -> None:
         self.out, self.dataset, self.crops, self.choose_on, self.processes = out, dataset, crops, choose_on, processes
         self.title = f"{features.title}, online"
-        self.backbone = load_backbone(features.model, processes.device(device), features.precision, features.depth)
+        self.backbone = load_for(features, processes.device(device))
         size = Resize((crops.side, crops.side))
         self.features = replace(features, size=size, weights=self.backbone.fingerprint(features.depth - 1))
         self.encode = CropEncoder(self.backbone, features, crops.side)

@@ -18,7 +18,7 @@ from evals.features import (
     with_baselines,
 )
 from evals.options import CropOptions, default_probes, parse_probes, refuse_unread
-from sail_encoder.backbones.registry import announce, check_features, resolve_features
+from sail_encoder.backbones.registry import announce, check_features, choose_weights, resolve_features
 from sail_encoder.backbones.spec import FeatureSpec
 from sail_encoder.io.devices import check_device
 from sail_encoder.io.refusals import check_writable
@@ -33,6 +33,8 @@ def probe(
     data: str,
     out: str,
     model: str = "sail-tiny",
+    weights: str | None = None,
+    random_weights: bool = False,
     probes: str | dict[str, dict[str, Any] | None] | None = None,
     layers: str = "-1",
     norm: bool = True,
@@ -68,6 +70,8 @@ def probe(
             tar shards, a Hugging Face dataset on disk, or what sail extract has left.
         out: Folder for features, heads, results.json, results.csv, results.md and plots.
         model: sail-tiny, a folder, a Hub name such as ByteDance-Seed/SAIL-7B, timm/NAME, or hf/NAME.
+        weights: For a timm model, a file or folder of weights in place of its published ones.
+        random_weights: Whether to leave the weights random; they are the same every time.
         probes: Names separated by commas; in a file also their settings, such as {knn: {k: [20]}, linear:
             {warmup: 0.1}}, where warmup is a share of the steps. By default all that fit the data: linear, logistic
             (not for regression), ridge, knn and attentive.
@@ -146,7 +150,8 @@ def probe(
 def _asked_of_features(asked: dict[str, Any]) -> dict[str, Any]:
     """Options of the command that are fields of a `FeatureSpec`."""
     names = {"norm": "norm", "fuse": "fuse", "pool": "pool", "precision": "precision", "dtype": "store_dtype"}
-    return {field: asked[option] for option, field in names.items()}
+    fields = {field: asked[option] for option, field in names.items()}
+    return fields | choose_weights(asked["weights"], asked["random_weights"])
 
 
 def _check_use(probes: "list[Probe]", online: bool, stored: ImageFeatures | None) -> None:

@@ -42,6 +42,7 @@ class SailBackbone(BaseModule):
         self.layers = [resolve_layers([index], spec.num_layers)[0] for index in out_indices]
         self.norm = norm
         self.dtype = dtype
+        spec = spec.at(self.layers)
         self.patch_size = spec.patch_size
         self.embed_dim = spec.embed_dim
         self._loaded: VisionBackbone | None = None

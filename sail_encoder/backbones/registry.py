@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sail_encoder.backbones.layers import LayerSpec, check_layers, resolve_layers
@@ -68,6 +69,7 @@ BUILT_IN = (
         "sail_encoder.backbones.timm:describe_timm",
         "sail_encoder.backbones.timm:load_timm",
         TIMM,
+        options=("weights",),
         is_light=False,
     ),
     Family(
@@ -133,7 +135,8 @@ def load_backbone(
         options: Options of the family. SAIL: `vision_start_token_id`, `image_token_id` and `vision_end_token_id`, the
             ids of `<vision>`, `<vpatch>` and `</vision>`, for a checkpoint that has neither a tokenizer nor the ids in
             its configuration. SAIL-VL: `max_tiles` per image, `msac` for a second grid of tiles, `project` for the
-            features that its language model receives.
+            features that its language model receives. timm: `weights`, a file or folder in place of the
+            published ones.
 
     Returns:
         The backbone, in evaluation mode.
@@ -185,11 +188,41 @@ def resolve_features(
         UserError: If there is no such model, it has no such layers, or its patches do not tile the size.
     """
     check_features(layers, size, max_tokens)
+    if model.startswith(RAW) and not asked.get("pretrained", True):
+        raise UserError(f"--random-weights has no effect on {model}, which has no weights; leave it out")
     spec = describe(model, **asked.get("options", {}))
-    rule = spec.resize.override(size, max_tokens)
+    indices = tuple(resolve_layers(layers, spec.num_layers))
+    spec, rule = spec.at(indices), spec.resize.override(size, max_tokens)
     if rule.fixed is not None:
         spec.grid(rule.fixed, rule)
-    return spec, FeatureSpec(model, tuple(resolve_layers(layers, spec.num_layers)), size=rule, **asked)
+    return spec, FeatureSpec(model, indices, size=rule, **asked)
+
+
+def choose_weights(weights: str | None, random_weights: bool) -> dict[str, Any]:
+    """Fields of a `FeatureSpec` for the options `--weights` and `--random-weights`.
+
+    Raises:
+        UserError: If both are given, or there is no such file or folder.
+    """
+    if weights is None:
+        return {"pretrained": not random_weights}
+    if random_weights:
+        raise UserError("--weights and --random-weights exclude each other; leave one of them out")
+    if not Path(weights).exists():
+        raise UserError(f"no weights {weights}; name a safetensors file, a checkpoint, or their folder")
+    return {"options": {"weights": str(Path(weights).absolute())}}
+
+
+def load_for(features: FeatureSpec, device: "str | torch.device" = "auto", name: str | None = None) -> "VisionBackbone":
+    """Loads the backbone of features, and no more of its blocks than they need.
+
+    Args:
+        features: What the features are.
+        device: As in `load_backbone`.
+        name: Where the backbone is, if it has moved.
+    """
+    chosen = {"pretrained": features.pretrained, **features.options}
+    return load_backbone(name or features.model, device, features.precision, features.depth, **chosen)
 
 
 def check_features(layers: LayerSpec, size: str, max_tokens: int | None) -> None:

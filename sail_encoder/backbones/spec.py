@@ -1,11 +1,12 @@
 """What is known of a backbone before and after its weights are loaded, and what features of it are."""
 
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from sail_encoder.images.decoding import IMAGENET_MEAN, IMAGENET_STD
 from sail_encoder.images.resizing import MAX_TOKENS, Resize, Size
+from sail_encoder.io.errors import UserError
 from sail_encoder.io.hub import RAW
 
 Channels = tuple[float, float, float]
@@ -30,6 +31,8 @@ class BackboneSpec:
         resample: Name of Pillow's filter with which they are resized.
         image_mean: Mean per channel that is subtracted from pixels in [0, 1].
         image_std: What they are divided by then.
+        stages: Patch size and channels of each layer where they differ from layer to layer, as in hierarchical models;
+            `patch_size` and `embed_dim` are then those of one of them.
         second_grid: Whether the tiles of a second grid are seen too (MSAC).
     """
 
@@ -47,7 +50,28 @@ class BackboneSpec:
     resample: str = "BILINEAR"
     image_mean: Channels = IMAGENET_MEAN
     image_std: Channels = IMAGENET_STD
+    stages: tuple[tuple[int, int], ...] = ()
     second_grid: bool = False
+
+    def at(self, layers: Collection[int]) -> "BackboneSpec":
+        """The same with the patches and channels that some layers have.
+
+        Raises:
+            UserError: If they differ between these layers.
+        """
+        if not self.stages:
+            return self
+        if len({self.stages[layer] for layer in layers}) > 1:
+            listed = "; ".join(
+                f"{', '.join(str(layer) for layer in range(self.num_layers) if self.stages[layer] == stage)} "
+                f"{stage[0]} pixels and {stage[1]} channels"
+                for stage in dict.fromkeys(self.stages)
+            )
+            raise UserError(
+                f"layers of {self.name} differ in their patches, so that one call takes layers of one kind: {listed}"
+            )
+        patch_size, embed_dim = self.stages[next(iter(layers))]
+        return replace(self, patch_size=patch_size, embed_dim=embed_dim)
 
     def grid(self, image_size: Size, size: Resize) -> Size:
         """Rows and columns of patches of an image of (height, width) pixels under a rule of resizing.

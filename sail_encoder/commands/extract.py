@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from sail_encoder.backbones.registry import announce, load_backbone, resolve_features
+from sail_encoder.backbones.registry import announce, choose_weights, load_for, resolve_features
 from sail_encoder.extraction.plan import Plan, forecast
 from sail_encoder.extraction.ray import check_devices, connect, extract_on_ray
 from sail_encoder.extraction.run import Resources, RunResult, run_plan
@@ -24,6 +24,8 @@ def extract(
     source: list[str],
     out: str,
     model: str = "sail-tiny",
+    weights: str | None = None,
+    random_weights: bool = False,
     layers: str = "-1",
     norm: bool = True,
     pool: Literal["none", "mean", "max"] = "none",
@@ -49,6 +51,8 @@ def extract(
         out: Folder for features, index.parquet, failures.csv and run.json.
         model: sail-tiny, a folder, a Hub name such as ByteDance-Seed/SAIL-7B, timm/NAME, hf/NAME (a vision model of
             transformers, by its name on the Hub or its folder), or raw/14 for raw patches.
+        weights: For a timm model, a file or folder of weights in place of its published ones.
+        random_weights: Whether to leave the weights random, as a baseline; they are the same every time.
         layers: Blocks to take features from: -1, 0,11,23, all, last4 or even4.
         norm: Whether to apply the model's final norm; without it the raw residual stream is stored.
         pool: Whether to store the grid of patches (none), or one vector an image (mean, max).
@@ -83,6 +87,7 @@ def extract(
     check_writable(folder)
     listing = list_images(source)
     asked = {"norm": norm, "pool": pool, "exif_rotate": exif_rotate, "precision": precision, "store_dtype": dtype}
+    asked |= choose_weights(weights, random_weights)
     plan = Plan(listing, *resolve_features(model, layers, resize, max_tokens, **asked))
     _check_folder(folder, plan, part, overwrite)
     cluster = connect() if engine == "ray" else None
@@ -103,7 +108,7 @@ def extract(
         if cluster:
             return extract_on_ray(cluster, part, arguments, images, folder)
         return extract_on_each(chosen, part, arguments, images, folder)
-    backbone = load_backbone(model, str(chosen[0]), decided, plan.features.depth)
+    backbone = load_for(plan.features, chosen[0])
     if overwrite:
         remove_run(folder)
     return _conclude(run_plan(backbone, plan, folder, part, resources), images, folder)

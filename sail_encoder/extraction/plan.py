@@ -41,6 +41,8 @@ class Plan:
         features = self.features
         return {
             "model": features.model,
+            "weights": features.options.get("weights"),
+            "random_weights": not features.pretrained,
             "layers": ",".join(map(str, features.layers)),
             "norm": features.norm,
             "pool": features.pool,
