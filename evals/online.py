@@ -141,7 +141,7 @@ class OnlineRun:
         self._unread = set()
         train, val, test = parts
         probe.targets_ = TargetSpace.of(self.dataset.targets[train], probe.task)
-        bank = probe.make_bank(self.encode.dim, len(probe.recipe.learning_rates))
+        bank = probe.make_bank(self.encode.dim(probe.takes), len(probe.recipe.learning_rates))
         self._train(probe, bank, train, checkpoint)
         outputs, rows = self._scores(probe, bank, val, "validation")
         probe.keep(bank, probe.qualities(outputs, probe.targets_.encode(self.dataset.targets[rows])))

@@ -19,7 +19,7 @@ from evals.features import (
 )
 from evals.options import CropOptions, default_probes, parse_probes, refuse_unread
 from sail_encoder.backbones.registry import announce, check_features, choose_weights, resolve_features
-from sail_encoder.backbones.spec import FeatureSpec
+from sail_encoder.backbones.spec import FeatureSpec, VectorPooling
 from sail_encoder.io.devices import check_device
 from sail_encoder.io.refusals import check_writable
 
@@ -39,7 +39,7 @@ def probe(
     layers: str = "-1",
     norm: bool = True,
     fuse: Literal["concat", "mean"] = "concat",
-    pool: Literal["mean", "max", "gem"] = "mean",
+    pool: VectorPooling = "mean",
     resize: str = "auto",
     max_tokens: int | None = None,
     dtype: Literal["float16", "float32"] = "float16",
@@ -78,8 +78,8 @@ def probe(
         layers: Blocks to take features from: -1, 0,11,23, all, last4 or even4.
         norm: Whether to apply the model's final norm.
         fuse: What to do with several layers: one behind the other (concat), or their mean.
-        pool: How patches become the vector that all probes but attentive see: mean, max, or generalized mean (gem).
-            The class token of a timm model is left out, so published figures with one are not comparable.
+        pool: What becomes the vector that all probes but attentive see: mean, max or generalized mean (gem) of the
+            patches, the class token (cls), or that followed by the mean (cls_mean), as DINOv2 and DINOv3 have it.
         resize: The model's own rule (auto), native, short512 (the shorter side), a side such as 224, or 448x672.
         max_tokens: Patches of an image at most under the native rule.
         dtype: Type in which features are stored.

@@ -11,6 +11,7 @@ from evals.datasets.splits import Splits, split_each_seed
 from evals.errors import DatasetError
 from evals.options import parse_probes
 from sail_encoder.backbones.registry import announce, check_features, choose_weights, load_for, resolve_features
+from sail_encoder.backbones.spec import VectorPooling
 from sail_encoder.io.devices import check_device
 from sail_encoder.io.refusals import check_writable
 
@@ -34,7 +35,7 @@ def sweep(
     random_weights: bool = False,
     probes: str | dict[str, dict[str, Any] | None] | None = None,
     norm: bool = True,
-    pool: Literal["mean", "max"] = "mean",
+    pool: VectorPooling = "mean",
     resize: str = "auto",
     max_tokens: int | None = None,
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
@@ -60,7 +61,8 @@ def sweep(
         probes: Names separated by commas; in a file also their settings. Only those that take vectors; ridge, logistic
             (not for regression) and knn by default.
         norm: Whether to apply the model's final norm to every layer.
-        pool: How patches become one vector.
+        pool: What becomes one vector: mean, max or generalized mean (gem) of the patches, the class token (cls), or
+            that followed by the mean (cls_mean).
         resize: The model's own rule (auto), native, short512 (the shorter side), a side such as 224, or 448x672.
         max_tokens: Patches of an image at most under the native rule.
         precision: Precision of the backbone; auto is bfloat16 on a GPU and float32 on a CPU.

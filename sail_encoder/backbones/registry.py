@@ -185,7 +185,8 @@ def resolve_features(
         What the model is, and what its features are to be.
 
     Raises:
-        UserError: If there is no such model, it has no such layers, or its patches do not tile the size.
+        UserError: If there is no such model, it has no such layers or no class token that was asked for, or its patches
+            do not tile the size.
     """
     check_features(layers, size, max_tokens)
     if model.startswith(RAW) and not asked.get("pretrained", True):
@@ -193,6 +194,7 @@ def resolve_features(
     spec = describe(model, **asked.get("options", {}))
     indices = tuple(resolve_layers(layers, spec.num_layers))
     spec, rule = spec.at(indices), spec.resize.override(size, max_tokens)
+    spec.channels(asked.get("pool", "none"))
     if rule.fixed is not None:
         spec.grid(rule.fixed, rule)
     return spec, FeatureSpec(model, indices, size=rule, **asked)

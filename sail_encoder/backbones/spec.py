@@ -87,12 +87,24 @@ class BackboneSpec:
         per_block = 2 * self.block_parameters * tokens + 4 * tokens**2 * self.attention_dim
         return (layers or self.num_layers) * per_block + 2 * patches * 3 * self.patch_size**2 * self.embed_dim
 
+    def channels(self, pool: str) -> int:
+        """Channels of a feature that is pooled so.
+
+        Raises:
+            UserError: If that needs a class token, and there is none.
+        """
+        if pool in NEED_CLASS_TOKEN and not self.has_class_token:
+            raise UserError(f"--pool {pool} reads a class token, but {self.name} has none; use mean, max or gem")
+        return self.embed_dim * (2 if pool == "cls_mean" else 1)
+
     def parameters(self, layers: int | None = None) -> int:
         """Parameters that features of the first `layers` blocks need."""
         return (layers or self.num_layers) * self.block_parameters + self.other_parameters
 
 
-Pooling = Literal["none", "mean", "max"]
+VectorPooling = Literal["mean", "max", "gem", "cls", "cls_mean"]
+Pooling = Literal["none", "mean", "max", "gem", "cls", "cls_mean"]
+NEED_CLASS_TOKEN = ("cls", "cls_mean")
 
 FORMAT = 2
 """Number of the form in which a `FeatureSpec` is written; 0.1.0 wrote none."""
@@ -112,7 +124,7 @@ class FeatureSpec:
         model: Name of the backbone.
         layers: Block indices, in order.
         norm: Whether the model's final norm is applied.
-        pool: How patches are pooled, `none` for grids.
+        pool: How patches and class token are pooled, `none` for grids.
         fuse: How a head joins several layers: `concat` or `mean`.
         size: How images are brought to size.
         exif_rotate: Whether EXIF orientation is applied.

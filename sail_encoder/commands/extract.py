@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from sail_encoder.backbones.registry import announce, choose_weights, load_for, resolve_features
+from sail_encoder.backbones.spec import Pooling
 from sail_encoder.extraction.plan import Plan, forecast
 from sail_encoder.extraction.ray import check_devices, connect, extract_on_ray
 from sail_encoder.extraction.run import Resources, RunResult, run_plan
@@ -28,7 +29,7 @@ def extract(
     random_weights: bool = False,
     layers: str = "-1",
     norm: bool = True,
-    pool: Literal["none", "mean", "max"] = "none",
+    pool: Pooling = "none",
     dtype: Literal["float16", "float32"] = "float16",
     resize: str = "auto",
     max_tokens: int | None = None,
@@ -55,7 +56,8 @@ def extract(
         random_weights: Whether to leave the weights random, as a baseline; they are the same every time.
         layers: Blocks to take features from: -1, 0,11,23, all, last4 or even4.
         norm: Whether to apply the model's final norm; without it the raw residual stream is stored.
-        pool: Whether to store the grid of patches (none), or one vector an image (mean, max).
+        pool: Whether to store the grid of patches (none), or one vector per image: mean, max or generalized mean (gem)
+            of the patches, the class token (cls), or that followed by the mean (cls_mean).
         dtype: Type of the stored values; an image whose features do not fit float16 is recorded as failed.
         resize: The model's own rule (auto), native (keep size and aspect), short512 (the shorter side), a side such as
             224, or 448x672.

@@ -66,7 +66,9 @@ def forecast(plan: Plan, part: Shard, folder: Path, overwrite: bool) -> str:
     todo = [image for image in images if image.key not in known or not known[image.key].is_of(image)]
     patches = mean_patches(todo, plan.spec, features.size)
     positions = patches if features.pool == "none" else 1
-    needed = feature_bytes(positions, plan.spec.embed_dim, len(features.layers), features.store_dtype) * len(todo)
+    needed = feature_bytes(
+        positions, plan.spec.channels(features.pool), len(features.layers), features.store_dtype
+    ) * len(todo)
     free = shutil.disk_usage(nearest_existing(folder)).free
     text = (
         f"{len(todo):,} of {len(images):,} images to do, about {patches:,.0f} patches each, with {plan.spec.name}; "

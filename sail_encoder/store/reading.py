@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -107,14 +107,17 @@ class FeatureFolder:
             whole = np.load(self.folder / entry.file, mmap_mode="r")
         return whole[position] if len(self.layers) > 1 else whole
 
-    def matrix(self, layer: int | None = None, pool: Literal["mean", "max"] = "mean") -> Array:
+    def matrix(self, layer: int | None = None, pool: str = "mean") -> Array:
         """All images as one array [images, C], rows in the order of `entries`.
 
         Where the run has pooled into one shard, this is a memory-mapped view; grids are pooled now, in float32.
 
         Args:
             layer: One of `layers`; the last by default.
-            pool: How to pool grids; pooled features are taken as they are.
+            pool: How to pool grids: `mean`, `max` or `gem`; pooled features are taken as they are.
+
+        Raises:
+            UserError: If there is no such layer or pooling.
         """
         position = self._position(layer)
         if self.is_pooled and len(self._shards) == 1 and self._rows_in_order():
@@ -129,10 +132,7 @@ class FeatureFolder:
     def _vectors(self, layer: int | None, pool: str) -> Iterator[Array]:
         for entry in self.entries:
             features = self.read(entry, layer)
-            if not self.is_pooled:
-                patches = features.reshape(-1, features.shape[-1]).astype(np.float32)
-                features = patches.mean(0) if pool == "mean" else patches.max(0)
-            yield features
+            yield features if self.is_pooled else _pool(features, pool)
 
     def _position(self, layer: int | None) -> int:
         if layer is None:
@@ -140,3 +140,13 @@ class FeatureFolder:
         if layer not in self.layers:
             raise StoreError(f"{self.folder} has no layer {layer}; there is {', '.join(map(str, self.layers))}")
         return self.layers.index(layer)
+
+
+def _pool(grid: Array, how: str) -> Array:
+    """Pools a grid that was stored."""
+    import torch
+
+    from sail_encoder.backbones.pooling import pool_grid
+
+    # A copy, since a memory map cannot be written to, of which PyTorch would warn.
+    return pool_grid(torch.tensor(grid), how).numpy()
