@@ -1,11 +1,9 @@
 import random
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from helpers import noise, relative_error
-from PIL import Image
 
 from sail_encoder import Resize, UserError, load_backbone
 
@@ -37,55 +35,12 @@ def test_any_order_gives_the_same(golden_backbone):
         assert relative_error(shuffled[position].grid, straight[index].grid) < 1e-5
 
 
-@pytest.mark.parametrize(("row", "column"), [(0, 0), (2, 6), (4, 1)])
-def test_a_changed_patch_shows_at_its_place_in_a_non_square_grid(small_backbone, row, column):
-    image = np.full((5 * 14, 7 * 14, 3), 128, np.uint8)
-    changed = image.copy()
-    changed[row * 14 : row * 14 + 14, column * 14 : column * 14 + 14] = 255
-    before, after = small_backbone.encode([image, changed], layers=0, norm=False)
-    assert before.grid_size == (5, 7)
-    difference = (after.grid - before.grid).norm(dim=-1)
-    assert divmod(int(difference.argmax()), 7) == (row, column)
-    assert after.patch_box(row, column) == (column * 14, row * 14, column * 14 + 14, row * 14 + 14)
-
-
 def test_resizing_by_text_and_by_rule(small_backbone):
     image = noise(50, 100)
     sizes = [
         small_backbone.encode([image], resize=rule)[0].grid_size for rule in ("auto", "28x42", "28", Resize(None, 6))
     ]
     assert sizes == [(4, 8), (2, 3), (2, 2), (1, 3)]
-
-
-def test_norm(small_backbone):
-    raw = small_backbone.encode([noise(28, 28)], layers=1, norm=False)[0].grid
-    normed = small_backbone.encode([noise(28, 28)], layers=1)[0].grid
-    torch.testing.assert_close(small_backbone.model.norm(raw), normed)
-    assert relative_error(raw, normed) > 1e-2
-
-
-def test_intermediate_layers_mean_what_dinov2_and_timm_mean(small_backbone):
-    torch.manual_seed(0)
-    x = torch.randn(2, 3, 28, 42)
-    flat = small_backbone.get_intermediate_layers(x, 2)
-    grids = small_backbone.get_intermediate_layers(x, [1, 2], reshape=True)
-    assert [tuple(layer.shape) for layer in flat] == [(2, 6, 64)] * 2
-    assert [tuple(layer.shape) for layer in grids] == [(2, 64, 2, 3)] * 2
-    torch.testing.assert_close(flat[1], grids[1].flatten(2).transpose(1, 2))
-    final, layers = small_backbone.forward_intermediates(x, indices=[0, 2])
-    torch.testing.assert_close(final, flat[1])
-    torch.testing.assert_close(small_backbone.model.norm(layers[1].flatten(2).transpose(1, 2)), final)
-    only = small_backbone.forward_intermediates(x, norm=True, output_fmt="NLC", intermediates_only=True)
-    assert len(only) == 3
-    torch.testing.assert_close(only[2], final)
-    final, layers = small_backbone.forward_intermediates(x, [0, 1], norm=True, stop_early=True, output_fmt="NLC")
-    torch.testing.assert_close(final, layers[1])
-    with pytest.raises(UserError, match="use NCHW or NLC"):
-        small_backbone.forward_intermediates(x, output_fmt="NHWC")
-    with pytest.raises(UserError, match="no class token"):
-        small_backbone.get_intermediate_layers(x, return_class_token=True)
-    with pytest.raises(UserError, match=r"pass \[n, 3, 14\*a, 14\*b\]"):
-        small_backbone.get_intermediate_layers(torch.randn(2, 3, 30, 28))
 
 
 def test_features_can_train_a_head(small_backbone):
@@ -102,14 +57,6 @@ def test_options_for_sail_are_refused_elsewhere():
         load_backbone("raw/14", image_token_id=3)
     with pytest.raises(UserError, match="layer has no effect on sail-tiny"):
         load_backbone("sail-tiny", layer=3)
-
-
-@pytest.mark.parametrize(
-    "image", ["cat.jpg", Path("cat.jpg"), b"", noise(20, 30), torch.zeros(3, 28, 28), Image.new("RGB", (20, 30))]
-)
-def test_one_image_without_a_list(small_backbone, image):
-    with pytest.raises(UserError, match="takes a list of images"):
-        small_backbone.encode(image)
 
 
 def test_a_batch_array_is_a_list_of_images(small_backbone):

@@ -64,15 +64,6 @@ def test_features_are_those_of_transformers(folders, name):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_class_and_register_tokens_stay_out_of_the_grid(folders, name):
-    backbone = load_backbone(folders(name)[0])
-    features = backbone.encode([noise(40, 70)], layers=[0, 2], norm=False)[0]
-    assert features.grid.shape == (4, 4, 32)
-    assert list(features.class_tokens) == ([] if name.startswith(("siglip", "aimv2")) else [0, 2])
-    assert backbone.spec.has_class_token == bool(features.class_tokens)
-
-
-@pytest.mark.parametrize("name", ALL)
 def test_nothing_beyond_the_deepest_layer_is_computed_or_loaded(folders, name):
     place, _ = folders(name)
     backbone, shallow = load_backbone(place), load_backbone(place, layers=2)

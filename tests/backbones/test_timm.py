@@ -37,15 +37,6 @@ def test_timm_model_gives_what_timm_gives(vit):
     torch.testing.assert_close(features.pool("cls", layer=3), prefix[0, 0])
 
 
-def test_timm_batches_mixed_sizes(vit):
-    images = [noise(40, 60, 1), noise(90, 33, 2), noise(40, 60, 3)]
-    together = vit.encode(images, resize="native")
-    for image, features in zip(images, together, strict=True):
-        alone = vit.encode([image], resize="native")[0]
-        assert features.grid_size == alone.grid_size
-        assert relative_error(features.grid, alone.grid) < 1e-5
-
-
 def parameters(method):
     kinds = inspect.signature(method).parameters.values()
     return [(parameter.name, parameter.default) for parameter in kinds if parameter.name != "self"]
