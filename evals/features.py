@@ -20,7 +20,7 @@ from sail_encoder.io.devices import choose_device, choose_dtype
 from sail_encoder.io.errors import UserError
 from sail_encoder.io.fingerprints import digest
 from sail_encoder.store.reading import FeatureFolder
-from sail_encoder.store.shard import WHOLE
+from sail_encoder.store.shares import WHOLE
 
 if TYPE_CHECKING:
     from heads.rows import Selection
@@ -160,7 +160,7 @@ def _extract_pooled(
 ) -> FeatureFolder:
     """Features that are pooled in one of these ways: the first that is there already, or else the first."""
     plans = [Plan(dataset.images, backbone.spec, replace(wanted, pool=pool, fuse="concat")) for pool in pools]
-    folders = [cache / f"{slug(wanted.title)}-{digest([plan.settings, dataset.name])[:10]}" for plan in plans]
+    folders = [cache / f"{slug(wanted.title)}-{digest([plan.settings, dataset.name], 10)}" for plan in plans]
     plan, folder = _first_finished(list(zip(plans, folders, strict=True)))
     print(forecast(plan, WHOLE, folder, overwrite=False), file=sys.stderr)
     run = run_plan(backbone, plan, folder)

@@ -35,6 +35,8 @@ def test_info_of_other_models(capsys, small_checkpoint):
     assert "4096 tokens (text only)" in capsys.readouterr().out
     assert info("timm/vit_tiny_patch16_224") == 0
     assert "16x16 pixels" in capsys.readouterr().out
+    assert info("timm/resnet18") == 0
+    assert "2x2, 4x4, 8x8, 16x16, 32x32 pixels by layer" in capsys.readouterr().out
 
 
 def test_flops_are_those_that_run(small_backbone, small_checkpoint):

@@ -7,12 +7,25 @@ from pathlib import Path
 from typing import Any
 
 from sail_encoder.io.errors import UserError
-from sail_encoder.io.files import write_json
+from sail_encoder.io.runs import RUN, check_settings, require_own, write_run
 from sail_encoder.io.versions import versions
-from sail_encoder.store.store import check_settings
 
-RUN, RESULTS, CHECKPOINT, LOG, CURVES = "run.json", "results.json", "checkpoint.pt", "log.jsonl", "curves.png"
+RESULTS, CHECKPOINT, LOG, CURVES = "results.json", "checkpoint.pt", "log.jsonl", "curves.png"
 OVERLAYS, LABELS = "overlays", "labels"
+TRAIN, PREDICT = "segment train", "segment predict"
+"""How run.json names the commands."""
+
+
+def check_owner(folder: Path) -> None:
+    """Makes sure that a folder holds nothing, or a training run, so that a run in it may be deleted.
+
+    Raises:
+        UserError: If it holds a run of another command or program, or a head without a run.
+    """
+    from heads.contract import WEIGHTS
+
+    if require_own(folder, TRAIN) is None and ((folder / WEIGHTS).exists() or (folder / OVERLAYS).exists()):
+        raise UserError(f"{folder} has no {RUN}, so what is in it is not overwritten; use another --out")
 
 
 def check_run(folder: Path, settings: dict[str, Any]) -> None:
@@ -21,7 +34,7 @@ def check_run(folder: Path, settings: dict[str, Any]) -> None:
     Raises:
         UserError: If one differs.
     """
-    check_settings(folder, _as_json(settings))
+    check_settings(folder, _as_json(settings), TRAIN)
 
 
 def claim(folder: Path, settings: dict[str, Any], overwrite: bool) -> None:
@@ -33,7 +46,7 @@ def claim(folder: Path, settings: dict[str, Any], overwrite: bool) -> None:
     if overwrite:
         _remove_run(folder)
     check_run(folder, settings)
-    write_json(folder / RUN, {"settings": _as_json(settings), "versions": versions()})
+    write_run(folder, TRAIN, {"settings": _as_json(settings), "versions": versions()})
 
 
 def remove_labels(folder: Path, others: Sequence[str]) -> None:
@@ -50,9 +63,7 @@ def remove_labels(folder: Path, others: Sequence[str]) -> None:
         if (folder / LABELS).exists() or (folder / OVERLAYS).exists():
             raise UserError(f"{folder} has no {RUN}, so what is in it is not overwritten; use another --out")
         return
-    settings = json.loads((folder / RUN).read_text(encoding="utf-8")).get("settings", {})
-    if "inference" not in settings:
-        raise UserError(f"{folder} holds a run of another command, which is not overwritten; use another --out")
+    require_own(folder, PREDICT)
     _remove(folder, others)
 
 
@@ -65,11 +76,9 @@ def _remove_run(folder: Path) -> None:
     """Deletes a run, but neither cached grids nor drawn scenes, which any run may use."""
     from heads.contract import DESCRIPTION, WEIGHTS
 
-    if not (folder / RUN).exists():
-        if (folder / WEIGHTS).exists() or (folder / OVERLAYS).exists():
-            raise UserError(f"{folder} has no {RUN}, so what is in it is not overwritten; use another --out")
-        return
-    _remove(folder, (CHECKPOINT, LOG, CURVES, WEIGHTS, DESCRIPTION, RESULTS))
+    check_owner(folder)
+    if (folder / RUN).exists():
+        _remove(folder, (CHECKPOINT, LOG, CURVES, WEIGHTS, DESCRIPTION, RESULTS))
 
 
 def _remove(folder: Path, files: Sequence[str]) -> None:

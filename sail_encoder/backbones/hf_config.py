@@ -10,7 +10,7 @@ from sail_encoder.backbones.spec import BackboneSpec, Channels
 from sail_encoder.images.decoding import IMAGENET_MEAN, IMAGENET_STD
 from sail_encoder.images.resizing import MAX_TOKENS, Resize, Size
 from sail_encoder.io.errors import CheckpointError
-from sail_encoder.io.files import read_json
+from sail_encoder.io.files import read_fields
 from sail_encoder.io.hub import HF, find_checkpoint
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -198,7 +198,7 @@ def is_part_of_whole(folder: Path) -> bool:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    config = read_json(folder / "config.json")
+    config = read_fields(folder / "config.json")
     if not config:
         raise CheckpointError(f"{folder} has no config.json, so it is no checkpoint; see sail info --help")
     return config
@@ -221,8 +221,8 @@ def _preprocessing(folder: Path, architecture: Architecture, image_size: int, pa
     The whole image is squashed to the size that the processor crops to, so that the grid covers it; a size that patches
     do not tile is rounded down, as the model itself leaves out what is beyond the last whole patch.
     """
-    fields = read_json(folder / "preprocessor_config.json")
-    fields = fields or read_json(folder / "processor_config.json").get("image_processor", {})
+    fields = read_fields(folder / "preprocessor_config.json")
+    fields = fields or read_fields(folder / "processor_config.json").get("image_processor", {})
     try:
         height, width = (side // patch_size * patch_size for side in _size(fields, image_size))
         # Written for pixels of 0 to 1, whatever factor the processor brings its pixels to scale with.

@@ -9,7 +9,9 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sail_encoder.backbones import published
 from sail_encoder.backbones.layers import LayerSpec, check_layers, resolve_layers
+from sail_encoder.backbones.published import published_name
 from sail_encoder.backbones.spec import BackboneSpec, FeatureSpec
 from sail_encoder.images.resizing import MAX_TOKENS, Resize
 from sail_encoder.io.errors import CheckpointError, UserError
@@ -99,6 +101,8 @@ def family_of(name: str, revision: str | None = None) -> Family:
     for family in families():
         if family.prefix and name.startswith(family.prefix):
             return family
+    if known := published_name(name, revision):
+        return SAIL if known in published.SAIL else SAIL_VL
     folder = find_checkpoint(hub_name(name), revision, weights=False)
     config = read_json(folder / "config.json")
     kind = config.get("model_type") or next(iter(config.get("architectures") or ()), None)

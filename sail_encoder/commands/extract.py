@@ -1,7 +1,6 @@
 """`sail extract`: features of any number of images as .npy files."""
 
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -12,13 +11,13 @@ from sail_encoder.extraction.plan import Plan, forecast
 from sail_encoder.extraction.ray import check_devices, connect, extract_on_ray
 from sail_encoder.extraction.run import Resources, RunResult, run_plan
 from sail_encoder.extraction.workers import extract_on_each
-from sail_encoder.images.sources import ImageFile, list_images
+from sail_encoder.images.sources import list_images
 from sail_encoder.io.devices import choose_dtype, list_devices, split_devices
 from sail_encoder.io.errors import UserError
 from sail_encoder.io.refusals import check_writable
-from sail_encoder.store.removal import has_run, remove_run
-from sail_encoder.store.shard import Shard
-from sail_encoder.store.store import check_settings
+from sail_encoder.io.runs import check_settings
+from sail_encoder.store.shares import Share
+from sail_encoder.store.store import has_run, remove_run
 
 
 def extract(
@@ -82,12 +81,14 @@ def extract(
     """
     if not source:
         raise UserError("nothing to extract from; name files, folders, globs, lists or .tar shards")
-    folder, part, resources = Path(out), Shard.parse(shard), Resources(token_budget, readers)
+    folder, part, resources = Path(out), Share.parse(shard), Resources(token_budget, readers)
     split_devices(devices)
     if engine == "ray":
         check_devices(devices)
     check_writable(folder)
     listing = list_images(source)
+    for note in listing.notes():
+        print(note, file=sys.stderr)
     asked = {"norm": norm, "pool": pool, "exif_rotate": exif_rotate, "precision": precision, "store_dtype": dtype}
     asked |= choose_weights(weights, random_weights)
     plan = Plan(listing, *resolve_features(model, layers, resize, max_tokens, **asked))
@@ -102,8 +103,8 @@ def extract(
     print(forecast(plan, part, folder, overwrite), file=sys.stdout if dry_run else sys.stderr)
     if dry_run:
         return 0
-    images = part.of(plan.listing.images)
     if cluster or len(chosen) > 1:
+        images = part.of(plan.listing.images)
         if overwrite:
             remove_run(folder)
         arguments = {"source": list(source), "out": out, **plan.options, **vars(resources)}
@@ -113,10 +114,10 @@ def extract(
     backbone = load_for(plan.features, chosen[0])
     if overwrite:
         remove_run(folder)
-    return _conclude(run_plan(backbone, plan, folder, part, resources), images, folder)
+    return _conclude(run_plan(backbone, plan, folder, part, resources), folder)
 
 
-def _check_folder(folder: Path, plan: Plan, part: Shard, overwrite: bool) -> None:
+def _check_folder(folder: Path, plan: Plan, part: Share, overwrite: bool) -> None:
     """Refuses a folder that the plan does not fit, before any work."""
     if not overwrite:
         check_settings(folder, plan.settings)
@@ -129,21 +130,24 @@ def _check_folder(folder: Path, plan: Plan, part: Shard, overwrite: bool) -> Non
     has_run(folder)
 
 
-def _conclude(result: RunResult, images: Sequence[ImageFile], folder: Path) -> int:
+def _conclude(result: RunResult, folder: Path) -> int:
     """Prints what is there now, warns of what a user may not expect, and returns the exit status."""
-    new = result.progress.done
-    if result.status:
+    new, totals = result.progress.done, result.totals
+    if totals is None:
         print(f"stopped; {new:,} images are safe in {folder}, the same command goes on", file=sys.stderr)
         return result.status
-    records = [result.records[image.key] for image in images]
-    failed = sum(record.error is not None for record in records)
-    turned = sum(record.exif_orientation != 1 for record in records)
     rate = result.progress.report()["images_per_second"]
-    print(f"{len(records) - failed:,} images in {folder}, {new:,} of them new at {rate:,.3g} images/s")
-    if turned:
-        print(f"{turned:,} photographs carry an EXIF rotation that was not applied; see --exif_rotate", file=sys.stderr)
-    if result.pending:
-        print(f"{result.pending:,} images are still to do by other shards; index.parquet lists them", file=sys.stderr)
-    if failed:
-        print(f"{failed:,} images failed; {folder / 'failures.csv'} says why", file=sys.stderr)
-    return 1 if failed else 0
+    print(f"{totals.done:,} images in {folder}, {new:,} of them new at {rate:,.3g} images/s")
+    if totals.turned:
+        print(
+            f"{totals.turned:,} photographs carry an EXIF rotation that was not applied; see --exif_rotate",
+            file=sys.stderr,
+        )
+    if totals.pending_elsewhere:
+        print(
+            f"{totals.pending_elsewhere:,} images are still to do by other shards; index.parquet lists them",
+            file=sys.stderr,
+        )
+    if totals.failed:
+        print(f"{totals.failed:,} images failed; {folder / 'failures.csv'} says why", file=sys.stderr)
+    return 1 if totals.failed else 0

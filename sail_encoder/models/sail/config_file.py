@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sail_encoder.io.errors import CheckpointError
-from sail_encoder.io.files import read_json
+from sail_encoder.io.files import read_fields
 from sail_encoder.io.hub import find_checkpoint
 
 DEFAULTS = {
@@ -68,7 +68,7 @@ def read_config_file(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise CheckpointError(f"{folder} has no config.json, so it is no checkpoint; see sail info --help")
-    config = read_json(path)
+    config = read_fields(path)
     model_type = config.get("model_type")
     if model_type not in ("sail", "mistral"):
         raise CheckpointError(
@@ -84,7 +84,7 @@ def read_preprocessing(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: If the file is damaged.
     """
-    return read_json(folder / "preprocessor_config.json")
+    return read_fields(folder / "preprocessor_config.json")
 
 
 def missing_patch_weight(folder: Path | str) -> CheckpointError:
@@ -148,7 +148,7 @@ def _stored_shape(folder: Path, key: str) -> tuple[int, ...] | None:
     """Shape of a tensor, from the header of a safetensors file where there is one; None where there is no tensor."""
     from safetensors import SafetensorError, safe_open
 
-    index = read_json(folder / "model.safetensors.index.json").get("weight_map")
+    index = read_fields(folder / "model.safetensors.index.json").get("weight_map")
     file = folder / Path(str(index.get(key)) if isinstance(index, dict) else "model.safetensors").name
     if file.is_file():
         try:
