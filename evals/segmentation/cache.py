@@ -50,6 +50,8 @@ def cache_grids(
             images,
             str(folder),
             model=source.model,
+            weights=source.options.get("weights"),
+            random_weights=not source.pretrained,
             layers=",".join(map(str, source.layers)),
             norm=source.norm,
             resize=str(source.size),
@@ -69,7 +71,7 @@ def _name(images: list[str], source: FeatureSpec, precision: str) -> str:
 
 
 def _check_budget(images: list[str], source: FeatureSpec, folder: Path, budget_gb: float) -> None:
-    spec = describe(source.model)
+    spec = describe(source.model, **source.options).at(source.layers)
     tokens = look_at_some(list_images(images).images, spec, source.size).patches
     needed = len(images) * feature_bytes(tokens, spec.embed_dim, len(source.layers), "float16")
     text = (

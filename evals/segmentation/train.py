@@ -15,6 +15,8 @@ def train(
     data: str,
     out: str,
     model: str = "sail-tiny",
+    weights: str | None = None,
+    random_weights: bool = False,
     head: str = "linear",
     head_options: dict[str, Any] | None = None,
     layers: str = "-1",
@@ -64,7 +66,10 @@ def train(
         data: Folder of the data set; or scenes for drawn scenes of one thing each, in the layout of ADE20K, and
             scenes-several for scenes of one to four.
         out: Folder for the head, checkpoint, log, curves, results.json and overlays.
-        model: sail-tiny, a folder, a Hub name such as ByteDance-Seed/SAIL-7B, timm/NAME, or raw/14 for raw patches.
+        model: sail-tiny, a folder, a Hub name such as ByteDance-Seed/SAIL-7B, timm/NAME, hf/NAME, or raw/14 for raw
+            patches.
+        weights: For a timm model, a file or folder of weights in place of its published ones.
+        random_weights: Whether to leave the weights random; they are the same every time.
         head: linear, upernet, or knn, which needs one pass over the data.
         head_options: Other arguments of the head, such as {"dropout": 0.1}.
         layers: Blocks that the head reads: -1, 0,11,23, last4 or even4; UperNet reads one or four.

@@ -19,10 +19,10 @@ CountedPixels = Literal["labelled", "all"]
 """Pixels over which the loss of a batch is a mean."""
 
 _HOW_IT_RUNS = {
-    *("out", "device", "cache", "cache_gb", "check", "overwrite"),
+    *("out", "device", "cache", "cache_gb", "check", "overwrite", "weights"),
     *("validate_every", "save_every", "log_every", "overlays"),
 }
-"""Options that do not change the head that comes out."""
+"""Options that do not change the head that comes out, and the file of weights, of which the fingerprint tells more."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class TrainRequest:
     data: str
     out: str
     model: str
+    weights: str | None
+    random_weights: bool
     head: str
     head_options: dict[str, Any] | None
     layers: str

@@ -13,7 +13,7 @@ from sail_encoder.images.decoding import IMAGENET_MEAN, IMAGENET_STD
 from sail_encoder.images.resizing import MAX_TOKENS, Resize
 from sail_encoder.images.tiling import MAX_TILES
 from sail_encoder.io.errors import CheckpointError
-from sail_encoder.io.hub import RAW, TIMM, TINY, find_checkpoint
+from sail_encoder.io.hub import HF, RAW, TIMM, TINY, find_checkpoint
 from sail_encoder.models.sail.config_file import find_described, read_preprocessing, read_sizes
 from sail_encoder.models.sail_vl import published
 
@@ -24,7 +24,7 @@ def describe_sail(name: str, revision: str | None = None, **_: Any) -> BackboneS
     Raises:
         CheckpointError: If there is no such checkpoint, or a file of it describes something else.
     """
-    if name.startswith((TIMM, RAW)):
+    if name.startswith((TIMM, HF, RAW)):
         raise CheckpointError(f"{name} is no SAIL checkpoint; use {TINY}, a folder, or a Hub name")
     if known := tables.published_name(name, revision):
         return _sail_spec(name, tables.SAIL[known])

@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from sail_encoder.backbones.registry import announce, load_backbone, resolve_features
+from sail_encoder.backbones.registry import announce, choose_weights, load_for, resolve_features
+from sail_encoder.backbones.spec import Pooling
 from sail_encoder.extraction.plan import Plan, forecast
 from sail_encoder.extraction.ray import check_devices, connect, extract_on_ray
 from sail_encoder.extraction.run import Resources, RunResult, run_plan
@@ -23,9 +24,11 @@ def extract(
     source: list[str],
     out: str,
     model: str = "sail-tiny",
+    weights: str | None = None,
+    random_weights: bool = False,
     layers: str = "-1",
     norm: bool = True,
-    pool: Literal["none", "mean", "max"] = "none",
+    pool: Pooling = "none",
     dtype: Literal["float16", "float32"] = "float16",
     resize: str = "auto",
     max_tokens: int | None = None,
@@ -46,10 +49,14 @@ def extract(
     Args:
         source: Image files, folders, globs, lists (.txt, .csv, .tsv, .parquet) or .tar shards.
         out: Folder for features, index.parquet, failures.csv and run.json.
-        model: sail-tiny, a folder, a Hub name such as ByteDance-Seed/SAIL-7B, timm/NAME, or raw/14 for raw patches.
+        model: sail-tiny, a folder, a Hub name such as ByteDance-Seed/SAIL-7B, timm/NAME, hf/NAME (a vision model of
+            transformers, by its name on the Hub or its folder), or raw/14 for raw patches.
+        weights: For a timm model, a file or folder of weights in place of its published ones.
+        random_weights: Whether to leave the weights random, as a baseline; they are the same every time.
         layers: Blocks to take features from: -1, 0,11,23, all, last4 or even4.
         norm: Whether to apply the model's final norm; without it the raw residual stream is stored.
-        pool: Whether to store the grid of patches (none), or one vector an image (mean, max).
+        pool: Whether to store the grid of patches (none), or one vector per image: mean, max or generalized mean (gem)
+            of the patches, the class token (cls), or that followed by the mean (cls_mean).
         dtype: Type of the stored values; an image whose features do not fit float16 is recorded as failed.
         resize: The model's own rule (auto), native (keep size and aspect), short512 (the shorter side), a side such as
             224, or 448x672.
@@ -83,6 +90,7 @@ def extract(
     for note in listing.notes():
         print(note, file=sys.stderr)
     asked = {"norm": norm, "pool": pool, "exif_rotate": exif_rotate, "precision": precision, "store_dtype": dtype}
+    asked |= choose_weights(weights, random_weights)
     plan = Plan(listing, *resolve_features(model, layers, resize, max_tokens, **asked))
     _check_folder(folder, plan, part, overwrite)
     cluster = connect() if engine == "ray" else None
@@ -103,7 +111,7 @@ def extract(
         if cluster:
             return extract_on_ray(cluster, part, arguments, images, folder)
         return extract_on_each(chosen, part, arguments, images, folder)
-    backbone = load_backbone(model, str(chosen[0]), decided, plan.features.depth)
+    backbone = load_for(plan.features, chosen[0])
     if overwrite:
         remove_run(folder)
     return _conclude(run_plan(backbone, plan, folder, part, resources), folder)

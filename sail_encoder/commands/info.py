@@ -25,7 +25,7 @@ def info(model: str = TINY) -> int:
     Tells sizes, tokens, files, and the memory that features need. Downloads no weights.
 
     Args:
-        model: sail-tiny, a folder, a Hub name, or timm/NAME.
+        model: sail-tiny, a folder, a Hub name, timm/NAME, or hf/NAME.
 
     Returns:
         Exit status 0.
@@ -118,13 +118,14 @@ def _formats(files: set[Path]) -> str:
 
 
 def _backbone_rows(spec: "BackboneSpec") -> dict[str, str]:
+    stages = spec.stages or ((spec.patch_size, spec.embed_dim),)
     count, limit = spec.parameters(), f"{spec.resize.max_tokens:,} patches"
     memory = (f"{format_bytes(count * size)} in {name}" for name, size in PRECISIONS.items())
     return {
         "family": spec.family,
         "layers": f"{spec.num_layers} (0 to {spec.num_layers - 1})",
-        "channels": f"{spec.embed_dim:,}",
-        "patch": f"{spec.patch_size}x{spec.patch_size} pixels",
+        "channels": ", ".join(f"{channels:,}" for _, channels in stages),
+        "patch": ", ".join(f"{side}x{side}" for side, _ in stages) + " pixels" + " by layer" * (len(stages) > 1),
         "resize": str(spec.resize) if spec.resize.fixed or spec.resize.tile else f"{spec.resize}, at most {limit}",
         "encoder parameters": f"{count:,}",
         "encoder memory": ", ".join(memory),

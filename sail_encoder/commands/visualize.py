@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw
 
-from sail_encoder.backbones.registry import announce, check_features, load_backbone, resolve_features
+from sail_encoder.backbones.registry import announce, check_features, choose_weights, load_for, resolve_features
 from sail_encoder.images.decoding import Array, read_image
 from sail_encoder.images.resizing import Size
 from sail_encoder.io.errors import UserError
@@ -21,6 +21,8 @@ def pca(
     image: str,
     out: str = "pca.png",
     model: str = "sail-tiny",
+    weights: str | None = None,
+    random_weights: bool = False,
     layer: str = "-1",
     resize: str = "auto",
     max_tokens: int | None = None,
@@ -33,7 +35,9 @@ def pca(
     Args:
         image: The image file.
         out: Picture to write.
-        model: sail-tiny, a folder, a Hub name such as ByteDance-Seed/SAIL-7B, or timm/NAME.
+        model: sail-tiny, a folder, a Hub name such as ByteDance-Seed/SAIL-7B, timm/NAME, or hf/NAME.
+        weights: For a timm model, a file or folder of weights in place of its published ones.
+        random_weights: Whether to leave the weights random; they are the same every time.
         layer: Block to take features from; negatives count from the end.
         resize: The model's own rule (auto), native, a side such as 224, or 448x672.
         max_tokens: Patches at most under the native rule; by default the model's own.
@@ -45,9 +49,9 @@ def pca(
     check_picture(Path(out))
     check_features(layer, resize, max_tokens)
     picture, _ = read_image(image, exif_rotate)
-    _, asked = resolve_features(model, layer, resize, max_tokens)
+    _, asked = resolve_features(model, layer, resize, max_tokens, **choose_weights(weights, random_weights))
     announce(model)
-    features = load_backbone(model).encode([picture], layers=asked.layers, resize=asked.size)[0]
+    features = load_for(asked).encode([picture], layers=asked.layers, resize=asked.size)[0]
     components = enlarge(pca_rgb(features.grid), features.image_size)
     save_picture(side_by_side([np.asarray(picture), components]), Path(out))
     rows, columns = features.grid_size
@@ -81,6 +85,8 @@ def similarity(
     to: str | None = None,
     out: str = "similarity.png",
     model: str = "sail-tiny",
+    weights: str | None = None,
+    random_weights: bool = False,
     layer: str = "-1",
     resize: str = "auto",
     max_tokens: int | None = None,
@@ -95,7 +101,9 @@ def similarity(
         at: The patch, as ROW,COLUMN of the grid; negatives count from the end.
         to: Another image, whose patches are compared with that one.
         out: Picture to write.
-        model: sail-tiny, a folder, a Hub name such as ByteDance-Seed/SAIL-7B, or timm/NAME.
+        model: sail-tiny, a folder, a Hub name such as ByteDance-Seed/SAIL-7B, timm/NAME, or hf/NAME.
+        weights: For a timm model, a file or folder of weights in place of its published ones.
+        random_weights: Whether to leave the weights random; they are the same every time.
         layer: Block to take features from; negatives count from the end.
         resize: The model's own rule (auto), native, a side such as 224, or 448x672.
         max_tokens: Patches at most under the native rule; by default the model's own.
@@ -108,12 +116,12 @@ def similarity(
     check_features(layer, resize, max_tokens)
     row, column = _read_patch(at)
     pictures = [read_image(one, exif_rotate)[0] for one in (image, to) if one is not None]
-    spec, asked = resolve_features(model, layer, resize, max_tokens)
+    spec, asked = resolve_features(model, layer, resize, max_tokens, **choose_weights(weights, random_weights))
     rows, columns = spec.grid((pictures[0].height, pictures[0].width), asked.size)
     if not (-rows <= row < rows and -columns <= column < columns):
         raise UserError(f"--at {at}: patch ({row}, {column}) is outside the {rows}x{columns} grid")
     announce(model)
-    features = load_backbone(model).encode(pictures, layers=asked.layers, resize=asked.size)
+    features = load_for(asked).encode(pictures, layers=asked.layers, resize=asked.size)
     box = features[0].patch_box(row, column)
     scores = cosine_similarity(features[0].grid[row, column], features[-1].grid)
     ImageDraw.Draw(pictures[0]).rectangle(box, outline="red", width=2)

@@ -41,6 +41,8 @@ class Plan:
         features = self.features
         return {
             "model": features.model,
+            "weights": features.options.get("weights"),
+            "random_weights": not features.pretrained,
             "layers": ",".join(map(str, features.layers)),
             "norm": features.norm,
             "pool": features.pool,
@@ -61,8 +63,8 @@ def forecast(plan: Plan, part: Share, folder: Path, overwrite: bool) -> str:
     images, features = part.of(plan.listing.images), plan.features
     todo = images if overwrite else list_todo(folder, images)
     sample = look_at_some(todo, plan.spec, features.size)
-    positions = sample.patches if features.pool == "none" else 1
-    needed = feature_bytes(positions, plan.spec.embed_dim, len(features.layers), features.store_dtype) * len(todo)
+    positions, channels = sample.patches if features.pool == "none" else 1, plan.spec.channels(features.pool)
+    needed = feature_bytes(positions, channels, len(features.layers), features.store_dtype) * len(todo)
     free = shutil.disk_usage(nearest_existing(folder)).free
     text = (
         f"{len(todo):,} of {len(images):,} images to do, about {sample.patches:,.0f} patches each, with "

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sail_encoder.extraction.workers import check_all_done, start_worker
 from sail_encoder.images.sources import ImageFile
 from sail_encoder.io.errors import UserError
+from sail_encoder.io.hub import HF
 from sail_encoder.io.remote import is_remote
 from sail_encoder.io.signals import Interrupt
 from sail_encoder.store.shares import Share
@@ -128,10 +129,11 @@ def extract_on_ray(
 
 def with_absolute_paths(request: dict[str, Any]) -> dict[str, Any]:
     """The same arguments for a process with another working folder."""
-    model = request["model"]
+    prefix = HF if request["model"].startswith(HF) else ""
+    model = request["model"].removeprefix(prefix)
+    model = prefix + (os.path.abspath(model) if os.path.isdir(model) else model)
     sources = [path if is_remote(path) else os.path.abspath(path) for path in request["source"]]
     out = request["out"] if is_remote(request["out"]) else os.path.abspath(request["out"])
-    model = os.path.abspath(model) if os.path.isdir(model) else model
     return {**request, "source": sources, "out": out, "model": model}
 
 

@@ -10,7 +10,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from sail_encoder.io.errors import UserError
+from sail_encoder.io.errors import CheckpointError, UserError
 
 StrPath = str | os.PathLike[str]
 
@@ -40,6 +40,23 @@ def replacing(path: Path, work: Path | None = None) -> Iterator[Path]:
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def read_fields(path: Path) -> dict[str, Any]:
+    """Fields of a JSON file of a checkpoint; none where there is no file.
+
+    Raises:
+        CheckpointError: If the file is damaged.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        fields = read_json(path)
+    except UserError as error:
+        raise CheckpointError(f"{error}; download it again") from None
+    if not isinstance(fields, dict):
+        raise CheckpointError(f"{path} holds no fields; download it again")
+    return fields
 
 
 def write_json(path: Path, content: Any, work: Path | None = None) -> None:

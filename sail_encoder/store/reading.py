@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, overload
+from typing import Any, BinaryIO, overload
 
 import numpy as np
 from numpy.lib import format as npy_format
@@ -240,14 +240,17 @@ class FeatureFolder:
                 raise StoreError(f"{self.folder / file} is damaged: {error}; {_AGAIN}") from None
         return self._shards[file]
 
-    def matrix(self, layer: int | None = None, pool: Literal["mean", "max"] = "mean") -> Array:
+    def matrix(self, layer: int | None = None, pool: str = "mean") -> Array:
         """All images as one array [images, C], rows in the order of `entries`.
 
         Where the run has pooled into one shard, this is a memory-mapped view; grids are pooled now, in float32.
 
         Args:
             layer: One of `layers`; the last by default.
-            pool: How to pool grids; pooled features are taken as they are.
+            pool: How to pool grids: `mean`, `max` or `gem`; pooled features are taken as they are.
+
+        Raises:
+            UserError: If there is no such layer or pooling.
         """
         position = self._position(layer)
         shard = self._only_shard()
@@ -266,10 +269,7 @@ class FeatureFolder:
     def _vectors(self, layer: int | None, pool: str) -> Iterator[Array]:
         for entry in self.entries:
             features = self.read(entry, layer)
-            if not self.is_pooled:
-                patches = features.reshape(-1, features.shape[-1]).astype(np.float32)
-                features = patches.mean(0) if pool == "mean" else patches.max(0)
-            yield features
+            yield features if self.is_pooled else _pool(features, pool)
 
     def _position(self, layer: int | None) -> int:
         if layer is None:
@@ -305,3 +305,13 @@ def _read_header(file: BinaryIO) -> tuple[tuple[int, ...], "np.dtype[Any]"]:
     if is_fortran or dtype.hasobject or not shape:
         raise ValueError("it is no array of numbers as sail extract writes it")
     return shape, dtype
+
+
+def _pool(grid: Array, how: str) -> Array:
+    """Pools a grid that was stored."""
+    import torch
+
+    from sail_encoder.backbones.pooling import pool_grid
+
+    # A copy, since a memory map cannot be written to, of which PyTorch would warn.
+    return pool_grid(torch.tensor(grid), how).numpy()
