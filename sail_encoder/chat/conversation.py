@@ -1,6 +1,5 @@
 """A conversation with SAIL: every token of it is encoded once, whatever is asked next."""
 
-import copy
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from sail_encoder.images.decoding import ImageLike, read_image
 from sail_encoder.io.devices import choose_device, choose_dtype
 from sail_encoder.io.errors import UserError
 from sail_encoder.io.hub import TINY, find_checkpoint
-from sail_encoder.models.cache_name import CACHE
+from sail_encoder.models.cache_name import CACHE, fork_cache
 from sail_encoder.models.sail.checkpoint import load_language_model, open_sail
 from sail_encoder.models.sail.config_file import read_preprocessing
 from sail_encoder.models.sail.image_processing_sail import SailImageProcessor
@@ -206,13 +205,6 @@ class Chat:
                 f"the conversation would have {tokens:,} tokens, more than the {self.limit:,} of this model; shorten "
                 "the prompt, start anew, or lower --max_tokens for smaller images"
             )
-
-
-def fork_cache(cache: DynamicCache) -> DynamicCache:
-    """A cache with the same tensors; they are replaced when it grows, never written to."""
-    fork = copy.copy(cache)
-    fork.layers = [copy.copy(layer) for layer in cache.layers]
-    return fork
 
 
 class _StopWhenSet(StoppingCriteria):

@@ -173,8 +173,7 @@ class SailProcessor(ProcessorMixin):
         return [self._expand(self._tokenize_turns(text, with_spans), patches) for text in texts]
 
     def _tokenize_turns(self, text: str, with_spans: bool) -> Prompt:
-        markers = ("</vision>", self.tokenizer.bos_token, "[/INST]", self.tokenizer.eos_token)
-        pieces = re.split("|".join(f"(?<={re.escape(marker)})" for marker in markers), text)
+        pieces = re.split("|".join(f"(?<={re.escape(marker)})" for marker in self.turn_markers), text)
         pieces = [piece for piece in pieces if piece]
         if not pieces:
             return Prompt([], [])
@@ -185,6 +184,11 @@ class SailProcessor(ProcessorMixin):
             prompt.spans += [(start + first, start + last) for first, last in spans]
             start += len(piece)
         return prompt
+
+    @property
+    def turn_markers(self) -> tuple[str, ...]:
+        """Ends of the pieces that are tokenized each by itself."""
+        return ("</vision>", self.tokenizer.bos_token, "[/INST]", self.tokenizer.eos_token)
 
     def _expand(self, prompt: Prompt, patches: Iterator[int]) -> Prompt:
         """Repeats each `<vpatch>` as often as its image has patches."""
