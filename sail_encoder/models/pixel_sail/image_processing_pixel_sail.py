@@ -51,8 +51,8 @@ class PixelSailImageProcessor(SailImageProcessor):
 def limited_grid(size: Size, patch_size: int, longest_side: int) -> Size:
     """The grid that Pixel-SAIL's published preprocessing gives, at least one patch on each side.
 
-    The longer side grows to a whole number of patches, or is brought down to the limit; the shorter follows in
-    proportion and grows to a whole number.
+    The longer side grows to a whole number of patches, or is brought down to what the limit holds of them; the shorter
+    follows in proportion and grows to a whole number.
 
     Args:
         size: Height and width of the image in pixels.
@@ -63,7 +63,6 @@ def limited_grid(size: Size, patch_size: int, longest_side: int) -> Size:
         Rows and columns.
     """
     long, short = max(size), min(size)
-    pixels = min(math.ceil(long / patch_size) * patch_size, longest_side)
-    long_patches = max(1, pixels // patch_size)
-    short_patches = max(1, math.ceil(int(pixels * short / long) / patch_size))
+    long_patches = max(1, min(math.ceil(long / patch_size), longest_side // patch_size))
+    short_patches = max(1, math.ceil(int(long_patches * patch_size * short / long) / patch_size))
     return (long_patches, short_patches) if size[0] >= size[1] else (short_patches, long_patches)

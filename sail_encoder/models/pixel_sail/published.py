@@ -48,11 +48,16 @@ def read_config(name: str, revision: str | None = None) -> dict[str, Any]:
     """
     folder = find_described(name, revision)
     fields = read_json(folder / "config.json")
-    return fields if fields.get("model_type") == "pixel_sail" else complete_config(fields, folder)
+    return fields if fields.get("model_type") == "pixel_sail" else complete_config(fields, folder, name)
 
 
-def complete_config(raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def complete_config(raw: Mapping[str, Any], folder: Path, name: str) -> dict[str, Any]:
     """Turns a published config.json into fields of `PixelSailConfig`.
+
+    Args:
+        raw: What is written there.
+        folder: Where it is, with weights and tokenizer.
+        name: What to call the checkpoint in an error.
 
     Raises:
         CheckpointError: If there is no mask head beside it, it describes another transformer, or token ids are unknown.
@@ -62,8 +67,8 @@ def complete_config(raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     projection = stored_shape(folder, _LAST_PROJECTION) if kind in _BASES else None
     if upsampling is None or projection is None:
         raise CheckpointError(
-            f"{folder} is a '{kind}' checkpoint without mask head, no Pixel-SAIL; train one from a SAIL, "
-            "see docs/pixel-sail.md"
+            f"{name} is a '{kind}' checkpoint without mask head, no Pixel-SAIL; train one from a SAIL, see "
+            "docs/pixel-sail.md"
         )
     fields = {name: value for name, value in raw.items() if name != "auto_map"}
     changes = {
