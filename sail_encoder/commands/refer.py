@@ -35,10 +35,10 @@ def refer(
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     overwrite: bool = False,
 ) -> int:
-    """Writes masks of what an expression refers to, as a Pixel-SAIL answers.
+    """Writes masks of what an expression refers to.
 
-    The folder gets mask_0.png and so on, one per [SEG] in the answer, of the image's size with 255 inside and 0
-    outside, overlay.png with all of them over the image, and answer.json with the answer.
+    A Pixel-SAIL answers. The folder gets mask_0.png and so on, one per [SEG] in the answer, of the image's size with
+    255 inside and 0 outside, overlay.png with all of them over the image, and answer.json with the answer.
 
     Args:
         image: The image file.
@@ -76,15 +76,14 @@ def refer(
         raise UserError(f"the answer holds no [SEG], so there is no mask: '{said}'; word the expression otherwise")
     asked = {"image": image, "expression": expression, "region": region, "model": model, "answer": answer}
     with explain_refusals(folder, "give the same command again"):
-        for name in earlier:
+        for name in earlier - _write(folder, picture, masks, asked):
             (folder / name).unlink(missing_ok=True)
-        _write(folder, picture, masks, asked)
     print(answer)
     print(f"wrote {out}: {len(masks)} {'mask' if len(masks) == 1 else 'masks'} of {image}")
     return 0
 
 
-def _check_folder(folder: Path, overwrite: bool) -> list[str]:
+def _check_folder(folder: Path, overwrite: bool) -> set[str]:
     """Names of the files of an earlier answer, which may be replaced.
 
     Raises:
@@ -93,30 +92,30 @@ def _check_folder(folder: Path, overwrite: bool) -> list[str]:
     check_writable(folder)
     found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if not found:
-        return []
+        return set()
     earlier = _files_of_answer(folder / ANSWER)
-    if foreign := sorted(found - set(earlier)):
+    if foreign := sorted(found - earlier):
         raise UserError(f"{folder} holds {foreign[0]}, which is no answer of this command; name another folder")
     if not overwrite:
         raise UserError(f"{folder} holds an earlier answer; name another folder, or use --overwrite")
     return earlier
 
 
-def _files_of_answer(path: Path) -> list[str]:
+def _files_of_answer(path: Path) -> set[str]:
     """Names of the files that an earlier answer has in its folder; none where there is no such answer."""
     try:
         answer = json.loads(path.read_text(encoding="utf-8"))
-        return [ANSWER, OVERLAY, *(_mask_name(index) for index in range(len(answer["masks"])))]
+        return {ANSWER, OVERLAY, *(_mask_name(index) for index in range(len(answer["masks"])))}
     except (OSError, ValueError, KeyError, TypeError):
-        return []
+        return set()
 
 
 def _mask_name(index: int) -> str:
     return f"mask_{index}.png"
 
 
-def _write(folder: Path, picture: Image.Image, masks: Array, asked: dict[str, Any]) -> None:
-    """Writes the answer, the masks, and what they look like."""
+def _write(folder: Path, picture: Image.Image, masks: Array, asked: dict[str, Any]) -> set[str]:
+    """Writes the answer, the masks, and what they look like; returns the names of the files."""
     names = [_mask_name(index) for index in range(len(masks))]
     # The answer comes first, so that a later command knows the files even if this one is killed.
     size = {"height": picture.height, "width": picture.width}
@@ -125,6 +124,7 @@ def _write(folder: Path, picture: Image.Image, masks: Array, asked: dict[str, An
     for name, mask in zip(names, masks, strict=True):
         _save(Image.fromarray(mask.astype(np.uint8) * 255), folder / name)
     _save(Image.fromarray(overlay_masks(np.asarray(picture), masks)), folder / OVERLAY)
+    return {ANSWER, OVERLAY, *names}
 
 
 def _describe(mask: Array) -> dict[str, Any]:

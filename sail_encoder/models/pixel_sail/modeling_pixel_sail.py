@@ -12,16 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import Cache, DynamicCache
+from transformers import Cache, DynamicCache, PreTrainedTokenizerBase
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
 from sail_encoder.io.errors import CheckpointError
+from sail_encoder.io.hub import find_checkpoint
 from sail_encoder.models.cache_name import CACHE
 from sail_encoder.models.pixel_sail.configuration_pixel_sail import PixelSailConfig
 from sail_encoder.models.pixel_sail.losses import mean_mask_losses
 from sail_encoder.models.pixel_sail.mask_head import MaskHead
 from sail_encoder.models.pixel_sail.published import HEAD_MODULES, TRANSFORMER
+from sail_encoder.models.pixel_sail.tokens import SEG, VISUAL_PROMPTS, add_pixel_tokens
+from sail_encoder.models.sail.checkpoint import open_sail
 from sail_encoder.models.sail.modeling_sail import SailForCausalLM, SailModel, SailPreTrainedModel
 from sail_encoder.models.sail.packed_images import PackedImages
 from sail_encoder.models.sail.positions import as_grids, note_offset
@@ -158,6 +161,39 @@ class PixelSailForCausalLM(PixelSailPreTrainedModel, SailForCausalLM):
         super().__init__(config)
         self.mask_head = MaskHead(config)
         self.post_init()
+
+    @classmethod
+    def from_sail(
+        cls, name: str, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype = torch.float32, **fields: Any
+    ) -> "PixelSailForCausalLM":
+        """Makes a Pixel-SAIL of a SAIL, to be trained: visual prompts and mask head are random.
+
+        Args:
+            name: `sail-tiny`, a folder or a Hub name of a SAIL with its language head, published or native.
+            tokenizer: Its tokenizer, to which the tokens of Pixel-SAIL are added where it lacks them.
+            dtype: Precision of the weights.
+            fields: Fields of `PixelSailConfig`, such as `mask_channels`.
+
+        Returns:
+            The model; embeddings of added tokens are drawn around the mean of the others.
+
+        Raises:
+            CheckpointError: If there is no such SAIL, or it is an encoder without language head.
+        """
+        folder = find_checkpoint(name)
+        sail = open_sail(folder)
+        if not sail.has_language_head:
+            raise CheckpointError(f"{name} is an encoder without language head; use the full checkpoint")
+        ids = add_pixel_tokens(tokenizer)
+        added = {"seg_token_id": ids[SEG], "visual_prompt_token_ids": [ids[token] for token in VISUAL_PROMPTS]}
+        inherited = {**sail.config.to_dict(), "architectures": [cls.__name__]}
+        inherited.pop("model_type")
+        config = PixelSailConfig(**{**inherited, **added, **fields})
+        # Past the check for missing tensors: here they are what is to be trained.
+        model = super(PixelSailPreTrainedModel, cls).from_pretrained(folder, config=config, dtype=dtype)
+        if len(tokenizer) > config.vocab_size:
+            model.resize_token_embeddings(len(tokenizer))
+        return model
 
     def mask_logits(self, patch_features: Tensor, seg_hidden_states: Tensor) -> Tensor:
         """Compares the patches of an image with the `[SEG]` tokens of an answer.

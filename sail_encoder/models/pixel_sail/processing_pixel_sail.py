@@ -11,11 +11,15 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from typing_extensions import Unpack
 
 from sail_encoder.images.decoding import Array
+from sail_encoder.io.hub import find_checkpoint
 from sail_encoder.models.pixel_sail.configuration_pixel_sail import PixelSailConfig
 from sail_encoder.models.pixel_sail.image_processing_pixel_sail import PixelSailImageProcessor
 from sail_encoder.models.pixel_sail.published import END_TOKENS, find_described
 from sail_encoder.models.pixel_sail.regions import number_patches
+from sail_encoder.models.pixel_sail.tokens import add_pixel_tokens
 from sail_encoder.models.sail import processing_sail
+from sail_encoder.models.sail.config_file import read_preprocessing
+from sail_encoder.models.sail.configuration_sail import SailConfig
 from sail_encoder.models.sail.positions import as_grids
 from sail_encoder.models.sail.processing_sail import SailProcessor, SailProcessorKwargs
 
@@ -80,6 +84,24 @@ class PixelSailProcessor(SailProcessor):
         # Code that comes with a checkpoint is never run.
         tokenizer = AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False)
         return cls(PixelSailImageProcessor(patch_size=config.vision_patch_size), tokenizer)
+
+    @classmethod
+    def from_sail(cls, name: str, **options: Any) -> "PixelSailProcessor":
+        """Makes the processor of a Pixel-SAIL that is to be trained from a SAIL, with that one's chat format.
+
+        Args:
+            name: `sail-tiny`, a folder or a Hub name of a SAIL, published or native.
+            options: Options of `PixelSailImageProcessor`.
+
+        Raises:
+            CheckpointError: If there is no such SAIL.
+        """
+        folder = find_checkpoint(name, weights=False)
+        config = SailConfig.from_pretrained(folder)
+        preprocessing = {"patch_size": config.vision_patch_size, **read_preprocessing(folder), **options}
+        tokenizer = AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False)
+        add_pixel_tokens(tokenizer)
+        return cls(PixelSailImageProcessor(**preprocessing), tokenizer)
 
     def __call__(
         self,

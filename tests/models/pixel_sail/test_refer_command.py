@@ -69,6 +69,13 @@ def test_an_earlier_answer_is_replaced_if_asked(answered, capsys):
     assert stale.read_bytes() == before
 
 
+def test_masks_of_an_earlier_answer_that_had_more_are_removed(tmp_path):
+    out = tmp_path / "out"
+    assert refer(out) == 0
+    assert refer(out, "--overwrite", "--max-new-tokens", "16") == 0
+    assert {path.name for path in out.iterdir()} == {"answer.json", "mask_0.png", "overlay.png"}
+
+
 def test_other_files_are_left_alone(tmp_path, capsys):
     photo = tmp_path / "mask_0.png"
     Image.new("RGB", (3, 3)).save(photo)
