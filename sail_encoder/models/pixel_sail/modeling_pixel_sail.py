@@ -218,8 +218,15 @@ class PixelSailForCausalLM(PixelSailPreTrainedModel, SailForCausalLM):
 
         Returns:
             [q, hidden_size], after the final norm.
+
+        Raises:
+            ValueError: If the cache holds tokens of the answer, whose states are then not known.
         """
         known = cache.get_seq_length()
+        if known > start:
+            raise ValueError(
+                f"the cache holds {known} tokens, but the answer begins after {start}; give an earlier one"
+            )
         states = self.model(input_ids=input_ids[:, known:], **{CACHE: cache}).last_hidden_state[0]
         is_seg = torch.eq(input_ids[0, start:], self.config.pixel_token_ids[0])
         return states[start - known :][is_seg]

@@ -7,12 +7,13 @@ import pytest
 import torch
 import transformers
 from helpers import prompt_ids, random_patches, small_config
-from pixel_sail_golden import CHECKPOINT, inputs, tensors
+from pixel_sail_golden import CHECKPOINT, IMAGE, inputs, prompt_masks, tensors
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from sail_encoder import CheckpointError, PixelSailConfig, PixelSailForCausalLM, PixelSailProcessor, UserError
 from sail_encoder.models.cache_name import CACHE
+from sail_encoder.models.pixel_sail.answering import answer_with_masks
 from sail_encoder.models.pixel_sail.checkpoint import load_pixel_sail
 from sail_encoder.models.pixel_sail.losses import mean_mask_losses
 from sail_encoder.models.pixel_sail.mask_head import MaskHead
@@ -133,6 +134,22 @@ def test_only_segs_of_the_answer_count(small):
     cache, _ = small.model.encode_image(pixels, grid)
     ids = torch.tensor([prompt_ids((1, 2), (SEG, 5, 6, SEG, 7))])
     assert small.seg_hidden_states(ids, cache, 6).shape == (1, 64)
+    with pytest.raises(ValueError, match="the cache holds 9 tokens, but the answer begins after 6"):
+        small.seg_hidden_states(ids, cache, 6)
+
+
+def test_any_beginning_may_be_in_the_cache(small):
+    """A conversation that goes on need not encode its earlier turns again."""
+    pixels, grid = random_patches([(1, 2)]), torch.tensor([[1, 2]])
+    ids = torch.tensor([prompt_ids((1, 2), (5, 6, 7, SEG, 7, SEG))])
+    states = []
+    for encoded in (0, 2):
+        cache, _ = small.model.encode_image(pixels, grid)
+        if encoded:
+            small(input_ids=ids[:, 4 : 4 + encoded], **{CACHE: cache})
+        states.append(small.seg_hidden_states(ids, cache, 7))
+    assert_close(*states)
+    assert len(states[0]) == 2
 
 
 def test_visual_prompts_change_the_patches_that_they_cover_alone(small):
@@ -246,6 +263,14 @@ def copy_of_golden(tmp_path):
     for file in folder.iterdir():
         file.chmod(0o644)
     return folder
+
+
+def test_half_precision_finds_nearly_the_same_masks():
+    half, processor = load_pixel_sail(str(CHECKPOINT), CPU, torch.bfloat16)
+    options = {"answer_start": "[SEG]", "max_new_tokens": 1}
+    _, masks = answer_with_masks(half, processor, IMAGE, "Segment what <Prompt0> holds.", prompt_masks(3)[0], **options)
+    expected = tensors(3)["masks"].bool().numpy()
+    assert (masks != expected).mean() < 0.02
 
 
 def test_a_sail_is_no_pixel_sail(small_checkpoint, tmp_path):
