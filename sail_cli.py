@@ -56,6 +56,9 @@ COMMANDS = {
     "segment predict": Command(
         "evals.segmentation.predict:predict", "Writes label maps of images, and overlays.", ("source",)
     ),
+    "segment refer": Command(
+        "sail_encoder.commands.refer:refer", "Writes masks of what an expression refers to.", ("image", "expression")
+    ),
     "info": Command("sail_encoder.commands.info:info", "Describes a checkpoint.", ("model",)),
     "convert": Command(
         "sail_encoder.commands.convert:convert", "Writes a SAIL checkpoint in the native format.", ("model", "out")

@@ -35,7 +35,7 @@ def test_overview_is_as_recorded(capsys):
 def test_a_command_of_two_words_has_an_overview_of_its_own(arguments, capsys):
     assert main(arguments) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
-    assert [row.split()[:2] for row in rows] == [["segment", word] for word in ("train", "eval", "predict")]
+    assert [row.split()[:2] for row in rows] == [["segment", word] for word in ("train", "eval", "predict", "refer")]
 
 
 @pytest.mark.parametrize("statement", ["import sail_encoder", "import sail_cli; sail_cli.main(['--help'])"])

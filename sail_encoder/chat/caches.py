@@ -1,6 +1,5 @@
 """Caches of keys and values: shared by conversations that go on from one point, and joined into batches."""
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,13 +8,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedConfig
 from transformers.cache_utils import DynamicCache
-
-
-def fork_cache(cache: DynamicCache) -> DynamicCache:
-    """A cache with the same tensors; they are replaced when it grows, never written to."""
-    fork = copy.copy(cache)
-    fork.layers = [copy.copy(layer) for layer in cache.layers]
-    return fork
 
 
 def pad_after_prefixes(rows: Sequence[list[int]], prefixes: Sequence[int], pad_id: int) -> tuple[Tensor, Tensor]:

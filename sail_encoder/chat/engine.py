@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, ProcessorMixin, StoppingCriteria, TextStreamer
 
-from sail_encoder.chat.caches import fork_cache, join_caches, pad_after_prefixes
+from sail_encoder.chat.caches import join_caches, pad_after_prefixes
 from sail_encoder.chat.families import ChatFamily
 from sail_encoder.chat.sampling import Sampling
 from sail_encoder.chat.texts import TextTokenizer
 from sail_encoder.images.decoding import Array, ImageLike
 from sail_encoder.images.resizing import Size
-from sail_encoder.models.cache_name import CACHE
+from sail_encoder.models.cache_name import CACHE, fork_cache
 
 
 class Answer(str):

@@ -131,7 +131,7 @@ class Resize:
             return native_grid(size, patch_size, self.max_tokens)
         height, width = self.pixels(size)
         if self.short is not None:
-            return _limit_tokens(-(-height // patch_size), -(-width // patch_size), self.max_tokens)
+            return limit_tokens(-(-height // patch_size), -(-width // patch_size), self.max_tokens)
         if height % patch_size or width % patch_size:
             nearest = "x".join(str(max(1, round(side / patch_size)) * patch_size) for side in (height, width))
             raise UserError(f"resize {self} is not a multiple of the patch size {patch_size}; the nearest is {nearest}")
@@ -168,10 +168,10 @@ def native_grid(size: Size, patch_size: int, max_tokens: int) -> Size:
     long_patches = math.ceil(long / patch_size)
     short_patches = math.ceil(int(long_patches * patch_size * (short / long)) / patch_size)
     rows, columns = (long_patches, short_patches) if size[0] >= size[1] else (short_patches, long_patches)
-    return _limit_tokens(rows, columns, max_tokens)
+    return limit_tokens(rows, columns, max_tokens)
 
 
-def _limit_tokens(rows: int, columns: int, max_tokens: int) -> Size:
+def limit_tokens(rows: int, columns: int, max_tokens: int) -> Size:
     """A grid of at most so many patches, at least one on each side."""
     if rows * columns > max_tokens:
         factor = math.sqrt(max_tokens / (rows * columns))

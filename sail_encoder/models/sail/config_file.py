@@ -138,13 +138,13 @@ def _token_ids(path: Path) -> dict[str, Any]:
 def _stored_patch_size(folder: Path) -> int:
     """Patch size that the shape of the patch embedding tells."""
     for key in PATCH_WEIGHTS:
-        shape = _stored_shape(folder, key)
+        shape = stored_shape(folder, key)
         if shape is not None and len(shape) == 2:
             return isqrt(shape[1] // 3)
     raise missing_patch_weight(folder)
 
 
-def _stored_shape(folder: Path, key: str) -> tuple[int, ...] | None:
+def stored_shape(folder: Path, key: str) -> tuple[int, ...] | None:
     """Shape of a tensor, from the header of a safetensors file where there is one; None where there is no tensor."""
     from safetensors import SafetensorError, safe_open
 

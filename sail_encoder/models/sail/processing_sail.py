@@ -176,8 +176,7 @@ class SailProcessor(ProcessorMixin):
 
     def split_turns(self, text: str) -> list[str]:
         """Cuts a text after each marker (image, `<s>`, question, answer), as its parts are tokenized in training."""
-        markers = ("</vision>", self.tokenizer.bos_token, "[/INST]", self.tokenizer.eos_token)
-        return re.split("|".join(f"(?<={re.escape(marker)})" for marker in markers), text)
+        return re.split("|".join(f"(?<={re.escape(marker)})" for marker in self.turn_markers), text)
 
     def _tokenize_turns(self, text: str, with_spans: bool) -> Prompt:
         pieces = [piece for piece in self.split_turns(text) if piece]
@@ -190,6 +189,11 @@ class SailProcessor(ProcessorMixin):
             prompt.spans += [(start + first, start + last) for first, last in spans]
             start += len(piece)
         return prompt
+
+    @property
+    def turn_markers(self) -> tuple[str, ...]:
+        """Ends of the pieces that are tokenized each by itself."""
+        return ("</vision>", self.tokenizer.bos_token, "[/INST]", self.tokenizer.eos_token)
 
     def _expand(self, prompt: Prompt, patches: Iterator[int]) -> Prompt:
         """Repeats each `<vpatch>` as often as its image has patches."""
