@@ -17,7 +17,7 @@ from sail_encoder.chat.questions import check_prompt
 from sail_encoder.chat.sampling import Sampling
 from sail_encoder.images.decoding import ImageLike, read_image
 from sail_encoder.io.devices import choose_device, choose_dtype
-from sail_encoder.io.errors import UserError
+from sail_encoder.io.errors import UserError, explain_damage
 from sail_encoder.io.hub import TINY, find_checkpoint
 from sail_encoder.models.cache_name import CACHE
 from sail_encoder.models.sail.checkpoint import load_language_model, open_sail
@@ -306,4 +306,6 @@ def load_chat(
     preprocessing = {"patch_size": checkpoint.config.vision_patch_size, **read_preprocessing(folder)}
     if max_tokens is not None:
         preprocessing["max_tokens"] = max_tokens
-    return Chat(network, SailProcessor(SailImageProcessor(**preprocessing), AutoTokenizer.from_pretrained(folder)))
+    with explain_damage(f"cannot read the tokenizer in {folder}"):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    return Chat(network, SailProcessor(SailImageProcessor(**preprocessing), tokenizer))
