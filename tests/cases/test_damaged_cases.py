@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 
 import pytest
@@ -125,6 +126,17 @@ def test_a_name_with_a_nul_character(photos, tmp_path):
     (tmp_path / "run.yaml").write_text('out: "a\\0b"\n')
     done = sail("extract", photos, "--config", tmp_path / "run.yaml")
     assert says_one_line(done, "--out cannot hold a NUL character")
+
+
+def test_a_fifo_in_place_of_a_picture_or_a_head(photos, tmp_path):
+    """C1"""
+    os.mkfifo(tmp_path / "a.png")
+    done = sail("pca", tmp_path / "a.png", "--out", tmp_path / "b.png", timeout=120)
+    assert says_one_line(done, "a.png: is a FIFO, and only regular files are read")
+    (tmp_path / "head").mkdir()
+    os.mkfifo(tmp_path / "head" / "head.json")
+    done = sail("segment", "predict", photos, "--head", tmp_path / "head", "--out", tmp_path / "out", timeout=120)
+    assert says_one_line(done, "is a FIFO, and only regular files are read")
 
 
 def test_options_from_a_photograph(photos):
