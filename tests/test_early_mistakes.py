@@ -208,9 +208,9 @@ def test_it_is_one_line_before_anything_heavy_is_imported(index, outcomes):
 
 def test_what_is_no_mistake_needs_them(outcomes):
     """So the hook does refuse them, and what is loaded is said before."""
-    status, printed = outcomes[len(CASES)]
-    assert "torch is imported" in status
-    assert printed == "loading sail-tiny ...\n"
+    _, printed = outcomes[len(CASES)]
+    assert printed.startswith("loading sail-tiny ...\n")
+    assert "torch is imported" in printed
 
 
 def test_every_command_is_tried():

@@ -1,7 +1,5 @@
 """Loading what `find_chat` has found: the engine of its family, and the adapter on it where there is one."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,15 +50,3 @@ def merge_adapter(model: "PreTrainedModel", folder: Path) -> "PreTrainedModel":
         raise CheckpointError(f"{folder} does not fit its model: {reason}") from None
     adapted: PreTrainedModel = merged.eval().requires_grad_(False)
     return adapted
-
-
-@contextmanager
-def explain_tokenizer(folder: Path) -> Iterator[None]:
-    """Turns whatever goes wrong while a tokenizer is loaded into a `CheckpointError` of one line."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{folder} has no tokenizer that can be read, which chat needs ({reason})") from None

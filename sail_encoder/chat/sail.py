@@ -9,9 +9,9 @@ from transformers import AutoTokenizer, DynamicCache
 
 from sail_encoder.chat.engine import Engine, Prefix, Prompt
 from sail_encoder.chat.families import SAIL
-from sail_encoder.chat.loading import explain_tokenizer
 from sail_encoder.chat.texts import split_after
 from sail_encoder.images.decoding import ImageLike, read_image
+from sail_encoder.io.errors import explain_damage
 from sail_encoder.io.hub import find_checkpoint
 from sail_encoder.models.cache_name import CACHE
 from sail_encoder.models.sail.checkpoint import load_language_model, open_sail
@@ -61,7 +61,7 @@ class SailEngine(Engine):
         preprocessing = {"patch_size": checkpoint.config.vision_patch_size, **read_preprocessing(folder)}
         if max_tokens is not None:
             preprocessing["max_tokens"] = max_tokens
-        with explain_tokenizer(folder):
+        with explain_damage(f"cannot read the tokenizer in {folder}"):
             # Code that comes with a checkpoint is never run, and nobody is asked whether to run it.
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         return cls(model, SailProcessor(SailImageProcessor(**preprocessing), tokenizer))

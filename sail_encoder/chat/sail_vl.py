@@ -9,11 +9,10 @@ from transformers import DynamicCache
 
 from sail_encoder.chat.engine import Engine, Prefix, Prompt
 from sail_encoder.chat.families import SAIL_VL
-from sail_encoder.chat.loading import explain_tokenizer
 from sail_encoder.chat.sampling import Sampling
 from sail_encoder.chat.texts import Said
 from sail_encoder.images.decoding import ImageLike, read_image
-from sail_encoder.io.errors import CheckpointError, UserError
+from sail_encoder.io.errors import CheckpointError, UserError, explain_damage
 from sail_encoder.io.hub import find_checkpoint
 from sail_encoder.models.cache_name import CACHE
 from sail_encoder.models.sail_vl.checkpoint import load_model, open_sail_vl
@@ -67,7 +66,7 @@ class SailVLEngine(Engine):
         """
         folder = find_checkpoint(name)
         checkpoint = open_sail_vl(folder)
-        with explain_tokenizer(folder):
+        with explain_damage(f"cannot read the tokenizer in {folder}"):
             processor = SailVLProcessor.from_pretrained(folder, trust_remote_code=False)
         if checkpoint.whole_config().image_token_id is None:
             raise CheckpointError(f"{folder} has no tokenizer with {IMAGE_TOKEN}, which chat needs; get the original")

@@ -1,6 +1,7 @@
 """Errors that a user can mend: commands print them as one line, without a traceback."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -58,6 +59,25 @@ class ImageError(UserError):
 
 class SourceError(UserError):
     """A source of images that cannot be listed."""
+
+
+@contextmanager
+def explain_damage(what: str) -> Iterator[None]:
+    """Turns whatever a library raises of a checkpoint's files into one line.
+
+    Args:
+        what: What the line begins with, such as the file.
+
+    Raises:
+        CheckpointError: If anything is raised within.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    # Each library stumbles over a damaged file in its own way.
+    except Exception as error:
+        raise CheckpointError(f"{what}: {in_one_line(error)}") from None
 
 
 class StoreError(UserError):
