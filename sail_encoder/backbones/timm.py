@@ -18,6 +18,7 @@ from sail_encoder.backbones.spec import BackboneSpec
 from sail_encoder.backbones.stacked import StackedBackbone
 from sail_encoder.backbones.timm_weights import load_weights
 from sail_encoder.images.resizing import MAX_TOKENS, Resize
+from sail_encoder.io.devices import is_out_of_memory
 from sail_encoder.io.errors import CheckpointError, UserError
 from sail_encoder.io.hub import TIMM
 
@@ -66,8 +67,13 @@ class TimmBackbone(StackedBackbone):
             if self.spec.has_class_token:
                 return list(self.model.forward_intermediates(batch, return_prefix_tokens=True, **options))
             return [(spatial, None) for spatial in self.model.forward_intermediates(batch, **options)]
-        except AssertionError as error:
-            raise UserError(f"{self.name} cannot take this size ({error}); leave --resize at auto") from None
+        except (AssertionError, IndexError, RuntimeError, ValueError) as error:
+            if is_out_of_memory(error):
+                raise
+            size = tuple(batch.shape[2:])
+            advice = "take another model" if size == self.spec.resize.fixed else "leave --resize at auto"
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise UserError(f"{self.name} cannot take images of {size[0]}x{size[1]} ({reason}); {advice}") from error
 
     def final_norm(self, states: Tensor) -> Tensor:
         norm = getattr(self.model, "norm", None)
