@@ -110,7 +110,8 @@ def test_settings_of_probes(name, kind):
 def test_mmsegmentation(config, name, apart):
     """The decay begins at the first step there too.
 
-    mmengine's warm-up is one step shorter, so that its last rates are those of a step later (1e-9 less), and under its warm-up DINOv3's decay is a line where this is a cosine.
+    mmengine's warm-up is one step shorter, so that its last rates are those of a step later (1e-9 less), and under its
+    warm-up DINOv3's decay is a line where this is a cosine.
     """
     Config = pytest.importorskip("mmengine").Config
     from mmengine.optim import scheduler
