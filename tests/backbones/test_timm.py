@@ -253,17 +253,23 @@ def test_a_repository_of_timms_form(own_weights, tmp_path):
         describe("timm/local-dir:nowhere")
 
 
-def test_names_on_the_hub_are_handed_to_timm(own_weights, monkeypatch):
-    asked = []
+def test_repositories_on_the_hub(own_weights, monkeypatch):
+    """timm reads their config.json alone; their weights are read here, as those of any checkpoint."""
+    folder, model = own_weights
+    built, found = [], []
     create = timm.create_model
 
-    def create_model(name, *arguments, **options):
-        asked.append(name)
-        return create(TINY, *arguments, **options)
+    def create_model(name, pretrained, **options):
+        built.append((name, pretrained))
+        return create(TINY, pretrained, **options)
 
     monkeypatch.setattr(timm, "create_model", create_model)
-    assert describe("timm/hf-hub:timm/test_vit.r160_in1k").embed_dim == 64
-    assert asked == ["hf-hub:timm/test_vit.r160_in1k"]
+    monkeypatch.setattr("sail_encoder.backbones.timm.find_checkpoint", lambda *place: found.append(place) or folder)
+    assert describe("timm/hf-hub:somebody/vit").embed_dim == 64
+    backbone = load_backbone("timm/hf-hub:somebody/vit@main")
+    assert found == [("somebody/vit", "main")]
+    assert built == [("hf-hub:somebody/vit", False), ("hf-hub:somebody/vit@main", False)]
+    torch.testing.assert_close(backbone.model.cls_token.data, model.cls_token.data)
 
 
 @pytest.mark.parametrize("command", ["pca", "similarity"])
