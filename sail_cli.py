@@ -7,7 +7,7 @@ Options and help come from the function's signature and docstring. A sub-command
 import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from inspect import Parameter
 from typing import TYPE_CHECKING
 
@@ -27,11 +27,13 @@ class Command:
         function: Where it is, as `module:name`.
         summary: The first line of its docstring.
         positional: Arguments that are given without a flag; a list takes all that follow.
+        synonyms: Other spellings of options, and the names of their parameters.
     """
 
     function: str
     summary: str
     positional: tuple[str, ...] = ()
+    synonyms: Mapping[str, str] = field(default_factory=dict)
 
 
 COMMANDS = {
@@ -56,19 +58,28 @@ COMMANDS = {
     "segment predict": Command(
         "evals.segmentation.predict:predict", "Writes label maps of images, and overlays.", ("source",)
     ),
+    "segment refer": Command(
+        "sail_encoder.commands.refer:refer", "Writes masks of what an expression refers to.", ("image", "expression")
+    ),
     "info": Command("sail_encoder.commands.info:info", "Describes a checkpoint.", ("model",)),
     "convert": Command(
         "sail_encoder.commands.convert:convert", "Writes a SAIL checkpoint in the native format.", ("model", "out")
     ),
     "pca": Command(
-        "sail_encoder.commands.visualize:pca",
-        "Draws the principal components of an image's features beside it.",
-        ("image",),
+        "sail_encoder.commands.pca:pca",
+        "Draws the principal components of features, for images, layers and models on one sheet.",
+        ("images",),
+        {"image": "images", "model": "models", "layer": "layers"},
     ),
     "similarity": Command(
-        "sail_encoder.commands.visualize:similarity",
-        "Draws how similar the patches of an image are to one of them.",
+        "sail_encoder.commands.similarity:similarity",
+        "Draws how similar the patches of an image, or of others, are to chosen patches.",
         ("image",),
+    ),
+    "match": Command(
+        "sail_encoder.commands.match:match",
+        "Draws which patches of two images are each the other's nearest.",
+        ("first", "second"),
     ),
     "doctor": Command(
         "sail_encoder.commands.doctor:doctor", "Checks this machine and says what to do about what is missing."
@@ -101,6 +112,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(in_one_line(error))
     except KeyboardInterrupt:
         return 130
+    except Exception as error:
+        return _complain(_report(error, arguments))
 
 
 def _run(name: str, arguments: list[str]) -> int:
@@ -109,7 +122,7 @@ def _run(name: str, arguments: list[str]) -> int:
     function: Callable[..., int] = getattr(importlib.import_module(module), function_name)
     if {"-h", "--help"} & set(arguments):
         _build_parser(name, function, command).parse_args(["--help"])
-    reader = ArgumentReader(function, command.positional)
+    reader = ArgumentReader(function, command.positional, command.synonyms)
     try:
         values = reader.read(arguments)
     except UserError as error:
@@ -147,6 +160,12 @@ def _overview(group: str = "") -> str:
     width = max(map(len, shown))
     rows = [f"  {name:<{width}}  {command.summary}" for name, command in shown.items()]
     return "\n".join(["usage: sail COMMAND ...", "", *rows, "", "sail COMMAND --help tells more."])
+
+
+def _report(error: Exception, arguments: list[str]) -> str:
+    from sail_encoder.commands.crash import save_report
+
+    return save_report(error, arguments)
 
 
 def _complain(message: str) -> int:

@@ -24,6 +24,7 @@ def command(
     rate: float = 0.1,
     jitter: tuple[float, float] | None = None,
     probes: str | dict[str, dict[str, Any] | None] | None = None,
+    at: list[str] | None = None,
 ) -> int:
     raise AssertionError
 
@@ -54,12 +55,24 @@ def read(*arguments):
         (["--layers=-4,-1"], {"layers": "-4,-1"}),
         (["--budget", "auto", "--rate", "1e-3"], {"budget": "auto", "rate": 0.001}),
         (["--jitter", "[1,2]"], {"jitter": (1.0, 2.0)}),
+        (["--at", "3,5"], {"at": ["3,5"]}),
+        (["--at", "3,5", "--at=7,-1 2,2"], {"at": ["3,5", "7,-1 2,2"]}),
+        (["--at", "[a, b]", "--at", "c"], {"at": ["a", "b", "c"]}),
+        (["--at", "null"], {"at": None}),
         (["--probes", "knn,linear"], {"probes": "knn,linear"}),
         (["--probes", "{knn: {k: [20], t: 1e-3}}"], {"probes": {"knn": {"k": [20], "t": 0.001}}}),
     ],
 )
 def test_options(arguments, values):
     assert read(*arguments) == values
+
+
+def test_other_spellings(tmp_path):
+    (tmp_path / "a.yaml").write_text("layer: 0,2\n")
+    reader = ArgumentReader(command, ("source",), {"layer": "layers", "image": "source"})
+    arguments = ["--image", "a", "--out", "o", "--config", str(tmp_path / "a.yaml")]
+    assert reader.read(arguments) == {"source": ["a"], "out": "o", "layers": "0,2"}
+    assert reader.read([*arguments, "--layer", "5"])["layers"] == "5"
 
 
 def test_words_and_options_in_any_order():

@@ -5,7 +5,6 @@ import os
 import shutil
 
 import numpy as np
-import torch
 from helpers import noise
 from PIL import Image
 
@@ -14,7 +13,6 @@ from sail_encoder.commands.demo import demo
 from sail_encoder.commands.doctor import doctor
 from sail_encoder.commands.estimate import estimate
 from sail_encoder.commands.info import info
-from sail_encoder.commands.visualize import heat_rgb, pca, pca_rgb, similarity
 from sail_encoder.io.files import format_bytes
 from sail_encoder.store.reading import FeatureFolder
 
@@ -105,55 +103,6 @@ def test_doctor_knows_no_free_memory_on_macos(monkeypatch):
     monkeypatch.setattr("os.sysconf_names", names)
     [finding] = module._check_memory()
     assert "free" not in finding.value
-
-
-def test_pca_picture(tmp_path, capsys):
-    Image.fromarray(noise(60, 90)).save(tmp_path / "image.png")
-    assert pca(str(tmp_path / "image.png"), str(tmp_path / "pca.png"), layer="-2") == 0
-    with Image.open(tmp_path / "pca.png") as picture:
-        assert picture.size == (2 * 90 + 8, 60)
-    assert "5x7 patches" in capsys.readouterr().out
-    assert pca(str(tmp_path / "image.png"), str(tmp_path / "new" / "folder" / "pca.jpg")) == 0
-    assert (tmp_path / "new" / "folder" / "pca.jpg").exists()
-
-
-def test_similarity_picture(tmp_path, capsys):
-    pixels = np.full((56, 84, 3), 200, np.uint8)
-    pixels[:, :42] = noise(56, 42)
-    Image.fromarray(pixels).save(tmp_path / "image.png")
-    out = tmp_path / "new" / "similarity.png"
-    assert similarity(str(tmp_path / "image.png"), "1,4", model="raw/14", out=str(out)) == 0
-    assert "to 1.00" in capsys.readouterr().out
-    drawn = np.asarray(Image.open(out).convert("RGB")).astype(int)
-    assert drawn.shape == (56, 84 + 8 + 84, 3)
-    assert (drawn[14, 56:71] == (255, 0, 0)).all()
-    bright = drawn[:, 92:].sum(-1).reshape(4, 14, 6, 14).mean((1, 3))
-    assert bright[:, 3:].min() > bright[:, :3].max()
-
-
-def test_similarity_to_another_image(tmp_path):
-    for name, size in (("a.png", (28, 42)), ("b.png", (56, 28))):
-        Image.fromarray(noise(*size)).save(tmp_path / name)
-    out = tmp_path / "out.png"
-    assert similarity(str(tmp_path / "a.png"), "-1,-1", str(tmp_path / "b.png"), str(out), "raw/14") == 0
-    assert Image.open(out).size == (42 + 8 + 28 + 8 + 28, 56)
-
-
-def test_heat_runs_from_dark_to_bright():
-    brightness = heat_rgb(np.linspace(-1, 1, 9)[None]).astype(int).sum(-1)[0]
-    assert (np.diff(brightness) > 0).all()
-    assert heat_rgb(np.ones((1, 2), np.float32)).max() < 10
-
-
-def test_pca_separates_what_differs():
-    torch.manual_seed(0)
-    grid = torch.randn(4, 6, 16) * 0.01
-    grid[:, 3:] += torch.randn(16)
-    colors = pca_rgb(grid).astype(int)
-    assert colors.shape == (4, 6, 3)
-    assert abs(colors[:, :3, 0].mean() - colors[:, 3:, 0].mean()) > 200
-    assert pca_rgb(torch.zeros(1, 1, 8)).shape == (1, 1, 3)
-    assert pca_rgb(torch.randn(1, 2, 8)).shape == (1, 2, 3)
 
 
 def test_embedded_checkpoint_is_small_and_complete():

@@ -11,6 +11,7 @@ import numpy as np
 from evals.datasets.labelled import LabelledImages, parts_and_classes
 from evals.errors import DatasetError
 from sail_encoder.images.sources import IMAGE_SUFFIXES, list_images
+from sail_encoder.io.files import read_text
 
 SYNSET = re.compile(r"n\d{8}")
 DEVKIT = "ILSVRC2012_devkit_t12"
@@ -79,7 +80,7 @@ def _validation_synsets(labels: Path, names: list[str]) -> list[str]:
         listed = _devkit_synsets(labels)
     else:
         try:
-            lines = labels.read_text(encoding="utf-8").split("\n")
+            lines = read_text(labels).split("\n")
         except OSError as error:
             raise DatasetError(f"{labels} cannot be read ({error.strerror})") from None
         if labels.suffix == ".csv":

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from evals.segmentation.data_source import CLASS_FILE
 from evals.segmentation.pictures import overlay, save_labels, save_picture
-from evals.segmentation.run_folder import LABELS, OVERLAYS, PREDICT, remove_labels
+from evals.segmentation.run_folder import LABELS, OVERLAYS, PREDICT, check_owner, read_names, remove_run
 from heads.dense.inference import Inference, predict
 from heads.dense.segmenter import Segmenter
 from sail_encoder.images.decoding import Array, read_image
@@ -56,8 +56,11 @@ class LabelFolder:
         Raises:
             UserError: If label maps of other settings are there, or something else that is not to be overwritten.
         """
+        check_owner(self.folder, PREDICT)
         if overwrite:
-            remove_labels(self.folder, (CLASS_FILE, FAILURES, JOURNAL))
+            names = [line["name"] for line in read_names(self.folder, JOURNAL)]
+            pictures = (f"{kind}/{name}.png" for name in names for kind in (LABELS, OVERLAYS))
+            remove_run(self.folder, PREDICT, pictures, (CLASS_FILE, FAILURES, JOURNAL))
         check_settings(self.folder, settings, PREDICT)
         write_run(self.folder, PREDICT, {"settings": settings})
         with replacing(self.folder / CLASS_FILE) as unfinished:

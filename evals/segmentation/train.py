@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from evals.segmentation import train_options
 from evals.segmentation.layouts import LayoutName
-from evals.segmentation.run_folder import check_owner, check_run, claim
+from evals.segmentation.run_folder import TRAIN, check_owner, check_run, claim
 from evals.segmentation.train_request import CountedPixels, TrainRequest
 from heads.recipe import OptimizerName
 from heads.schedules import ScheduleName
@@ -122,8 +122,7 @@ def train(
     """
     crop, window = str(crop), None if window is None else str(window)
     request = TrainRequest(**locals())
-    if overwrite:
-        check_owner(request.folder)
+    check_owner(request.folder, TRAIN)
     source, spec = train_options.choose_features(request)
     train_options.check_head(request, [spec.embed_dim] * len(source.layers))
     training_data, validation_data = train_options.open_data(request)

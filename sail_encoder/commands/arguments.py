@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from inspect import Parameter
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from sail_encoder.io.errors import UserError
@@ -29,14 +30,21 @@ class ArgumentReader:
     Args:
         function: Its parameters are the options.
         positional: Those that are also given by a word without an option; a list takes all words that are left.
+        synonyms: Other spellings of options, and the names of their parameters.
 
     Attributes:
         print_config: The option `--print_config` where it was given: the values are then only shown, and may lack some.
     """
 
-    def __init__(self, function: Callable[..., int], positional: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        function: Callable[..., int],
+        positional: Sequence[str] = (),
+        synonyms: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.parameters = parameters_of(function)
         self.positional = positional
+        self.synonyms = synonyms
         self.print_config = ""
         self._from_files: dict[str, Any] = {}
         self._options: dict[str, Any] = {}
@@ -59,6 +67,9 @@ class ArgumentReader:
             else:
                 self._words.append(argument)
         values = {**self._from_files, **self._options, **self._place_words()}
+        for name, value in values.items():
+            if any("\0" in text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)):
+                raise UserError(f"--{name} cannot hold a NUL character")
         if not self.print_config:
             self._require_all(values)
         return values
@@ -67,15 +78,20 @@ class ArgumentReader:
         option, separator, text = argument.partition("=")
         # A single hyphen names no option, so that what stands behind it is looked for, but never found.
         name = _name_of(option) if option.startswith("--") else ""
+        name = self.synonyms.get(name, name)
         if name == "print_config":
             self.print_config = f"--{name}{separator}{text}"
         elif name == "config":
             path = text if separator else _next_value(option, rest)
-            self._from_files |= read_config(find_config(path, self.parameters), self.parameters)
+            found = find_config(path, self.parameters)
+            self._from_files |= read_config(found, self.parameters, self.synonyms)
         elif name in self.parameters:
             if not separator:
                 text = self._next_switch(name, rest) if self._is_switch(name) else _next_value(option, rest)
-            self._options[name] = convert(name, text, self.parameters[name].annotation)
+            value = convert(name, text, self.parameters[name].annotation)
+            # A list may be given piece by piece; of other options the last counts.
+            is_further = isinstance(value, list) and name in self._options
+            self._options[name] = [*self._options[name], *value] if is_further else value
         elif name.startswith("no_") and self._is_switch(name.removeprefix("no_")):
             if separator:
                 raise UserError(f"{option} takes no value")
@@ -138,7 +154,9 @@ def find_config(name: str, parameters: Mapping[str, Parameter]) -> Path:
     return found[0]
 
 
-def read_config(path: Path, parameters: Mapping[str, Parameter]) -> dict[str, Any]:
+def read_config(
+    path: Path, parameters: Mapping[str, Parameter], synonyms: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Any]:
     """Reads options from a YAML file.
 
     Raises:
@@ -149,7 +167,7 @@ def read_config(path: Path, parameters: Mapping[str, Parameter]) -> dict[str, An
     values = {}
     try:
         for key, (value, written) in _load_yaml(path).items():
-            name = _name_of(key)
+            name = synonyms.get(_name_of(key), _name_of(key))
             if name not in parameters:
                 raise UserError(f"no option --{key}{suggest(key, parameters)}")
             annotation = parameters[name].annotation
@@ -204,6 +222,9 @@ def convert(name: str, value: Any, annotation: Any) -> Any:
 
     if value is None and type(None) in _choices(annotation):
         return None
+    # One piece of a list is written as it is.
+    if isinstance(value, str) and list[str] in _choices(annotation) and value[:1] != "[" and value != "null":
+        return [value]
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--value", type=Any if annotation is Parameter.empty else annotation)
     try:
@@ -225,7 +246,7 @@ def parameters_of(function: Callable[..., int]) -> Mapping[str, Parameter]:
 
 def takes_many(parameter: Parameter) -> bool:
     """Whether a parameter is a list."""
-    return get_origin(parameter.annotation) is list
+    return any(get_origin(choice) is list for choice in _choices(parameter.annotation))
 
 
 def is_switch(parameter: Parameter) -> bool:

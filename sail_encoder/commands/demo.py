@@ -23,7 +23,7 @@ def demo(out: str = "demo") -> int:
     from sklearn.datasets import load_sample_images
 
     from sail_encoder.commands.extract import extract
-    from sail_encoder.commands.visualize import pca
+    from sail_encoder.commands.pca import pca
 
     samples = load_sample_images()
     with explain_refusals(photographs):
@@ -32,5 +32,5 @@ def demo(out: str = "demo") -> int:
             Image.fromarray(pixels).save(photographs / Path(file).with_suffix(".png").name)
     status = extract([str(photographs)], str(Path(out) / "features"), overwrite=True)
     for photograph in sorted(photographs.glob("*.png")):
-        pca(str(photograph), str(Path(out) / f"{photograph.stem}_pca.png"))
+        pca([str(photograph)], str(Path(out) / f"{photograph.stem}_pca.png"))
     return status

@@ -162,6 +162,17 @@ def open_regular(path: StrPath) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
+def read_text(path: StrPath, encoding: str = "utf-8") -> str:
+    """Text of a regular file.
+
+    Raises:
+        OSError: If it cannot be opened, or is a FIFO, a socket or a device (EINVAL).
+        UnicodeDecodeError: If it has another encoding.
+    """
+    with open_regular(path) as file:
+        return file.read().decode(encoding)
+
+
 def _refusal(kind: str, path: StrPath) -> OSError:
     return OSError(errno.EINVAL, f"is {kind}, and only regular files are read", os.fspath(path))
 

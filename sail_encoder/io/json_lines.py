@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from sail_encoder.io.errors import StoreError
-from sail_encoder.io.files import append_all
+from sail_encoder.io.files import append_all, require_regular
 from sail_encoder.io.locks import lock
 
 
@@ -27,6 +27,8 @@ class LineLog:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        if path.exists():
+            require_regular(path)
         self.file = path.open("ab+")
         self._may_end_in_part = True
         if not lock(self.file, wait=False, path=path):

@@ -1,6 +1,7 @@
 """Files on other machines, through fsspec: `s3://`, `gs://`, `hf://`, `https://` and what else it knows."""
 
 import errno
+import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,9 @@ _PACKAGES = {
     "az": "adlfs",
 }
 """What a protocol needs beside fsspec."""
+
+_BUFFER = 2**18
+"""Bytes that are asked for at once."""
 
 _VERSIONS = ("ETag", "etag", "blob_id", "generation", "mtime", "LastModified", "last_modified", "updated", "created")
 """Properties under which file systems tell one version of a file from another."""
@@ -84,7 +88,9 @@ def read_remote(path: str, offset: int | None = None, size: int | None = None) -
         if offset is None or size is None:
             return files.cat_file(name)
         content = files.cat_file(name, start=offset, end=offset + size) if size else b""
-    # A server that knows no ranges sends the whole file.
+    if len(content) > size:
+        reason = "its server sends whole files and no parts of them; download the shard"
+        raise OSError(errno.ENOTSUP, reason, path)
     if len(content) != size:
         raise OSError(errno.EIO, f"{len(content):,} bytes came where {size:,} were asked for", path)
     return content
@@ -98,8 +104,36 @@ def open_remote(path: str) -> Iterator[BinaryIO]:
         OSError: If it cannot be opened.
     """
     files, name = open_file_system(path)
-    with explain_network(path), files.open(name, "rb") as file:
+    with explain_network(path):
+        opened = files.open(name, "rb")
+    with opened, io.BufferedReader(_RemoteFile(opened, path), _BUFFER) as file:
         yield file
+
+
+class _RemoteFile(io.RawIOBase):
+    """A file elsewhere, whose errors name it; what is raised by whoever reads from it stays as it is."""
+
+    def __init__(self, opened: Any, path: str) -> None:
+        self._opened, self._path = opened, path
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        with explain_network(self._path):
+            content = self._opened.read(len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
+
+    def seek(self, place: int, whence: int = io.SEEK_SET) -> int:
+        with explain_network(self._path):
+            return self._opened.seek(place, whence)
+
+    def tell(self) -> int:
+        return self._opened.tell()
 
 
 def remote_status(path: str) -> FileStatus:

@@ -18,6 +18,9 @@ DEFAULTS = {
 }
 """Sizes that a config.json may leave out, as in `SailConfig`."""
 
+MOST_LAYERS, LARGEST_SIZE = 1000, 10**6
+"""Bounds of what is built, many times those of any published model."""
+
 PATCH_WEIGHTS = ("model.vis_embed.weight", "vis_embed.weight")
 """Names of the patch embedding, published and native."""
 
@@ -118,8 +121,9 @@ def read_sizes(folder: Path) -> dict[str, int]:
 
 
 def _check_size(field: str, value: Any, path: Path) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise CheckpointError(f"{path}: {field} cannot be {value!r}; allowed is a whole number from 1")
+    most = MOST_LAYERS if field == "num_hidden_layers" else LARGEST_SIZE
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+        raise CheckpointError(f"{path}: {field} cannot be {value!r}; allowed is a whole number from 1 to {most:,}")
 
 
 def _token_ids(path: Path) -> dict[str, Any]:
@@ -138,13 +142,13 @@ def _token_ids(path: Path) -> dict[str, Any]:
 def _stored_patch_size(folder: Path) -> int:
     """Patch size that the shape of the patch embedding tells."""
     for key in PATCH_WEIGHTS:
-        shape = _stored_shape(folder, key)
+        shape = stored_shape(folder, key)
         if shape is not None and len(shape) == 2:
             return isqrt(shape[1] // 3)
     raise missing_patch_weight(folder)
 
 
-def _stored_shape(folder: Path, key: str) -> tuple[int, ...] | None:
+def stored_shape(folder: Path, key: str) -> tuple[int, ...] | None:
     """Shape of a tensor, from the header of a safetensors file where there is one; None where there is no tensor."""
     from safetensors import SafetensorError, safe_open
 
