@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from sail_encoder.backbones.registry import check_features, resolve_features
+from sail_encoder.backbones.registry import check_features, choose_weights, resolve_features
 from sail_encoder.commands.drawing import (
     DPI,
     Photo,
@@ -39,6 +39,8 @@ def similarity(
     to: list[str] | None = None,
     out: str = "similarity.png",
     model: str = "sail-tiny",
+    weights: str | None = None,
+    random_weights: bool = False,
     layer: str = "-1",
     smooth: bool = False,
     resize: str = "auto",
@@ -58,7 +60,9 @@ def similarity(
         to: Other images, whose patches are compared too: a file, folder, glob or list; --to again for more.
         out: Picture to write: .png, .jpg, .svg or .pdf; .npy takes the similarities, [images, patches chosen, nh, nw],
             and .npz grids of different sizes.
-        model: sail-tiny, a folder, a Hub name such as ByteDance-Seed/SAIL-7B, or timm/NAME.
+        model: sail-tiny, a folder, a Hub name such as ByteDance-Seed/SAIL-7B, timm/NAME, or hf/NAME.
+        weights: For a timm model, a file or folder of weights in place of its published ones.
+        random_weights: Whether to leave the weights random; they are the same every time.
         layer: Block to take features from; negatives count from the end.
         smooth: Whether to interpolate between patches.
         resize: The model's own rule (auto), native, a side such as 224, or 448x672.
@@ -76,7 +80,7 @@ def similarity(
     if not patches and not points:
         raise UserError("no patch to compare with; name one with --at ROW,COLUMN or --at-pixel X,Y")
     photos = [read_photo(image, exif_rotate), *read_photos(to or [], exif_rotate, _TARGETS)[0]]
-    spec, asked = resolve_features(model, layer, resize, max_tokens)
+    spec, asked = resolve_features(model, layer, resize, max_tokens, **choose_weights(weights, random_weights))
     size = (photos[0].image.height, photos[0].image.width)
     geometry = Geometry(size, size, spec.grid(size, asked.size))
     queries = [_check_patch(patch, geometry) for patch in patches]
