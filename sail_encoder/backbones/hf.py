@@ -1,5 +1,6 @@
 """Vision models of transformers as backbones: `hf/` and a name on the Hub, or a folder."""
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -127,21 +128,20 @@ def load_hf(
 def _configure(folder: Path, model_type: str, settings: dict[str, Any], depth: int) -> tuple[Any, dict[str, bool]]:
     """Configuration of a model of so many blocks without a pooling head, and arguments of its class for the latter."""
     architecture = ARCHITECTURES[model_type]
+    kind = getattr(transformers, architecture.model)
     try:
-        config = getattr(transformers, architecture.model).config_class.from_dict(settings)
+        config = kind.config_class.from_dict(settings)
     except (StrictDataclassError, AttributeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(
             f"{folder / 'config.json'} does not describe a model that can be built: {reason}"
         ) from None
     config.num_hidden_layers = depth
-    arguments = {}
+    taken = inspect.signature(kind).parameters
     for name, value in architecture.headless.items():
-        if hasattr(config, name):
+        if name not in taken:
             setattr(config, name, value)
-        else:
-            arguments[name] = value
-    return config, arguments
+    return config, {name: value for name, value in architecture.headless.items() if name in taken}
 
 
 def _random_model(config: Any, arguments: dict[str, bool]) -> Any:

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import timm
@@ -20,9 +21,9 @@ from sail_encoder.backbones.timm_weights import load_weights
 from sail_encoder.images.resizing import MAX_TOKENS, Resize
 from sail_encoder.io.devices import is_out_of_memory
 from sail_encoder.io.errors import CheckpointError, UserError
-from sail_encoder.io.hub import TIMM
+from sail_encoder.io.hub import TIMM, find_checkpoint
 
-SOURCES = ("hf-hub:", "local-dir:")
+HUB, FOLDER = "hf-hub:", "local-dir:"
 """What timm lets names begin with that are a repository on the Hub, or a folder of the same form."""
 
 _NORMS_OF_MAPS = (LayerNorm2d, RmsNorm2d, nn.BatchNorm2d, nn.GroupNorm)
@@ -104,9 +105,10 @@ def load_timm(
     """Loads a timm model; see `load_backbone`."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model, any_size = _create(name, pretrained and weights is None)
-    if weights is not None and pretrained:
-        load_weights(model, Path(weights))
+        own = _find_weights(name.removeprefix(TIMM), weights) if pretrained else None
+        model, any_size = _create(name, pretrained and own is None)
+    if own is not None:
+        load_weights(model, own)
     spec, depth = _describe_model(name, model), len(model.feature_info)
     normed = (spec.patch_size, spec.embed_dim)
     if layers is not None:
@@ -119,10 +121,25 @@ def load_timm(
     return TimmBackbone(spec, model, any_size, normed)
 
 
+def _find_weights(bare: str, weights: str | None) -> Path | None:
+    """Weights that are not those that timm publishes for an architecture; timm reads only the latter.
+
+    Where a repository names its own files, earlier versions of timm would run code that is in them.
+    """
+    if weights is not None:
+        return Path(weights)
+    if bare.startswith(FOLDER):
+        return Path(bare.removeprefix(FOLDER))
+    if bare.startswith(HUB):
+        repository, _, revision = bare.removeprefix(HUB).partition("@")
+        return find_checkpoint(repository, revision or None)
+    return None
+
+
 def _create(name: str, pretrained: bool) -> tuple[Any, bool]:
     """The model, and whether it takes images of any size."""
     bare = name.removeprefix(TIMM)
-    if not bare.startswith(SOURCES) and not timm.is_model(bare):
+    if not bare.startswith((HUB, FOLDER)) and not timm.is_model(bare):
         nearest = timm.list_models(f"*{bare.split('.')[0]}*")[:3]
         hint = f"; there is {', '.join(nearest)}" if nearest else "; timm.list_models() lists all"
         raise CheckpointError(f"timm has no model '{bare}'{hint}")
@@ -132,7 +149,7 @@ def _create(name: str, pretrained: bool) -> tuple[Any, bool]:
         except TypeError:
             model = timm.create_model(bare, pretrained, num_classes=0)
             any_size = not hasattr(model, "pos_embed") and not any(isinstance(m, PatchEmbed) for m in model.modules())
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, UnpicklingError, ValueError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"cannot load '{bare}' ({reason})") from None
     if not hasattr(model, "forward_intermediates"):

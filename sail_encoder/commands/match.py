@@ -46,7 +46,7 @@ def match(
         strongest: How many pairs at most, those of the highest similarity.
         out: Picture to write: .png, .jpg, .svg or .pdf; .npy takes the pairs, [pairs, 5]: row and column in the first
             image, row and column in the second, and similarity.
-        model: sail-tiny, a folder, a Hub name such as ByteDance-Seed/SAIL-7B, or timm/NAME.
+        model: sail-tiny, a folder, a Hub name such as ByteDance-Seed/SAIL-7B, timm/NAME, or hf/NAME.
         weights: For a timm model, a file or folder of weights in place of its published ones.
         random_weights: Whether to leave the weights random; they are the same every time.
         max_tiles: For SAIL-VL, tiles per image at most; by default what the checkpoint says.

@@ -63,7 +63,7 @@ def similarity(
         to: Other images, whose patches are compared too: a file, folder, glob or list; --to again for more.
         out: Picture to write: .png, .jpg, .svg or .pdf; .npy takes the similarities, [images, patches chosen, nh, nw],
             and .npz grids of different sizes.
-        model: sail-tiny, a folder, a Hub name such as ByteDance-Seed/SAIL-7B, or timm/NAME.
+        model: sail-tiny, a folder, a Hub name such as ByteDance-Seed/SAIL-7B, timm/NAME, or hf/NAME.
         weights: For a timm model, a file or folder of weights in place of its published ones.
         random_weights: Whether to leave the weights random; they are the same every time.
         max_tiles: For SAIL-VL, tiles per image at most; by default what the checkpoint says.

@@ -1,5 +1,6 @@
 import inspect
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -253,27 +254,38 @@ def test_a_repository_of_timms_form(own_weights, tmp_path):
         describe("timm/local-dir:nowhere")
 
 
-def test_names_on_the_hub_are_handed_to_timm(own_weights, monkeypatch):
-    asked = []
+def test_repositories_on_the_hub(own_weights, monkeypatch):
+    """timm reads their config.json alone; their weights are read here, as those of any checkpoint."""
+    folder, model = own_weights
+    built, found = [], []
     create = timm.create_model
 
-    def create_model(name, *arguments, **options):
-        asked.append(name)
-        return create(TINY, *arguments, **options)
+    def create_model(name, pretrained, **options):
+        built.append((name, pretrained))
+        return create(TINY, pretrained, **options)
 
     monkeypatch.setattr(timm, "create_model", create_model)
-    assert describe("timm/hf-hub:timm/test_vit.r160_in1k").embed_dim == 64
-    assert asked == ["hf-hub:timm/test_vit.r160_in1k"]
+    monkeypatch.setattr("sail_encoder.backbones.timm.find_checkpoint", lambda *place: found.append(place) or folder)
+    assert describe("timm/hf-hub:somebody/vit").embed_dim == 64
+    backbone = load_backbone("timm/hf-hub:somebody/vit@main")
+    assert found == [("somebody/vit", "main")]
+    assert built == [("hf-hub:somebody/vit", False), ("hf-hub:somebody/vit@main", False)]
+    torch.testing.assert_close(backbone.model.cls_token.data, model.cls_token.data)
 
 
-@pytest.mark.parametrize("command", ["pca", "similarity"])
+@pytest.mark.parametrize("command", ["pca", "similarity", "match"])
 def test_pictures_of_random_weights(command, tmp_path):
-    image = save_images(tmp_path / "images", 1) / "000.png"
-    more = ["--at", "0,0"] if command == "similarity" else []
-    for name, options in (("a.png", []), ("b.png", []), ("c.png", ["--layer", "0"])):
-        given = [str(image), *more, "--out", str(tmp_path / name), "--model", f"timm/{TINY}", "--random-weights"]
-        assert main([command, *given, *options]) == 0
-    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes() != (tmp_path / "c.png").read_bytes()
+    images = [str(save_images(tmp_path / "images", 2) / name) for name in ("000.png", "001.png")]
+    model, layer, given = "--model", "--layer", images[:1]
+    if command == "pca":
+        model, layer = "--models", "--layers"
+    given += ["--at", "0,0"] if command == "similarity" else images[1:] if command == "match" else []
+    for name, options in (("a.npy", []), ("b.npy", []), ("c.npy", [layer, "0"])):
+        out = ["--out", str(tmp_path / name), model, f"timm/{TINY}", "--random-weights"]
+        assert main([command, *given, *out, *options]) == 0
+    first, again, other = (np.load(tmp_path / name) for name in ("a.npy", "b.npy", "c.npy"))
+    np.testing.assert_array_equal(first, again)
+    assert first.shape != other.shape or not np.allclose(first, other)
 
 
 def test_probes_and_sweeps_of_random_weights(tmp_path):
