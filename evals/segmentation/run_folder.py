@@ -11,7 +11,8 @@ from sail_encoder.io.files import write_json
 from sail_encoder.io.versions import versions
 from sail_encoder.store.store import check_settings
 
-RUN, RESULTS, CHECKPOINT, LOG, CURVES = "run.json", "results.json", "checkpoint.pt", "log.jsonl", "curves.png"
+RUN, RESULTS, CHECKPOINT, LOG = "run.json", "results.json", "checkpoint.pt", "log.jsonl"
+CURVES, IOU = "curves.png", "iou.png"
 OVERLAYS, LABELS = "overlays", "labels"
 
 
@@ -69,7 +70,7 @@ def _remove_run(folder: Path) -> None:
         if (folder / WEIGHTS).exists() or (folder / OVERLAYS).exists():
             raise UserError(f"{folder} has no {RUN}, so what is in it is not overwritten; use another --out")
         return
-    _remove(folder, (CHECKPOINT, LOG, CURVES, WEIGHTS, DESCRIPTION, RESULTS))
+    _remove(folder, (CHECKPOINT, LOG, CURVES, IOU, WEIGHTS, DESCRIPTION, RESULTS))
 
 
 def _remove(folder: Path, files: Sequence[str]) -> None:

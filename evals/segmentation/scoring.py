@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from evals.segmentation.data import SegmentationData
-from evals.segmentation.pictures import compare, save_labels, save_picture
+from evals.segmentation.pictures import save_comparison, save_labels
 from evals.segmentation.run_folder import LABELS, OVERLAYS
 from evals.segmentation.scores import ConfusionMatrix, Scores
 from heads.dense.inference import Inference, predict
@@ -82,8 +82,8 @@ class Gallery:
         if self.label_maps:
             save_labels(predicted, names, folder / LABELS / f"{name}.png")
         if number in self.chosen:
-            picture = compare(self.data.read_image(number), self.data.read_labels(number), predicted, names)
-            save_picture(picture, folder / OVERLAYS / f"{name}.png")
+            image, labels = self.data.read_image(number), self.data.read_labels(number)
+            save_comparison(image, labels, predicted, names, folder / OVERLAYS / f"{name}.png")
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
