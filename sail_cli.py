@@ -58,6 +58,9 @@ COMMANDS = {
     "segment predict": Command(
         "evals.segmentation.predict:predict", "Writes label maps of images, and overlays.", ("source",)
     ),
+    "segment refer": Command(
+        "sail_encoder.commands.refer:refer", "Writes masks of what an expression refers to.", ("image", "expression")
+    ),
     "info": Command("sail_encoder.commands.info:info", "Describes a checkpoint.", ("model",)),
     "convert": Command(
         "sail_encoder.commands.convert:convert", "Writes a SAIL checkpoint in the native format.", ("model", "out")
@@ -109,6 +112,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(in_one_line(error))
     except KeyboardInterrupt:
         return 130
+    except Exception as error:
+        return _complain(_report(error, arguments))
 
 
 def _run(name: str, arguments: list[str]) -> int:
@@ -155,6 +160,12 @@ def _overview(group: str = "") -> str:
     width = max(map(len, shown))
     rows = [f"  {name:<{width}}  {command.summary}" for name, command in shown.items()]
     return "\n".join(["usage: sail COMMAND ...", "", *rows, "", "sail COMMAND --help tells more."])
+
+
+def _report(error: Exception, arguments: list[str]) -> str:
+    from sail_encoder.commands.crash import save_report
+
+    return save_report(error, arguments)
 
 
 def _complain(message: str) -> int:

@@ -24,9 +24,8 @@ from transformers.cache_utils import Cache, DynamicCache, StaticCache
 
 from benchmarks import published
 from benchmarks.models import SIZES, build_model, synchronize
-from sail_encoder.chat.conversation import fork_cache
 from sail_encoder.images.resizing import Size
-from sail_encoder.models.cache_name import CACHE
+from sail_encoder.models.cache_name import CACHE, fork_cache
 from sail_encoder.models.sail.modeling_sail import SailForCausalLM
 
 BUFFER_BYTES = 2**29

@@ -12,9 +12,9 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from evals.datasets.labelled import LabelledImages
-from heads.pooling import pool_grid
 from sail_encoder.backbones.base import VisionBackbone
 from sail_encoder.backbones.batch import Batch
+from sail_encoder.backbones.pooling import pool
 from sail_encoder.backbones.spec import FeatureSpec
 from sail_encoder.extraction.loader import PackedLoader
 from sail_encoder.images.decoding import Array, read_image
@@ -94,9 +94,12 @@ class CropEncoder:
     def __init__(self, backbone: VisionBackbone, features: FeatureSpec, crop: int) -> None:
         self.backbone, self.features, self.size = backbone, features, Resize((crop, crop))
         backbone.spec.grid((crop, crop), self.size)
-        layers = len(features.layers) if features.fuse == "concat" else 1
-        self.dim = backbone.embed_dim * layers
         self.loader: PackedLoader[Array] = PackedLoader(backbone, lambda pixels: backbone.prepare(pixels, self.size))
+
+    def dim(self, takes: str) -> int:
+        """Channels of what heads take, `grids` or `vectors`."""
+        layers = len(self.features.layers) if self.features.fuse == "concat" else 1
+        return layers * self.backbone.spec.channels("none" if takes == "grids" else self.features.pool)
 
     def __call__(self, crops: Tensor, takes: str) -> Any:
         """Features of crops; as many in one pass as memory allows.
@@ -106,17 +109,22 @@ class CropEncoder:
             takes: `grids` for the features of all patches [total patches, C] and how many each image has, `vectors` for
                 pooled ones [images, C].
         """
-        encoded = [states for _, _, states in self.loader.run([crops.numpy()], self._encode)]
+        how = "none" if takes == "grids" else self.features.pool
+        encoded = [states for _, _, states in self.loader.run([crops.numpy()], partial(self._encode, how))]
         if any(states is None for states in encoded):
             raise UserError("out of memory with a single crop; use a smaller --crop")
-        grids = torch.cat(encoded)  # type: ignore[arg-type]
+        states = torch.cat(encoded)  # type: ignore[arg-type]
         if takes == "grids":
-            return grids.flatten(0, 2), torch.full((len(grids),), grids.shape[1] * grids.shape[2])
-        return torch.vmap(partial(pool_grid, how=self.features.pool))(grids)
+            return states, torch.full((len(crops),), len(states) // len(crops))
+        return states
 
-    def _encode(self, batch: Batch) -> Tensor:
-        """Fused states [images, nh, nw, C], in float32."""
-        encoded = self.backbone.forward(batch, self.features.layers, self.features.norm).patches
-        states = [encoded[layer].float() for layer in self.features.layers]
-        fused = torch.cat(states, 1) if self.features.fuse == "concat" else torch.stack(states).mean(0)
-        return fused.unflatten(0, (len(batch.geometries), *batch.geometries[0].grid))
+    def _encode(self, how: str, batch: Batch) -> Tensor:
+        """Fused states [total patches, C], or pooled ones [images, C], in float32."""
+        layers = self.features.layers
+        encoded = self.backbone.forward(batch, layers, self.features.norm)
+        states = [encoded.patches[layer].float() for layer in layers]
+        if how != "none":
+            counts = torch.tensor(batch.lengths, device=self.backbone.device)
+            tokens = [encoded.class_tokens.get(layer) for layer in layers]
+            states = [pool(one, counts, how, token) for one, token in zip(states, tokens, strict=True)]
+        return torch.cat(states, 1) if self.features.fuse == "concat" else torch.stack(states).mean(0)

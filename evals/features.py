@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evals.datasets.labelled import LabelledImages
-from sail_encoder.backbones.registry import describe, load_backbone
-from sail_encoder.backbones.spec import FeatureSpec
+from sail_encoder.backbones.registry import load_for
+from sail_encoder.backbones.spec import NEED_CLASS_TOKEN, FeatureSpec
 from sail_encoder.extraction.plan import Plan, forecast
 from sail_encoder.extraction.run import run_plan
 from sail_encoder.images.decoding import Array
@@ -20,10 +20,11 @@ from sail_encoder.io.devices import choose_device, choose_dtype
 from sail_encoder.io.errors import UserError
 from sail_encoder.io.fingerprints import digest
 from sail_encoder.store.reading import FeatureFolder
-from sail_encoder.store.shard import WHOLE
+from sail_encoder.store.shares import WHOLE
 
 if TYPE_CHECKING:
     from heads.rows import Selection
+    from sail_encoder.backbones.base import VisionBackbone
 
 
 class ImageFeatures:
@@ -33,11 +34,13 @@ class ImageFeatures:
         folder: Where they are.
         spec: What is wanted of them: how vectors are pooled from grids, and how several layers are joined; vectors that
             are stored are taken as they are.
+        pooled: Where vectors are that no grid tells, as those of class tokens.
     """
 
-    def __init__(self, folder: FeatureFolder, spec: FeatureSpec) -> None:
-        self.folder, self.spec = folder, spec
-        self._rows = {entry.path: row for row, entry in enumerate(folder.entries)}
+    def __init__(self, folder: FeatureFolder, spec: FeatureSpec, pooled: FeatureFolder | None = None) -> None:
+        self.folder, self.spec, self.pooled = folder, spec, pooled or folder
+        self._rows = _rows_of(folder)
+        self._pooled_rows = _rows_of(pooled) if pooled else self._rows
         self._vectors: Array | None = None
 
     @property
@@ -47,7 +50,7 @@ class ImageFeatures:
 
     def has(self, key: str) -> bool:
         """Tells whether an image has features."""
-        return key in self._rows
+        return key in self._rows and key in self._pooled_rows
 
     @property
     def has_grids(self) -> bool:
@@ -59,18 +62,9 @@ class ImageFeatures:
         from heads.rows import Selection
 
         if self._vectors is None:
-            self._vectors = self._pool_all()
-        return Selection(self._vectors, np.array([self._rows[key] for key in keys], np.int64))
-
-    def _pool_all(self) -> Array:
-        import torch
-
-        from heads.pooling import pool_grid
-
-        if not self.folder.is_pooled:
-            grids = map(self.grid, range(len(self.folder.entries)))
-            return np.stack([pool_grid(torch.tensor(grid).float(), self.spec.pool).numpy() for grid in grids])
-        return self._fuse([self.folder.matrix(layer) for layer in self.folder.layers])
+            pool, folder = self.spec.pool, self.pooled
+            self._vectors = self._fuse([folder.matrix(layer, pool) for layer in folder.layers])
+        return Selection(self._vectors, np.array([self._pooled_rows[key] for key in keys], np.int64))
 
     def grids(self, keys: Sequence[str]) -> "Grids":
         """A grid [nh, nw, C] per image, read when it is needed."""
@@ -94,6 +88,10 @@ class ImageFeatures:
         return replace(stored, model=self.spec.model, pool=pool, fuse=self.spec.fuse)
 
 
+def _rows_of(folder: FeatureFolder) -> dict[str, int]:
+    return {entry.path: row for row, entry in enumerate(folder.entries)}
+
+
 class Grids(Sequence[Array]):
     """Grids of some images, each read from its file when it is asked for."""
 
@@ -114,6 +112,8 @@ def open_features(folder: str, fuse: str, pool: str) -> ImageFeatures:
         UserError: If there is no finished run in the folder, or its vectors were pooled in another way.
     """
     stored = FeatureFolder(folder)
+    if not stored.is_pooled and pool in NEED_CLASS_TOKEN:
+        raise UserError(f"{folder} holds grids, without class tokens; extract with --pool {pool}, or use --pool mean")
     if stored.is_pooled and pool not in ("mean", stored.spec.pool):
         raise UserError(
             f"--pool {pool} has no effect with {folder}, whose vectors are pooled by {stored.spec.pool}; leave it out, "
@@ -143,19 +143,31 @@ def extract_features(
     """
     precision = str(choose_dtype(wanted.precision, choose_device(device))).removeprefix("torch.")
     wanted = replace(wanted, precision=precision)
-    backbone = load_backbone(wanted.model, device, precision, wanted.depth, pretrained=wanted.pretrained)
+    backbone = load_for(wanted, device)
     wanted = replace(wanted, weights=backbone.fingerprint(wanted.depth - 1))
-    pools = ["none"] if grids or wanted.pool == "gem" else [wanted.pool, "none"]
-    spec = describe(wanted.model)
-    plans = [Plan(dataset.images, spec, replace(wanted, pool=pool, fuse="concat")) for pool in pools]
-    folders = [cache / f"{slug(wanted.title)}-{digest([plan.settings, dataset.name])[:10]}" for plan in plans]
+    needs_token = wanted.pool in NEED_CLASS_TOKEN
+    vectors = None
+    if needs_token or not grids:
+        pools = [wanted.pool] if needs_token else [wanted.pool, "none"]
+        vectors = _extract_pooled(dataset, backbone, wanted, cache, pools)
+    if vectors and not grids:
+        return ImageFeatures(vectors, wanted)
+    return ImageFeatures(_extract_pooled(dataset, backbone, wanted, cache, ["none"]), wanted, vectors)
+
+
+def _extract_pooled(
+    dataset: LabelledImages, backbone: "VisionBackbone", wanted: FeatureSpec, cache: Path, pools: Sequence[str]
+) -> FeatureFolder:
+    """Features that are pooled in one of these ways: the first that is there already, or else the first."""
+    plans = [Plan(dataset.images, backbone.spec, replace(wanted, pool=pool, fuse="concat")) for pool in pools]
+    folders = [cache / f"{slug(wanted.title)}-{digest([plan.settings, dataset.name], 10)}" for plan in plans]
     plan, folder = _first_finished(list(zip(plans, folders, strict=True)))
     print(forecast(plan, WHOLE, folder, overwrite=False), file=sys.stderr)
     run = run_plan(backbone, plan, folder)
     if run.status:
         print(f"stopped; {run.progress.done:,} images are safe, the same command goes on", file=sys.stderr)
         raise SystemExit(run.status)
-    return ImageFeatures(FeatureFolder(folder), wanted)
+    return FeatureFolder(folder)
 
 
 def _first_finished(choices: Sequence[tuple[Plan, Path]]) -> tuple[Plan, Path]:
@@ -168,8 +180,10 @@ def with_baselines(wanted: FeatureSpec) -> list[FeatureSpec]:
 
     Raw pixels are a single patch as large as the image, brought to 16x16.
     """
-    pixels = replace(wanted, model="raw/16", size=Resize((16, 16)), layers=(0,), pool="mean")
-    return [pixels, replace(wanted, pretrained=False), wanted]
+    pixels = FeatureSpec("raw/16", (0,), wanted.norm, "mean", wanted.fuse, Resize((16, 16)))
+    pixels = replace(pixels, precision=wanted.precision, store_dtype=wanted.store_dtype)
+    untrained = replace(wanted, pretrained=False, options={})
+    return [pixels, untrained, wanted] if wanted.pretrained else [pixels, wanted]
 
 
 def slug(title: str) -> str:

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from evals.errors import DatasetError
 from sail_encoder.backbones.base import VisionBackbone
 from sail_encoder.backbones.batch import Batch, Prepared
+from sail_encoder.backbones.pooling import pool
 from sail_encoder.backbones.spec import FeatureSpec
 from sail_encoder.extraction.loader import PackedLoader
 from sail_encoder.images.decoding import Array
@@ -113,8 +114,10 @@ def _pool_batch(backbone: VisionBackbone, features: FeatureSpec, batch: Batch) -
     for layer in range(backbone.num_layers):
         states = encoded.patches.pop(layer)
         norms.append(states.float().norm(dim=1))
-        states = backbone.final_norm(states) if features.norm else states
-        pooled.append(torch.segment_reduce(states.float(), features.pool, lengths=counts))
+        token = encoded.class_tokens.get(layer)
+        if features.norm:
+            states, token = backbone.final_norm(states), None if token is None else backbone.final_norm(token)
+        pooled.append(pool(states, counts, features.pool, token))
     return torch.stack(pooled), torch.stack(norms)
 
 

@@ -40,7 +40,7 @@ from heads.bank import HeadBank, shuffled_batches
 from heads.processes import Processes
 from heads.targets import TargetSpace
 from heads.trained import TrainedProbe
-from sail_encoder.backbones.registry import load_backbone
+from sail_encoder.backbones.registry import load_for
 from sail_encoder.backbones.spec import FeatureSpec
 from sail_encoder.images.decoding import Array
 from sail_encoder.images.resizing import Resize
@@ -77,7 +77,7 @@ class OnlineRun:
     ) -> None:
         self.out, self.dataset, self.crops, self.choose_on, self.processes = out, dataset, crops, choose_on, processes
         self.title = f"{features.title}, online"
-        self.backbone = load_backbone(features.model, processes.device(device), features.precision, features.depth)
+        self.backbone = load_for(features, processes.device(device))
         size = Resize((crops.side, crops.side))
         self.features = replace(features, size=size, weights=self.backbone.fingerprint(features.depth - 1))
         self.encode = CropEncoder(self.backbone, features, crops.side)
@@ -141,7 +141,7 @@ class OnlineRun:
         self._unread = set()
         train, val, test = parts
         probe.targets_ = TargetSpace.of(self.dataset.targets[train], probe.task)
-        bank = probe.make_bank(self.encode.dim, len(probe.recipe.learning_rates))
+        bank = probe.make_bank(self.encode.dim(probe.takes), len(probe.recipe.learning_rates))
         self._train(probe, bank, train, checkpoint)
         outputs, rows = self._scores(probe, bank, val, "validation")
         probe.keep(bank, probe.qualities(outputs, probe.targets_.encode(self.dataset.targets[rows])))

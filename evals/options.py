@@ -51,7 +51,7 @@ def parse_probes(probes: str | Mapping[str, Mapping[str, Any] | None]) -> dict[s
 
 _ONLINE = ("crop", "test_resize", "workers")
 _EXTRACTED = ("resize", "max_tokens", "dtype", "baselines")
-_STORED = ("model", "layers", "norm", "precision", *_EXTRACTED)
+_STORED = ("model", "weights", "random_weights", "layers", "norm", "precision", *_EXTRACTED)
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from evals.features import (
     with_baselines,
 )
 from evals.options import CropOptions, default_probes, parse_probes, refuse_unread
-from sail_encoder.backbones.registry import announce, check_features, resolve_features
-from sail_encoder.backbones.spec import FeatureSpec
+from sail_encoder.backbones.registry import announce, check_features, choose_weights, resolve_features
+from sail_encoder.backbones.spec import FeatureSpec, VectorPooling
 from sail_encoder.io.devices import check_device
 from sail_encoder.io.refusals import check_writable
 
@@ -33,11 +33,13 @@ def probe(
     data: str,
     out: str,
     model: str = "sail-tiny",
+    weights: str | None = None,
+    random_weights: bool = False,
     probes: str | dict[str, dict[str, Any] | None] | None = None,
     layers: str = "-1",
     norm: bool = True,
     fuse: Literal["concat", "mean"] = "concat",
-    pool: Literal["mean", "max", "gem"] = "mean",
+    pool: VectorPooling = "mean",
     resize: str = "auto",
     max_tokens: int | None = None,
     dtype: Literal["float16", "float32"] = "float16",
@@ -67,15 +69,17 @@ def probe(
             classes (below train, val and test where there are these), ImageNet-1k, a table (.csv, .tsv, .parquet),
             tar shards, a Hugging Face dataset on disk, or what sail extract has left.
         out: Folder for features, heads, results.json, results.csv, results.md and plots.
-        model: sail-tiny, a folder, a Hub name such as ByteDance-Seed/SAIL-7B, or timm/NAME.
+        model: sail-tiny, a folder, a Hub name such as ByteDance-Seed/SAIL-7B, timm/NAME, or hf/NAME.
+        weights: For a timm model, a file or folder of weights in place of its published ones.
+        random_weights: Whether to leave the weights random; they are the same every time.
         probes: Names separated by commas; in a file also their settings, such as {knn: {k: [20]}, linear:
             {warmup: 0.1}}, where warmup is a share of the steps. By default all that fit the data: linear, logistic
             (not for regression), ridge, knn and attentive.
         layers: Blocks to take features from: -1, 0,11,23, all, last4 or even4.
         norm: Whether to apply the model's final norm.
         fuse: What to do with several layers: one behind the other (concat), or their mean.
-        pool: How patches become the vector that all probes but attentive see: mean, max, or generalized mean (gem).
-            The class token of a timm model is left out, so published figures with one are not comparable.
+        pool: What becomes the vector that all probes but attentive see: mean, max or generalized mean (gem) of the
+            patches, the class token (cls), or that followed by the mean (cls_mean), as DINOv2 and DINOv3 have it.
         resize: The model's own rule (auto), native, short512 (the shorter side), a side such as 224, or 448x672.
         max_tokens: Patches of an image at most under the native rule.
         dtype: Type in which features are stored.
@@ -146,7 +150,8 @@ def probe(
 def _asked_of_features(asked: dict[str, Any]) -> dict[str, Any]:
     """Options of the command that are fields of a `FeatureSpec`."""
     names = {"norm": "norm", "fuse": "fuse", "pool": "pool", "precision": "precision", "dtype": "store_dtype"}
-    return {field: asked[option] for option, field in names.items()}
+    fields = {field: asked[option] for option, field in names.items()}
+    return fields | choose_weights(asked["weights"], asked["random_weights"])
 
 
 def _check_use(probes: "list[Probe]", online: bool, stored: ImageFeatures | None) -> None:

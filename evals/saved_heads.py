@@ -1,12 +1,11 @@
 """Heads beside the results they have reached: each folder says of which result its head is."""
 
-import json
 from pathlib import Path
 
 from heads.contract import DESCRIPTION, WEIGHTS
 from heads.probe import Probe
 from sail_encoder.backbones.spec import FeatureSpec
-from sail_encoder.io.files import write_json
+from sail_encoder.io.files import read_json, write_json
 
 RESULT = "result.json"
 
@@ -23,4 +22,5 @@ def holds_head_of(folder: Path, key: str) -> bool:
     """Whether a folder holds the head of the result with this key."""
     if not all((folder / name).exists() for name in (WEIGHTS, DESCRIPTION, RESULT)):
         return False
-    return bool(json.loads((folder / RESULT).read_text(encoding="utf-8")).get("key") == key)
+    result = read_json(folder / RESULT)
+    return isinstance(result, dict) and result.get("key") == key

@@ -10,7 +10,8 @@ from evals.datasets.loading import load_dataset
 from evals.datasets.splits import Splits, split_each_seed
 from evals.errors import DatasetError
 from evals.options import parse_probes
-from sail_encoder.backbones.registry import announce, check_features, load_backbone, resolve_features
+from sail_encoder.backbones.registry import announce, check_features, choose_weights, load_for, resolve_features
+from sail_encoder.backbones.spec import VectorPooling
 from sail_encoder.io.devices import check_device
 from sail_encoder.io.refusals import check_writable
 
@@ -30,9 +31,11 @@ def sweep(
     data: str,
     out: str,
     model: str = "sail-tiny",
+    weights: str | None = None,
+    random_weights: bool = False,
     probes: str | dict[str, dict[str, Any] | None] | None = None,
     norm: bool = True,
-    pool: Literal["mean", "max"] = "mean",
+    pool: VectorPooling = "mean",
     resize: str = "auto",
     max_tokens: int | None = None,
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
@@ -52,11 +55,14 @@ def sweep(
     Args:
         data: digits, scenes, a folder, a table, shards, ...; as in sail probe.
         out: Folder for sweep.json, sweep.csv, sweep.md and plots.
-        model: sail-tiny, a folder, a Hub name such as ByteDance-Seed/SAIL-7B, or timm/NAME.
+        model: sail-tiny, a folder, a Hub name such as ByteDance-Seed/SAIL-7B, timm/NAME, or hf/NAME.
+        weights: For a timm model, a file or folder of weights in place of its published ones.
+        random_weights: Whether to leave the weights random; they are the same every time.
         probes: Names separated by commas; in a file also their settings. Only those that take vectors; ridge, logistic
             (not for regression) and knn by default.
         norm: Whether to apply the model's final norm to every layer.
-        pool: How patches become one vector.
+        pool: What becomes one vector: mean, max or generalized mean (gem) of the patches, the class token (cls), or
+            that followed by the mean (cls_mean).
         resize: The model's own rule (auto), native, short512 (the shorter side), a side such as 224, or 448x672.
         max_tokens: Patches of an image at most under the native rule.
         precision: Precision of the backbone; auto is bfloat16 on a GPU and float32 on a CPU.
@@ -81,15 +87,16 @@ def sweep(
     named = named or parse_probes(default)
     chosen = {name: {**SETTINGS.get(name, {}), **settings} for name, settings in named.items()}
     (splits,) = split_each_seed(dataset, val_share, test_share, 1)
-    _, features = resolve_features(model, "all", resize, max_tokens, norm=norm, pool=pool)
+    asked_of_features = {"norm": norm, "pool": pool, "precision": precision}
+    asked_of_features |= choose_weights(weights, random_weights)
+    _, features = resolve_features(model, "all", resize, max_tokens, **asked_of_features)
     announce(model)
     from evals.layers import pool_layers
     from evals.probing import check_probes
 
     if any(probe.takes == "grids" for probe in check_probes(chosen, dataset, [splits], device)):
         raise DatasetError("a sweep pools the patches, so it has no probes of grids; use ridge, logistic, knn, linear")
-    backbone = load_backbone(model, device, precision)
-    layers = pool_layers(backbone, dataset.images.images, features)
+    layers = pool_layers(load_for(features, device), dataset.images.images, features)
     results = list(_probe_layers(chosen, layers, dataset, splits, device))
     _report(Path(out), layers, results, asked)
     missing = len(dataset.images.images) - len(layers.keys)

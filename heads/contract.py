@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 
 from sail_encoder.backbones.spec import MEANING, FeatureSpec
 from sail_encoder.io.errors import UserError
-from sail_encoder.io.files import replacing, write_json
+from sail_encoder.io.files import read_text, replacing, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,7 +91,7 @@ def load_head(folder: str | Path) -> SavedHead:
 def describe_head(folder: str | Path) -> SavedHead:
     """Reads what `save_head` wrote but for the weights, which needs no torch; see `load_head`."""
     with _explain_damage(folder):
-        description = json.loads((Path(folder) / DESCRIPTION).read_text(encoding="utf-8"))
+        description = json.loads(read_text(Path(folder) / DESCRIPTION))
         source = description["source"]
         return SavedHead(
             description["kind"],

@@ -1,55 +1,15 @@
-"""From the patches of an image to one vector: mean, max, generalized mean, attention.
+"""From the patches of an image to one vector by attention.
 
 Images of any size are packed: the patches of all of them are the rows of one matrix, and `counts` says how many belong
 to each.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from heads.contract import HeadError
-
-Array = np.ndarray[Any, Any]
-Pooling = Literal["mean", "max", "gem"]
-POOLINGS: tuple[Pooling, ...] = ("mean", "max", "gem")
-
-
-def pool_grid(grid: Tensor | Array, how: str = "mean", power: float = 3.0) -> Tensor:
-    """Pools the patches of one image.
-
-    Args:
-        grid: [nh, nw, C], or any [..., C]; a tensor or an array.
-        how: `mean`, `max`, or `gem`, the generalized mean with the sign of each feature kept apart from its size
-            (Radenović et al. 2019, arXiv 1711.02512, for features that may be negative).
-        power: Exponent of the generalized mean; 1 is the mean, and the larger it is, the closer to the largest.
-
-    Returns:
-        [C].
-
-    Raises:
-        HeadError: If the pooling is unknown or the power is not positive.
-    """
-    # A copy, since a memory map cannot be written to, of which PyTorch would warn.
-    patches = (torch.tensor(grid) if isinstance(grid, np.ndarray) else grid).flatten(0, -2)
-    if how == "mean":
-        return patches.mean(0)
-    if how == "max":
-        return patches.amax(0)
-    if how != "gem":
-        raise HeadError(f"pooling '{how}' is unknown; use {', '.join(POOLINGS)}")
-    if power <= 0:
-        raise HeadError(f"the power of the generalized mean is {power}; give a positive number, such as 3")
-    return _generalized_mean(patches.clamp_min(0), power) - _generalized_mean(-patches.clamp_max(0), power)
-
-
-def _generalized_mean(patches: Tensor, power: float) -> Tensor:
-    """(mean of x^p)^(1/p) over rows; divided by the largest first, so that no power overflows."""
-    largest = patches.amax(0).clamp_min(torch.finfo(patches.dtype).tiny)
-    return largest * (patches / largest).pow(power).mean(0).pow(1 / power)
 
 
 def check_heads(heads: int, project_keys: bool) -> None:

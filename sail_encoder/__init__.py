@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from sail_encoder.commands.extract import extract
     from sail_encoder.images.resizing import Resize
     from sail_encoder.io.errors import CheckpointError, ImageError, SourceError, StoreError, UserError
+    from sail_encoder.models.pixel_sail.configuration_pixel_sail import PixelSailConfig
+    from sail_encoder.models.pixel_sail.modeling_pixel_sail import PixelSailForCausalLM
+    from sail_encoder.models.pixel_sail.processing_pixel_sail import PixelSailProcessor
     from sail_encoder.models.sail.configuration_sail import SailConfig
     from sail_encoder.models.sail.image_processing_sail import SailImageProcessor
     from sail_encoder.models.sail.modeling_sail import SailForCausalLM, SailModel
@@ -38,6 +41,9 @@ _HOMES = {
     "FeatureFolder": "store.reading",
     "Features": "backbones.features",
     "ImageError": "io.errors",
+    "PixelSailConfig": "models.pixel_sail.configuration_pixel_sail",
+    "PixelSailForCausalLM": "models.pixel_sail.modeling_pixel_sail",
+    "PixelSailProcessor": "models.pixel_sail.processing_pixel_sail",
     "Resize": "images.resizing",
     "SailConfig": "models.sail.configuration_sail",
     "SailForCausalLM": "models.sail.modeling_sail",
@@ -61,6 +67,9 @@ __all__ = [
     "FeatureFolder",
     "Features",
     "ImageError",
+    "PixelSailConfig",
+    "PixelSailForCausalLM",
+    "PixelSailProcessor",
     "Resize",
     "SailConfig",
     "SailForCausalLM",

@@ -20,27 +20,38 @@ def register_when_needed() -> None:
 
 
 def _register_config(auto: ModuleType) -> None:
+    from sail_encoder.models.pixel_sail.configuration_pixel_sail import PixelSailConfig
     from sail_encoder.models.sail.configuration_sail import SailConfig
     from sail_encoder.models.sail_vl.configuration_sail_vl import TOWER_CONFIGS, SailVLConfig
 
     auto.AutoConfig.register("sail", SailConfig)
+    auto.AutoConfig.register("pixel_sail", PixelSailConfig)
     for name, config in (*TOWER_CONFIGS.items(), (SailVLConfig.model_type, SailVLConfig)):
         auto.AutoConfig.register(name, config)
 
 
 def _register_image_processor(auto: ModuleType) -> None:
+    from sail_encoder.models.pixel_sail.configuration_pixel_sail import PixelSailConfig
+    from sail_encoder.models.pixel_sail.image_processing_pixel_sail import PixelSailImageProcessor
     from sail_encoder.models.sail.configuration_sail import SailConfig
     from sail_encoder.models.sail.image_processing_sail import SailImageProcessor
     from sail_encoder.models.sail_vl.configuration_sail_vl import SailVLConfig
     from sail_encoder.models.sail_vl.image_processing_sail_vl import SailVLImageProcessor
 
     # One class for both backends: the published resizing is Pillow's.
-    for config, processor in ((SailConfig, SailImageProcessor), (SailVLConfig, SailVLImageProcessor)):
+    pairs = {
+        SailConfig: SailImageProcessor,
+        SailVLConfig: SailVLImageProcessor,
+        PixelSailConfig: PixelSailImageProcessor,
+    }
+    for config, processor in pairs.items():
         backends = dict.fromkeys(("pil", "torchvision"), processor)
         auto.AutoImageProcessor.register(config, image_processor_classes=backends)
 
 
 def _register_processor(auto: ModuleType) -> None:
+    from sail_encoder.models.pixel_sail.configuration_pixel_sail import PixelSailConfig
+    from sail_encoder.models.pixel_sail.processing_pixel_sail import PixelSailProcessor
     from sail_encoder.models.sail.configuration_sail import SailConfig
     from sail_encoder.models.sail.processing_sail import SailProcessor
     from sail_encoder.models.sail_vl.configuration_sail_vl import SailVLConfig
@@ -48,6 +59,7 @@ def _register_processor(auto: ModuleType) -> None:
 
     auto.AutoProcessor.register(SailConfig, SailProcessor)
     auto.AutoProcessor.register(SailVLConfig, SailVLProcessor)
+    auto.AutoProcessor.register(PixelSailConfig, PixelSailProcessor)
 
 
 @cache
@@ -78,3 +90,16 @@ def register_sail_vl_models() -> None:
     AutoModel.register(InternViTConfig, InternViTModel)
     AutoModel.register(SailVLConfig, SailVLForConditionalGeneration)
     AutoModelForImageTextToText.register(SailVLConfig, SailVLForConditionalGeneration)
+
+
+@cache
+def register_pixel_sail_models() -> None:
+    """Registers the models; called when a `PixelSailConfig` is made."""
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    from sail_encoder.models.pixel_sail.configuration_pixel_sail import PixelSailConfig
+    from sail_encoder.models.pixel_sail.modeling_pixel_sail import PixelSailForCausalLM, PixelSailModel
+
+    AutoModel.register(PixelSailConfig, PixelSailModel)
+    AutoModelForCausalLM.register(PixelSailConfig, PixelSailForCausalLM)
+    AutoModelForImageTextToText.register(PixelSailConfig, PixelSailForCausalLM)

@@ -1,11 +1,13 @@
 """What is typed behind a command, and what configuration files hold, against the parameters of a function."""
 
 import json
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
-from sail_encoder.commands.arguments import ArgumentReader, suggest
+from evals.probe import probe
+from sail_encoder.commands.arguments import SHIPPED, ArgumentReader, find_config, parameters_of, suggest
 from sail_encoder.commands.extract import extract
 from sail_encoder.io.errors import UserError
 
@@ -184,3 +186,13 @@ def test_values_are_those_of_a_structure_as_json(tmp_path):
     assert read("--probes", json.dumps(probes)) == {"probes": probes}
     (tmp_path / "run.yaml").write_text(json.dumps({"probes": probes}))
     assert read("--config", str(tmp_path / "run.yaml")) == {"probes": probes}
+
+
+def test_shipped_configurations_are_found_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, file in (("digits", "probe/digits"), ("probe/scenes", "probe/scenes"), ("scenes", "probe/scenes")):
+        assert find_config(name, parameters_of(probe)) == SHIPPED / f"{file}.yaml"
+    (tmp_path / "digits").write_text("out: mine")
+    assert find_config("digits", parameters_of(probe)) == Path("digits")
+    with pytest.raises(UserError, match=r"no configuration file digts, did you mean 'digits'.* shipped are probe/"):
+        find_config("digts", parameters_of(probe))

@@ -35,7 +35,7 @@ def test_overview_is_as_recorded(capsys):
 def test_a_command_of_two_words_has_an_overview_of_its_own(arguments, capsys):
     assert main(arguments) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
-    assert [row.split()[:2] for row in rows] == [["segment", word] for word in ("train", "eval", "predict")]
+    assert [row.split()[:2] for row in rows] == [["segment", word] for word in ("train", "eval", "predict", "refer")]
 
 
 @pytest.mark.parametrize("statement", ["import sail_encoder", "import sail_cli; sail_cli.main(['--help'])"])
@@ -208,10 +208,13 @@ def command_that_raises(monkeypatch):
     return install
 
 
-def test_bugs_are_not_hidden(command_that_raises):
+def test_bugs_are_not_hidden(command_that_raises, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     command_that_raises(KeyError("a bug"))
-    with pytest.raises(KeyError):
-        main(["broken"])
+    assert main(["broken"]) == 2
+    (report,) = tmp_path.glob("sail-error-*.txt")
+    assert f"unexpected KeyError: 'a bug'; please report it with {report}" in capsys.readouterr().err
+    assert "Traceback (most recent call last)" in report.read_text()
 
 
 @pytest.mark.parametrize(
@@ -226,3 +229,22 @@ def test_what_the_system_refuses_is_one_line(command_that_raises, capsys, error,
     command_that_raises(error)
     assert main(["broken"]) == 2
     assert capsys.readouterr().err == f"sail: {line}\n"
+
+
+@pytest.mark.parametrize("place", ["--out {}/new/run", "--out={}"])
+def test_an_unexpected_error_is_one_line_and_a_file_beside_the_output(place, tmp_path, monkeypatch, capsys):
+    def fail(*arguments, **options):
+        raise RuntimeError("the disk sang\nand danced")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sail_encoder.commands.extract.list_images", fail)
+    (tmp_path / "out").mkdir()
+    arguments = ["extract", "photos", *place.format(tmp_path / "out").split()]
+    assert main(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    (report,) = (tmp_path / "out").glob("sail-error-*.txt")
+    assert line == f"sail: unexpected RuntimeError: the disk sang and danced; please report it with {report}"
+    written = report.read_text()
+    assert written.startswith(f"command   sail {' '.join(arguments)}\n")
+    assert '"torch": "' in written
+    assert 'raise RuntimeError("the disk sang' in written

@@ -22,9 +22,9 @@ def test_pooling(features):
     torch.testing.assert_close(features.pool("max", layer=-4), features.pool("max", layer=2))
     with pytest.raises(UserError, match="layer -3 was not requested; there is 2, 5"):
         features.pool("mean", layer=-3)
-    with pytest.raises(UserError, match="no class token"):
+    with pytest.raises(UserError, match="has none; use mean, max or gem"):
         features.pool("cls")
-    with pytest.raises(UserError, match="mean, max or cls"):
+    with pytest.raises(UserError, match="use mean, max, gem, cls, cls_mean"):
         features.pool("median")
 
 

@@ -28,7 +28,7 @@ def test_a_folder_is_searched_through_in_order(tree):
     assert keys(tree) == ["a/x.jpg", "a/y.PNG", "b/deep/z.webp", "b/x.jpg"]
     listing = list_images([str(tree)])
     assert listing.root == str(tree)
-    assert listing.images[0].size == len("a/x.jpg")
+    assert listing.images[0].with_status().size == len("a/x.jpg")
     assert listing.images[0].open() == str(tree / "a" / "x.jpg")
 
 
@@ -53,7 +53,11 @@ def test_a_link_to_itself_is_no_folder(tree):
     for name in ("loop", "loop.jpg"):
         os.symlink(name, tree / "a" / name)
     listing = list_images([str(tree / "a")])
-    assert [(image.key, image.size) for image in listing.images] == [("loop.jpg", -1), ("x.jpg", 7), ("y.PNG", 7)]
+    assert [(image.key, image.with_status().size) for image in listing.images] == [
+        ("loop.jpg", -1),
+        ("x.jpg", 7),
+        ("y.PNG", 7),
+    ]
 
 
 def test_a_folder_that_cannot_be_listed_is_named(tree, monkeypatch):
@@ -75,7 +79,7 @@ def test_it_is_known_when_images_were_written(tree):
     os.utime(tree / "shard.tar", ns=(7, 7))
     (tree / "list.txt").write_text("a/x.jpg\nmissing.jpg\n")
     sources = (tree / "a" / "x.jpg", tree / "shard.tar", tree / "list.txt")
-    assert [[image.modified for image in list_images([str(source)]).images] for source in sources] == [
+    assert [[image.with_status().modified for image in list_images([str(source)]).images] for source in sources] == [
         [5],
         [7],
         [5, None],
@@ -85,7 +89,7 @@ def test_it_is_known_when_images_were_written(tree):
 def test_a_text_list(tree):
     (tree / "list.txt").write_text("b/x.jpg\n\na/x.jpg\nmissing.jpg\n", encoding="utf-8-sig")
     listing = list_images([str(tree / "list.txt")])
-    assert [(image.key, image.size) for image in listing.images] == [
+    assert [(image.key, image.with_status().size) for image in listing.images] == [
         ("b/x.jpg", 7),
         ("a/x.jpg", 7),
         ("missing.jpg", -1),

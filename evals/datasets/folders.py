@@ -10,7 +10,8 @@ import numpy as np
 
 from evals.datasets.labelled import LabelledImages, parts_and_classes
 from evals.errors import DatasetError
-from sail_encoder.images.sources import IMAGE_SUFFIXES, ImageList, list_images
+from sail_encoder.images.sources import IMAGE_SUFFIXES, list_images
+from sail_encoder.io.files import read_text
 
 SYNSET = re.compile(r"n\d{8}")
 DEVKIT = "ILSVRC2012_devkit_t12"
@@ -22,8 +23,7 @@ def image_folder(folder: Path) -> LabelledImages:
     """Images in folders named after their class, which may lie in folders `train`, `val` and `test`."""
     listing = list_images([str(folder)])
     keys = [image.key for image in listing.images]
-    prefix = "" if listing.root == str(folder.absolute()) else f"{Path(listing.root).relative_to(folder.absolute())}/"
-    pairs = parts_and_classes([prefix + key for key in keys], "name a table with the columns path and label")
+    pairs = parts_and_classes(keys, "name a table with the columns path and label")
     return LabelledImages(
         folder.name, listing, keys, np.array([name for _, name in pairs]), [part for part, _ in pairs]
     )
@@ -53,8 +53,7 @@ def imagenet(folder: Path, labels: Path | None = None) -> LabelledImages:
     train, val = (list_images([str(folder / part)]) for part in ("train", "val"))
     names = [image.key.rsplit("/", 1)[-1] for image in val.images]
     synsets = _validation_synsets(_find_labels(folder, labels), names)
-    root = str(folder.absolute())
-    listing = ImageList(root, list_images([str(folder / "train"), str(folder / "val")]).images)
+    listing = list_images([str(folder / "train"), str(folder / "val")])
     by_path = {image.path: synset for image, synset in zip(val.images, synsets, strict=True)}
     classes = {image.path: Path(image.path).parent.name for image in train.images}
     targets = [by_path.get(image.path) or classes[image.path] for image in listing.images]
@@ -81,7 +80,7 @@ def _validation_synsets(labels: Path, names: list[str]) -> list[str]:
         listed = _devkit_synsets(labels)
     else:
         try:
-            lines = labels.read_text(encoding="utf-8").split("\n")
+            lines = read_text(labels).split("\n")
         except OSError as error:
             raise DatasetError(f"{labels} cannot be read ({error.strerror})") from None
         if labels.suffix == ".csv":

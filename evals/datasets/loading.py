@@ -12,6 +12,8 @@ from evals.datasets.shards import webdataset
 from evals.datasets.tables import TABLE_SUFFIXES, image_table
 from evals.errors import DatasetError
 from heads.targets import Kind
+from sail_encoder.images.sources import expand_braces
+from sail_encoder.io.remote import is_remote
 
 
 def load_dataset(
@@ -64,10 +66,13 @@ def _refuse(data: str, **options: str | None) -> None:
 
 
 def _tar_shards(path: Path, name: str) -> list[str]:
-    """The tar files that a file, a folder of them, or a glob names."""
+    """The tar files that a file, a folder of them, a glob, or a name with braces or a protocol names."""
     if path.suffix == ".tar" and path.is_file():
         return [str(path)]
     if path.is_dir():
         return sorted(str(shard) for shard in path.glob("*.tar"))
+    names = expand_braces(name)
+    if is_remote(name) or len(names) > 1:
+        return names if all(one.endswith(".tar") for one in names) else []
     matches = sorted(glob.glob(name, recursive=True)) if glob.has_magic(name) else []
     return [match for match in matches if match.endswith(".tar")]

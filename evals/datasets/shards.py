@@ -2,7 +2,6 @@
 
 import json
 import re
-import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,9 @@ from typing import Any
 from evals.datasets.labelled import LABEL_NAMES, PARTS, LabelledImages, parse_targets
 from evals.errors import DatasetError
 from heads.targets import Kind
+from sail_encoder.images.files import clean_name, is_hidden
 from sail_encoder.images.sources import list_images
+from sail_encoder.images.tars import open_tar, read_members
 
 LABEL_MEMBERS = ("cls", "label", "txt")
 """Suffixes of webdataset's members that hold a label as text, the most certain first, since a `txt` may be a caption.
@@ -68,15 +69,17 @@ def _read_labels(shard: str, column: str | None) -> dict[str, Any]:
     ranks = {suffix: rank for rank, suffix in enumerate([column] if column else LABEL_MEMBERS)}
     ranks.setdefault("json", len(ranks))
     found: dict[str, tuple[int, Any]] = {}
-    with tarfile.open(shard, "r:") as archive:
-        for member in archive:
-            sample, suffix = _sample(member.name), member.name.rpartition("/")[2].partition(".")[2]
+    with open_tar(shard) as archive:
+        for member in read_members(archive, shard):
+            name = clean_name(member.name)
+            sample, suffix = _sample(name), name.rpartition("/")[2].partition(".")[2]
             rank = ranks.get(suffix)
-            file = None if rank is None else archive.extractfile(member)
-            if rank is None or file is None or (sample in found and found[sample][0] <= rank):
+            file = None if rank is None or is_hidden(name) else archive.extractfile(member)
+            # Of members of one name the last counts, as for images.
+            if rank is None or file is None or (sample in found and found[sample][0] < rank):
                 continue
-            content = _as_text(file.read(), member.name)
-            value = _from_json(content, column, member.name) if suffix == "json" else content.strip()
+            content = _as_text(file.read(), name)
+            value = _from_json(content, column, name) if suffix == "json" else content.strip()
             if value is not None:
                 found[sample] = rank, value
     return {sample: value for sample, (_, value) in found.items()}
@@ -92,6 +95,8 @@ def _as_text(content: bytes, member: str) -> str:
 def _from_json(content: str, column: str | None, member: str) -> Any:
     try:
         fields = json.loads(content)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise DatasetError(f"{member} is not JSON ({error})") from None
+    if not isinstance(fields, dict):
+        raise DatasetError(f"{member} holds no fields; choose another member with --label_column")
     return next((fields[name] for name in ([column] if column else LABEL_NAMES) if name in fields), None)

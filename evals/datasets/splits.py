@@ -1,6 +1,5 @@
 """Deterministic splits: which sample is for training, for validation, for testing."""
 
-import hashlib
 import sys
 from dataclasses import dataclass
 
@@ -9,6 +8,7 @@ import numpy as np
 from evals.datasets.labelled import LabelledImages
 from evals.errors import DatasetError
 from sail_encoder.images.decoding import Array
+from sail_encoder.io.fingerprints import digest
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +93,7 @@ def _set_aside(dataset: LabelledImages, index: Array, share: float, salt: str) -
         groups.setdefault(group, []).append(int(row))
     aside: list[int] = []
     for members in groups.values():
-        ranks = {key: hashlib.sha256(f"{salt}/{key}".encode()).digest() for key in {dataset.keys[m] for m in members}}
+        ranks = {key: digest(f"{salt}/{key}", 64) for key in {dataset.keys[m] for m in members}}
         chosen = sorted(ranks, key=ranks.__getitem__)
         chosen = chosen[: min(max(1, int(share * len(chosen))), len(chosen) - 1)]
         kept = set(chosen)

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from evals.datasets.labelled import LabelledImages, parse_targets, parts_and_classes
-from evals.datasets.tables import label_values, path_column, read_part, read_table
+from evals.datasets.tables import label_values, read_part, read_table
 from evals.errors import DatasetError
 from heads.targets import Kind
+from sail_encoder.images.lists import path_column
 from sail_encoder.images.sources import ImageList
 from sail_encoder.store.reading import FeatureFolder
 
@@ -43,7 +44,7 @@ def _by_folders(folder: FeatureFolder) -> LabelledImages:
 
 def _by_table(folder: FeatureFolder, table: Path, column: str | None, task: Kind) -> LabelledImages:
     rows = read_table(table)
-    where = path_column(rows, table)
+    where = path_column(list(rows[0]), table)
     paths = [_key(str(row[where]), folder.settings["root"]) for row in rows]
     twice = [path for path, count in Counter(paths).items() if count > 1]
     if twice:

@@ -9,7 +9,9 @@ from typing import Any
 from evals.datasets.labelled import PARTS, LabelledImages, parse_targets
 from evals.errors import DatasetError
 from heads.targets import Kind
-from sail_encoder.images.sources import PATH_COLUMNS, list_images
+from sail_encoder.images.lists import absolute_path, path_column
+from sail_encoder.images.sources import list_images
+from sail_encoder.io.files import require_regular
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
 LABEL_COLUMNS = ("label", "class", "target", "labels", "category", "y")
@@ -29,11 +31,11 @@ def image_table(path: Path, column: str | None, task: Kind) -> LabelledImages:
     """
     rows = read_table(path)
     values = label_values(rows, column, path)
-    column_of_paths = path_column(rows, path)
+    column_of_paths = path_column(list(rows[0]), path)
     listing = list_images([str(path)])
     keys = {image.path: image.key for image in listing.images}
-    folder = path.absolute().parent
-    where = [os.path.abspath(os.path.join(folder, str(row[column_of_paths] or ""))) for row in rows]
+    folder = os.path.dirname(os.path.abspath(path))
+    where = [absolute_path(str(row[column_of_paths] or ""), folder) for row in rows]
     listed = [keys.get(entry) for entry in where]
     if None in listed:
         raise DatasetError(f"row {listed.index(None) + 1} of {path} has no path")
@@ -54,25 +56,14 @@ def read_table(path: Path) -> list[dict[str, Any]]:
 
             rows = parquet.read_table(path).to_pylist()
         else:
+            require_regular(path)
             with path.open(encoding="utf-8-sig", newline="") as file:
                 rows = list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise DatasetError(f"{path} cannot be read as a table ({error})") from None
     if not rows:
         raise DatasetError(f"{path} has no rows")
     return rows
-
-
-def path_column(rows: Sequence[dict[str, Any]], path: Path) -> str:
-    """The column with the paths of the images.
-
-    Raises:
-        DatasetError: If there is none.
-    """
-    for name in PATH_COLUMNS:
-        if name in rows[0]:
-            return name
-    raise DatasetError(f"{path} has the columns {', '.join(rows[0])}; name the one with the paths '{PATH_COLUMNS[0]}'")
 
 
 def label_values(rows: Sequence[dict[str, Any]], column: str | None, path: Path) -> list[Any]:

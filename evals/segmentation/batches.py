@@ -190,7 +190,7 @@ class CachedBatches(_ReadAhead[tuple[Array, Array]]):
         size, crop = ((rows * p, columns * p) for rows, columns in (entry.grid, self.crop))
         (top, left, bottom, right), labels = choose_crop(self.data.read_labels(index), size, crop, rng, step=p)
         rows, columns = slice(top // p, bottom // p), slice(left // p, right // p)
-        grids = [self.features.read(entry, layer)[rows, columns] for layer in self.features.layers]
+        grids = [self.features.read(entry, layer, rows)[:, columns] for layer in self.features.layers]
         if self.flip and rng.random() < 0.5:
             grids, labels = [grid[:, ::-1] for grid in grids], labels[:, ::-1]
         return np.stack([pad(grid, self.crop, 0) for grid in grids]), pad(labels, crop, IGNORE)

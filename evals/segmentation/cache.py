@@ -10,7 +10,7 @@ from evals.segmentation.pairs import Sample
 from sail_encoder.backbones.registry import describe
 from sail_encoder.backbones.spec import FeatureSpec
 from sail_encoder.commands.extract import extract
-from sail_encoder.extraction.cost import feature_bytes, mean_patches
+from sail_encoder.extraction.cost import feature_bytes, look_at_some
 from sail_encoder.images.sources import list_images
 from sail_encoder.io.errors import UserError
 from sail_encoder.io.files import format_bytes
@@ -50,6 +50,8 @@ def cache_grids(
             images,
             str(folder),
             model=source.model,
+            weights=source.options.get("weights"),
+            random_weights=not source.pretrained,
             layers=",".join(map(str, source.layers)),
             norm=source.norm,
             resize=str(source.size),
@@ -65,12 +67,12 @@ def cache_grids(
 def _name(images: list[str], source: FeatureSpec, precision: str) -> str:
     """A name for these features of these images."""
     paths = [os.path.abspath(image) for image in images]
-    return digest([source.to_json(), precision, paths])[:12]
+    return digest([source.to_json(), precision, paths], 12)
 
 
 def _check_budget(images: list[str], source: FeatureSpec, folder: Path, budget_gb: float) -> None:
-    spec = describe(source.model)
-    tokens = mean_patches(list_images(images).images, spec, source.size)
+    spec = describe(source.model, **source.options).at(source.layers)
+    tokens = look_at_some(list_images(images).images, spec, source.size).patches
     needed = len(images) * feature_bytes(tokens, spec.embed_dim, len(source.layers), "float16")
     text = (
         f"cached features of {len(images):,} images, about {tokens:,.0f} patches of {spec.embed_dim:,} channels in "

@@ -16,6 +16,7 @@ from evals.segmentation.data import mask_problem, read_ids
 from evals.segmentation.labels import INVALID, ClassMap
 from evals.segmentation.pairs import Sample
 from sail_encoder.images.decoding import image_size
+from sail_encoder.io.files import open_regular
 
 _SHOWN = 3
 _MANY_MISSING = 10
@@ -49,7 +50,7 @@ def _inspect(sample: Sample) -> Inspected:
     if size is None:
         return Inspected(sample, "has an image that cannot be read")
     try:
-        with Image.open(sample.mask) as mask:
+        with open_regular(sample.mask) as file, Image.open(file) as mask:
             problem = mask_problem(mask)
             if problem:
                 return Inspected(sample, problem)

@@ -13,6 +13,7 @@ from evals.segmentation.layouts import LayoutName
 from evals.segmentation.pairs import Sample
 from sail_encoder.images.decoding import Array, read_image
 from sail_encoder.io.errors import ImageError
+from sail_encoder.io.files import open_regular
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def read_ids(path: Path) -> Array:
         DatasetError: If the file is no mask of 8-bit ids.
     """
     try:
-        with Image.open(path) as mask:
+        with open_regular(path) as file, Image.open(file) as mask:
             problem = mask_problem(mask)
             if problem:
                 raise DatasetError(f"{path} {problem}")

@@ -10,10 +10,13 @@ from evals.segmentation.labels import ClassMap
 from evals.segmentation.layouts import LayoutName
 from evals.segmentation.option_checks import check_folder, check_range
 from evals.segmentation.pairs import SplitName
+from evals.segmentation.run_folder import EVAL, check_owner
 from heads.contract import SavedHead
 from heads.dense.registry import describe_dense_head, load_dense_head
 from sail_encoder.backbones.registry import announce
 from sail_encoder.io.errors import UserError
+from sail_encoder.io.runs import write_run
+from sail_encoder.io.versions import versions
 
 
 def evaluate(
@@ -71,6 +74,9 @@ def evaluate(
     """
     check_range("overlays", overlays, 0)
     check_folder("out", out)
+    folder = Path(out) if out is not None else None
+    if folder is not None:
+        check_owner(folder, EVAL)
     saved, features = describe_dense_head(head)
     check_inference(model or features.model, window, stride, scales, device)
     source, ids = _as_in_training(saved, data, layout, class_map, reduce_zero_label, ignore_label)
@@ -84,7 +90,8 @@ def evaluate(
     trained = load_dense_head(head)
     segmenter = load_segmenter(trained, model, device, precision)
     inference = inference_of(trained, segmenter.backbone.patch_size, window, stride, scales, flip, fit)
-    folder = Path(out) if out is not None else None
+    if folder is not None:
+        write_run(folder, EVAL, {"settings": {"head": str(head), "data": data}, "versions": versions()})
     with Gallery(dataset, folder, overlays, label_maps) as keep:
         scores = score(segmenter, inference, dataset, keep)
     print(write_report(folder, scores, trained, inference, len(dataset)))

@@ -17,16 +17,16 @@ from tqdm import tqdm
 
 from evals.segmentation.data_source import CLASS_FILE
 from evals.segmentation.pictures import overlay, save_labels, save_picture
-from evals.segmentation.run_folder import LABELS, OVERLAYS, RUN, remove_labels
+from evals.segmentation.run_folder import LABELS, OVERLAYS, PREDICT, check_owner, read_names, remove_run
 from heads.dense.inference import Inference, predict
 from heads.dense.segmenter import Segmenter
 from sail_encoder.images.decoding import Array, read_image
 from sail_encoder.images.sources import ImageFile
 from sail_encoder.io.errors import ImageError
-from sail_encoder.io.files import replacing, write_json
+from sail_encoder.io.files import replacing
 from sail_encoder.io.json_lines import LineLog
+from sail_encoder.io.runs import check_settings, write_run
 from sail_encoder.io.threads import Behind
-from sail_encoder.store.store import check_settings
 
 FAILURES, JOURNAL = "failures.csv", "journal.jsonl"
 _WAITING = 16
@@ -56,10 +56,13 @@ class LabelFolder:
         Raises:
             UserError: If label maps of other settings are there, or something else that is not to be overwritten.
         """
+        check_owner(self.folder, PREDICT)
         if overwrite:
-            remove_labels(self.folder, (CLASS_FILE, FAILURES, JOURNAL))
-        check_settings(self.folder, settings)
-        write_json(self.folder / RUN, {"settings": settings})
+            names = [line["name"] for line in read_names(self.folder, JOURNAL)]
+            pictures = (f"{kind}/{name}.png" for name in names for kind in (LABELS, OVERLAYS))
+            remove_run(self.folder, PREDICT, pictures, (CLASS_FILE, FAILURES, JOURNAL))
+        check_settings(self.folder, settings, PREDICT)
+        write_run(self.folder, PREDICT, {"settings": settings})
         with replacing(self.folder / CLASS_FILE) as unfinished:
             unfinished.write_text("\n".join(self.classes) + "\n", encoding="utf-8")
 
@@ -139,5 +142,5 @@ def _names(images: Sequence[ImageFile]) -> list[str]:
 
 def _entry(name: str, image: ImageFile) -> dict[str, Any]:
     """The line of the journal by which a changed image is noticed."""
-    changed = os.stat(image.path).st_mtime_ns if image.size >= 0 else 0
-    return {"name": name, "path": image.key, "size": image.size, "changed": changed}
+    status = image.with_status()
+    return {"name": name, "path": image.key, "size": status.size, "changed": status.modified or 0}

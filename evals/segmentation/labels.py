@@ -11,6 +11,7 @@ import numpy as np
 from evals.errors import DatasetError
 from heads.dense import IGNORE
 from sail_encoder.images.decoding import Array
+from sail_encoder.io.files import read_text
 
 INVALID = -1
 """What an id becomes that the class map does not know."""
@@ -59,7 +60,7 @@ class ClassMap:
             DatasetError: If the file is something else.
         """
         try:
-            raw = json.loads(Path(path).read_text(encoding="utf-8"))
+            raw = json.loads(read_text(path))
             ids = {int(key): name for key, name in raw.items()}
         except (OSError, ValueError, AttributeError) as error:
             raise DatasetError(
@@ -111,7 +112,7 @@ def read_lines(path: Path) -> list[str]:
         DatasetError: If it cannot be read as text.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_text(path, "utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path} cannot be read as text ({error}); save it as UTF-8") from None
     return [line.strip() for line in lines if line.strip()]

@@ -10,6 +10,7 @@ from typing import Literal
 from evals.errors import DatasetError
 from evals.segmentation.labels import ClassMap, read_lines
 from sail_encoder.images.sources import IMAGE_SUFFIXES
+from sail_encoder.io.files import irregular_entry, walk
 
 SplitName = Literal["train", "val"]
 
@@ -137,29 +138,18 @@ def _index(folder: Path, suffixes: frozenset[str], ending: str) -> dict[str, Pat
     return found
 
 
-def _walk(folder: Path, above: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:
-    """Files below a folder, hidden ones left out; links are followed, but not in circles.
+def _walk(folder: Path) -> Iterator[str]:
+    """Regular files below a folder, as `walk` finds them.
 
     Raises:
         DatasetError: If a folder cannot be read.
     """
     try:
-        status = os.stat(folder)
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        yield from (entry.path for entry in walk(folder) if irregular_entry(entry) is None)
     except OSError as error:
         raise DatasetError(
-            f"{folder} cannot be read ({error.strerror}); mend its permissions, or move it away"
+            f"{error.filename} cannot be read ({error.strerror}); mend its permissions, or move it away"
         ) from None
-    identity = (status.st_dev, status.st_ino)
-    if identity in above:
-        return
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir():
-            yield from _walk(Path(entry.path), (*above, identity))
-        else:
-            yield entry.path
 
 
 def _read_listing(path: Path) -> list[str]:

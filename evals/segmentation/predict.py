@@ -6,6 +6,7 @@ from typing import Literal
 
 from evals.segmentation.inference_options import check_inference, inference_of
 from evals.segmentation.option_checks import check_folder
+from evals.segmentation.run_folder import PREDICT, check_owner
 from heads.dense.registry import describe_dense_head, fingerprint_head, load_dense_head
 from sail_encoder.backbones.registry import announce
 from sail_encoder.images.sources import list_images
@@ -51,6 +52,7 @@ def predict(
         Exit status: 0 done, 1 done with failures recorded.
     """
     check_folder("out", out)
+    check_owner(Path(out), PREDICT)
     _, features = describe_dense_head(head)
     check_inference(model or features.model, window, stride, scales, device)
     listing = list_images(source)

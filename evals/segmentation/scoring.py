@@ -13,11 +13,12 @@ from tqdm import tqdm
 
 from evals.segmentation.data import SegmentationData
 from evals.segmentation.pictures import save_comparison, save_labels
-from evals.segmentation.run_folder import LABELS, OVERLAYS
+from evals.segmentation.run_folder import LABELS, OVERLAYS, PICTURES
 from evals.segmentation.scores import ConfusionMatrix, Scores
 from heads.dense.inference import Inference, predict
 from heads.dense.segmenter import Segmenter
 from sail_encoder.images.decoding import Array
+from sail_encoder.io.json_lines import LineLog
 from sail_encoder.io.threads import Behind, map_ahead
 
 _READERS = min(8, os.cpu_count() or 1)
@@ -69,6 +70,9 @@ class Gallery:
         self.label_maps = label_maps
 
     def __enter__(self) -> Keep | None:
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.written = LineLog(self.folder / PICTURES)
         self.pool = ThreadPoolExecutor(1, "write")
         self.behind = Behind(self.pool, _WAITING)
         return None if self.folder is None else partial(self._keep, self.folder)
@@ -80,9 +84,11 @@ class Gallery:
     def _write(self, folder: Path, number: int, predicted: Array) -> None:
         name, names = self.data.samples[number].name, self.data.class_map.names
         if self.label_maps:
+            self.written.append(f"{LABELS}/{name}.png")
             save_labels(predicted, names, folder / LABELS / f"{name}.png")
         if number in self.chosen:
             image, labels = self.data.read_image(number), self.data.read_labels(number)
+            self.written.append(f"{OVERLAYS}/{name}.png")
             save_comparison(image, labels, predicted, names, folder / OVERLAYS / f"{name}.png")
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -91,3 +97,5 @@ class Gallery:
                 self.behind.drain()
         finally:
             self.pool.shutdown(cancel_futures=True)
+            if self.folder is not None:
+                self.written.close()

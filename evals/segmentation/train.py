@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from evals.segmentation import train_options
 from evals.segmentation.layouts import LayoutName
-from evals.segmentation.run_folder import check_run, claim
+from evals.segmentation.run_folder import TRAIN, check_owner, check_run, claim
 from evals.segmentation.train_request import CountedPixels, TrainRequest
 from heads.recipe import OptimizerName
 from heads.schedules import ScheduleName
@@ -15,6 +15,8 @@ def train(
     data: str,
     out: str,
     model: str = "sail-tiny",
+    weights: str | None = None,
+    random_weights: bool = False,
     head: str = "linear",
     head_options: dict[str, Any] | None = None,
     layers: str = "-1",
@@ -64,7 +66,10 @@ def train(
         data: Folder of the data set; or scenes for drawn scenes of one thing each, in the layout of ADE20K, and
             scenes-several for scenes of one to four.
         out: Folder for the head, checkpoint, log, curves, results.json and overlays.
-        model: sail-tiny, a folder, a Hub name such as ByteDance-Seed/SAIL-7B, timm/NAME, or raw/14 for raw patches.
+        model: sail-tiny, a folder, a Hub name such as ByteDance-Seed/SAIL-7B, timm/NAME, hf/NAME, or raw/14 for raw
+            patches.
+        weights: For a timm model, a file or folder of weights in place of its published ones.
+        random_weights: Whether to leave the weights random; they are the same every time.
         head: linear, upernet, or knn, which needs one pass over the data.
         head_options: Other arguments of the head, such as {"dropout": 0.1}.
         layers: Blocks that the head reads: -1, 0,11,23, last4 or even4; UperNet reads one or four.
@@ -117,6 +122,7 @@ def train(
     """
     crop, window = str(crop), None if window is None else str(window)
     request = TrainRequest(**locals())
+    check_owner(request.folder, TRAIN)
     source, spec = train_options.choose_features(request)
     train_options.check_head(request, [spec.embed_dim] * len(source.layers))
     training_data, validation_data = train_options.open_data(request)

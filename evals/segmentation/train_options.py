@@ -15,7 +15,7 @@ from heads.contract import require_same_features
 from heads.dense import registry
 from heads.dense.registry import TrainedHead, build_dense_head
 from heads.registry import require_head
-from sail_encoder.backbones.registry import check_features, load_backbone, resolve_features
+from sail_encoder.backbones.registry import check_features, choose_weights, load_for, resolve_features
 from sail_encoder.backbones.spec import BackboneSpec, FeatureSpec
 from sail_encoder.io.errors import UserError
 from sail_encoder.store.reading import FeatureFolder
@@ -47,8 +47,9 @@ def choose_features(request: TrainRequest) -> tuple[FeatureSpec, BackboneSpec]:
     require_head(request.head, registry.BUILT_IN, registry.GROUP)
     check_features(request.layers, request.resize, request.max_tokens)
     _check_place(request)
+    chosen = choose_weights(request.weights, request.random_weights)
     spec, source = resolve_features(
-        request.model, request.layers, request.resize, request.max_tokens, norm=request.norm
+        request.model, request.layers, request.resize, request.max_tokens, norm=request.norm, **chosen
     )
     whole_patches("crop", request.crop, spec.patch_size)
     read_windows(request.window, request.stride, spec.patch_size)
@@ -111,7 +112,7 @@ def build_segmenter(
 
     from heads.dense.segmenter import Segmenter
 
-    backbone = load_backbone(source.model, request.device, request.precision, source.depth)
+    backbone = load_for(replace(source, precision=request.precision), request.device)
     source = replace(source, weights=backbone.fingerprint(source.depth - 1))
     torch.manual_seed(request.seed)
     classes, ids = data.class_map.names, data.class_map.ids

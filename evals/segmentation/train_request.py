@@ -1,9 +1,6 @@
 """What `sail segment train` was asked for, as one value that the rest of it reads."""
 
-import hashlib
-import json
 import os
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,15 +13,16 @@ from heads.recipe import OptimizerName, Recipe
 from heads.schedules import WARMUP_START, ScheduleName
 from sail_encoder.io.devices import check_device, choose_device, choose_dtype
 from sail_encoder.io.errors import UserError, require_positive
+from sail_encoder.io.fingerprints import digest
 
 CountedPixels = Literal["labelled", "all"]
 """Pixels over which the loss of a batch is a mean."""
 
 _HOW_IT_RUNS = {
-    *("out", "device", "cache", "cache_gb", "check", "overwrite"),
+    *("out", "device", "cache", "cache_gb", "check", "overwrite", "weights"),
     *("validate_every", "save_every", "log_every", "overlays"),
 }
-"""Options that do not change the head that comes out."""
+"""Options that do not change the head that comes out, and the file of weights, of which the fingerprint tells more."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +36,8 @@ class TrainRequest:
     data: str
     out: str
     model: str
+    weights: str | None
+    random_weights: bool
     head: str
     head_options: dict[str, Any] | None
     layers: str
@@ -126,11 +126,7 @@ class TrainRequest:
             **{name: value for name, value in asdict(self).items() if name not in _HOW_IT_RUNS},
             "data": self.data if self.data in SCENES else os.path.abspath(self.data),
             "precision": str(dtype).removeprefix("torch."),
-            "class_map": _digest(ids),
-            "training_images": f"{len(names)} named {_digest(names)}",
+            "class_map": digest(ids, 12),
+            "training_images": f"{len(names)} named {digest(names, 12)}",
             "classes": training_data.class_map.names,
         }
-
-
-def _digest(values: Sequence[Any]) -> str:
-    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:12]

@@ -1,6 +1,5 @@
 """Dense heads by name, and saved in a folder."""
 
-import hashlib
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from heads.contract import WEIGHTS, HeadError, SavedHead, describe_head, load_he
 from heads.registry import get_head
 from sail_encoder.backbones.spec import FeatureSpec
 from sail_encoder.images.resizing import Size
+from sail_encoder.io.fingerprints import digest_file
 
 if TYPE_CHECKING:
     from heads.dense.contract import DenseHead
@@ -138,4 +138,4 @@ def load_dense_head(folder: str | Path) -> TrainedHead:
 
 def fingerprint_head(folder: str | Path) -> str:
     """Names the weights of a saved head."""
-    return hashlib.sha256((Path(folder) / WEIGHTS).read_bytes()).hexdigest()[:16]
+    return digest_file(Path(folder) / WEIGHTS)

@@ -12,7 +12,7 @@ from heads.dense.contract import DenseHead
 from heads.dense.registry import TrainedHead
 from sail_encoder.backbones.base import VisionBackbone
 from sail_encoder.backbones.batch import Batch
-from sail_encoder.backbones.registry import load_backbone
+from sail_encoder.backbones.registry import load_for
 from sail_encoder.backbones.spec import FeatureSpec
 
 
@@ -72,7 +72,7 @@ def load_segmenter(
         HeadError: If the backbone has other weights.
     """
     source = trained.source
-    backbone = load_backbone(model or source.model, device, dtype, source.depth)
+    backbone = load_for(replace(source, precision=dtype), device, model)
     found = replace(source, model=backbone.name, weights=backbone.fingerprint(source.depth - 1))
     require_same_features(source, found)
     return Segmenter(backbone, trained.head, source)

@@ -24,7 +24,7 @@ class SailBackbone(BaseModule):
     never change.
 
     Args:
-        model: sail-tiny, a folder, a name on the Hugging Face Hub, timm/NAME or raw/14.
+        model: sail-tiny, a folder, a name on the Hugging Face Hub, timm/NAME, hf/NAME or raw/14.
         out_indices: Blocks whose output is returned, in this order; negatives count from the end.
         norm: Whether to apply the model's final norm to each.
         dtype: Precision of the backbone; auto is bfloat16 on a GPU and float32 on a CPU. Maps are float32.
@@ -42,6 +42,7 @@ class SailBackbone(BaseModule):
         self.layers = [resolve_layers([index], spec.num_layers)[0] for index in out_indices]
         self.norm = norm
         self.dtype = dtype
+        spec = spec.at(self.layers)
         self.patch_size = spec.patch_size
         self.embed_dim = spec.embed_dim
         self._loaded: VisionBackbone | None = None

@@ -9,12 +9,14 @@ import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Sequence
+from copy import copy
 from typing import Any, Literal
 
 import torch
 from einops import rearrange
 from PIL import Image
 from torch import Tensor
+from typing_extensions import Self
 
 from sail_encoder.backbones.batch import Batch, Encoded, Prepared, group_consecutive
 from sail_encoder.backbones.features import Features
@@ -152,11 +154,22 @@ class VisionBackbone(ABC):
         """
         _require_several(images)
         indices = resolve_layers(layers, self.num_layers)
+        view = self.at(indices)
         size = resize if isinstance(resize, Resize) else self.spec.resize.override(resize, None)
-        prepared = (self.prepare_all(image, size, exif_rotate) for image in images)
-        budget = token_budget or self.default_token_budget()
+        prepared = (view.prepare_all(image, size, exif_rotate) for image in images)
+        budget = token_budget or view.default_token_budget()
         groups = group_consecutive(prepared, lambda item: item.cost, budget)
-        return [features for group in groups for features in self._encode_group(group, indices, norm)]
+        return [features for group in groups for features in view._encode_group(group, indices, norm)]
+
+    def at(self, layers: Collection[int]) -> Self:
+        """This backbone with the patches and channels that some layers have; it shares the weights.
+
+        Raises:
+            UserError: If they differ between these layers.
+        """
+        view = copy(self)
+        view.spec = self.spec.at(layers)
+        return view
 
     @torch.no_grad()
     def _encode_group(self, group: Sequence[Prepared], layers: Sequence[int], norm: bool) -> list[Features]:
@@ -210,9 +223,10 @@ class VisionBackbone(ABC):
             One entry per block.
         """
         layers = resolve_layers(f"last{n}" if isinstance(n, int) else n, self.num_layers)
-        encoded = self.forward_pixels(pixel_values.to(self.device), layers)
-        encoded = self.normed(encoded) if norm else encoded
-        patches = self._unpack(encoded, pixel_values, layers, "NCHW" if reshape else "NLC")
+        view = self.at(layers)
+        encoded = view.forward_pixels(pixel_values.to(self.device), layers)
+        encoded = view.normed(encoded) if norm else encoded
+        patches = view._unpack(encoded, pixel_values, layers, "NCHW" if reshape else "NLC")
         if not return_class_token:
             return tuple(patches)
         if not self.spec.has_class_token:
@@ -247,15 +261,16 @@ class VisionBackbone(ABC):
         spec: LayerSpec = "all" if indices is None else f"last{indices}" if isinstance(indices, int) else indices
         layers = resolve_layers(spec, self.num_layers)
         last = max(layers) if stop_early or intermediates_only else self.num_layers - 1
-        encoded = self.forward_pixels(x.to(self.device), {*layers, last})
-        wanted = self.normed(encoded) if norm else encoded
-        intermediates: list[Any] = self._unpack(wanted, x, layers, output_fmt)
+        view = self.at({*layers, last})
+        encoded = view.forward_pixels(x.to(self.device), {*layers, last})
+        wanted = view.normed(encoded) if norm else encoded
+        intermediates: list[Any] = view._unpack(wanted, x, layers, output_fmt)
         if return_prefix_tokens and self.spec.has_class_token:
             prefixes = (wanted.class_tokens[layer][:, None] for layer in layers)
             intermediates = list(zip(intermediates, prefixes, strict=True))
         if intermediates_only:
             return intermediates
-        return self.final_norm(self._unpack(encoded, x, [last], "NLC")[0]), intermediates
+        return view.final_norm(view._unpack(encoded, x, [last], "NLC")[0]), intermediates
 
     def normed(self, encoded: Encoded) -> Encoded:
         """Hidden states after the model's final norm."""

@@ -1,31 +1,42 @@
 """Sizes of backbones from their small files alone: no weights are read, and neither torch nor transformers imported."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from sail_encoder.backbones import published as tables
 from sail_encoder.backbones.spec import BackboneSpec
 from sail_encoder.images.decoding import IMAGENET_MEAN, IMAGENET_STD
 from sail_encoder.images.resizing import MAX_TOKENS, Resize
 from sail_encoder.images.tiling import MAX_TILES
 from sail_encoder.io.errors import CheckpointError
-from sail_encoder.io.hub import RAW, TIMM, TINY, find_checkpoint
+from sail_encoder.io.hub import HF, RAW, TIMM, TINY, find_checkpoint
 from sail_encoder.models.sail.config_file import find_described, read_preprocessing, read_sizes
 from sail_encoder.models.sail_vl import published
 
 
 def describe_sail(name: str, revision: str | None = None, **_: Any) -> BackboneSpec:
-    """Reads the sizes of a SAIL checkpoint.
+    """Reads the sizes of a SAIL checkpoint; those of a published one are known without a download.
 
     Raises:
         CheckpointError: If there is no such checkpoint, or a file of it describes something else.
     """
-    if name.startswith((TIMM, RAW)):
+    if name.startswith((TIMM, HF, RAW)):
         raise CheckpointError(f"{name} is no SAIL checkpoint; use {TINY}, a folder, or a Hub name")
-    folder = find_described(name, revision)
-    sizes = read_sizes(folder)
+    if known := tables.published_name(name, revision):
+        return _sail_spec(name, tables.SAIL[known])
+    return sail_spec_of(find_described(name, revision), name)
+
+
+def sail_spec_of(folder: Path, name: str) -> BackboneSpec:
+    """Reads the sizes of a SAIL checkpoint from its folder; see `describe_sail`."""
+    return _sail_spec(name, read_sizes(folder), **_preprocessing(folder))
+
+
+def _sail_spec(name: str, sizes: Mapping[str, Any], **preprocessing: Any) -> BackboneSpec:
     width, patch_size = sizes["hidden_size"], sizes["vision_patch_size"]
     attention_dim = sizes["num_attention_heads"] * sizes["head_dim"]
     key_value_dim = sizes["num_key_value_heads"] * sizes["head_dim"]
@@ -40,7 +51,7 @@ def describe_sail(name: str, revision: str | None = None, **_: Any) -> BackboneS
         other_parameters=width * (3 * patch_size**2 + 3 + 1),
         attention_dim=attention_dim,
         extra_tokens=2,
-        **_preprocessing(folder),
+        **preprocessing,
     )
 
 
@@ -66,6 +77,8 @@ def describe_sail_vl(
 ) -> BackboneSpec:
     """Reads the sizes of the tower of a SAIL-VL or SAIL-VL2, or of a SAILViT or InternViT alone.
 
+    Those of a published one are known without a download.
+
     Args:
         name: As in `load_backbone`.
         revision: As in `load_backbone`.
@@ -77,14 +90,36 @@ def describe_sail_vl(
         CheckpointError: If there is no such checkpoint, a file of it describes something else, or it is a tower alone
             and `project` is asked for.
     """
-    folder = find_checkpoint(published.hub_name(name), revision, weights=False)
+    options: dict[str, Any] = {"max_tiles": max_tiles, "msac": msac, "project": project}
+    if known := tables.published_name(name, revision):
+        tower, language_model = tables.SAIL_VL[known]
+        whole = None if language_model is None else tables.whole_settings(language_model)
+        return _sail_vl_spec(name, tower, whole, {}, **options)
+    return sail_vl_spec_of(find_checkpoint(published.hub_name(name), revision, weights=False), name, **options)
+
+
+def sail_vl_spec_of(folder: Path, name: str, **options: Any) -> BackboneSpec:
+    """Reads the sizes of a tower from the folder of its checkpoint; see `describe_sail_vl`."""
     tower, whole = published.read_tower(folder)
+    tile = tower["image_size"] if whole is None else whole["tile_size"]
+    return _sail_vl_spec(name, tower, whole, published.read_preprocessing(folder, tile), **options)
+
+
+def _sail_vl_spec(
+    name: str,
+    tower: Mapping[str, Any],
+    whole: Mapping[str, Any] | None,
+    processor: Mapping[str, Any],
+    max_tiles: int | None = None,
+    msac: bool = False,
+    project: bool = False,
+) -> BackboneSpec:
     if project and whole is None:
         raise CheckpointError(f"{name} is a vision tower alone and has no projector; leave out project")
     width, patch_size = tower["hidden_size"], tower["patch_size"]
     per_block, others = _tower_parameters(tower)
     tile = tower["image_size"] if whole is None else whole["tile_size"]
-    options = published.read_preprocessing(folder, tile)
+    limit = processor.get("max_tiles", MAX_TILES) if max_tiles is None else max_tiles
     spec = BackboneSpec(
         name=name,
         family="sail_vl",
@@ -95,16 +130,16 @@ def describe_sail_vl(
         other_parameters=others,
         attention_dim=width,
         extra_tokens=int(tower["model_type"] == "internvit"),
-        resize=Resize(tile=tile, max_tiles=options.get("max_tiles", MAX_TILES) if max_tiles is None else max_tiles),
+        resize=Resize(tile=tile, max_tiles=limit),
         resample="BICUBIC",
-        image_mean=tuple(options.get("image_mean", IMAGENET_MEAN)),
-        image_std=tuple(options.get("image_std", IMAGENET_STD)),
-        second_grid=msac or bool(options.get("msac")),
+        image_mean=tuple(processor.get("image_mean", IMAGENET_MEAN)),
+        image_std=tuple(processor.get("image_std", IMAGENET_STD)),
+        second_grid=msac or bool(processor.get("msac")),
     )
     return spec if whole is None or not project else _projected(spec, whole)
 
 
-def _projected(spec: BackboneSpec, whole: dict[str, Any]) -> BackboneSpec:
+def _projected(spec: BackboneSpec, whole: Mapping[str, Any]) -> BackboneSpec:
     """A tower with the projector on its selected block; squares of patches become one."""
     factor, width = round(1 / whole["downsample_ratio"]), whole["text_config"]["hidden_size"]
     gathered = spec.embed_dim * factor**2
@@ -117,7 +152,7 @@ def _projected(spec: BackboneSpec, whole: dict[str, Any]) -> BackboneSpec:
     )
 
 
-def _tower_parameters(tower: dict[str, Any]) -> tuple[int, int]:
+def _tower_parameters(tower: Mapping[str, Any]) -> tuple[int, int]:
     """Parameters per block of a tower, and outside its blocks."""
     width, hidden, patches = tower["hidden_size"], tower["intermediate_size"], 3 * tower["patch_size"] ** 2
     positions = (tower["image_size"] // tower["patch_size"]) ** 2

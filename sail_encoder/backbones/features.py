@@ -1,7 +1,7 @@
 """Features of an image, as `encode` returns them."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from sail_encoder.images.geometry import Box, Geometry
 from sail_encoder.images.resizing import Size
@@ -9,6 +9,8 @@ from sail_encoder.io.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from sail_encoder.backbones.spec import VectorPooling
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -69,24 +71,23 @@ class Features:
         """(row, column) of the patch over a point of the image as it was read; see `Geometry.patch_at`."""
         return self.geometry.patch_at(x, y)
 
-    def pool(self, how: Literal["mean", "max", "cls"] = "mean", layer: int | None = None) -> "Tensor":
-        """One vector [C] for the image.
+    def pool(self, how: "VectorPooling" = "mean", layer: int | None = None) -> "Tensor":
+        """One float32 vector for the image.
 
         Args:
-            how: `mean` or `max` over the patches, or `cls` for the class token.
+            how: `mean`, `max` or `gem` (the generalized mean) over the patches, `cls` for the class token, or
+                `cls_mean` for the class token followed by the mean of the patches.
             layer: Which of the requested layers, negatives from the backbone's end; the last requested by default.
 
+        Returns:
+            [C], or [2 * C] for `cls_mean`.
+
         Raises:
-            UserError: If there is no such layer, or `cls` is asked of a backbone without a class token.
+            UserError: If there is no such layer or pooling, or the backbone has no class token that it needs.
         """
+        from sail_encoder.backbones.pooling import pool_grid
+
         index = next(reversed(self.layers)) if layer is None else layer + self.num_layers * (layer < 0)
         if index not in self.layers:
             raise UserError(f"layer {layer} was not requested; there is {', '.join(map(str, self.layers))}")
-        if how == "cls":
-            if index not in self.class_tokens:
-                raise UserError("this backbone has no class token; pool with mean or max")
-            return self.class_tokens[index]
-        if how not in ("mean", "max"):
-            raise UserError(f"pooling '{how}' is unknown; use mean, max or cls")
-        patches = self.layers[index].flatten(0, 1)
-        return patches.mean(0) if how == "mean" else patches.amax(0)
+        return pool_grid(self.layers[index], how, self.class_tokens.get(index))

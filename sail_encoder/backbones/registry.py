@@ -6,13 +6,16 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sail_encoder.backbones import published
 from sail_encoder.backbones.layers import LayerSpec, check_layers, resolve_layers
+from sail_encoder.backbones.published import published_name
 from sail_encoder.backbones.spec import BackboneSpec, FeatureSpec
 from sail_encoder.images.resizing import MAX_TOKENS, Resize
 from sail_encoder.io.errors import CheckpointError, UserError
-from sail_encoder.io.hub import RAW, TIMM, TINY, find_checkpoint
+from sail_encoder.io.hub import HF, RAW, TIMM, TINY, find_checkpoint
 from sail_encoder.models.sail_vl.published import TOWERS, hub_name, read_json
 
 if TYPE_CHECKING:
@@ -68,7 +71,14 @@ BUILT_IN = (
         "sail_encoder.backbones.timm:describe_timm",
         "sail_encoder.backbones.timm:load_timm",
         TIMM,
+        options=("weights",),
         is_light=False,
+    ),
+    Family(
+        "hf",
+        "sail_encoder.backbones.hf_config:describe_hf",
+        "sail_encoder.backbones.hf:load_hf",
+        HF,
     ),
     Family("raw", "sail_encoder.backbones.descriptions:describe_raw", "sail_encoder.backbones.raw:load_raw", RAW),
     SAIL_VL,
@@ -91,6 +101,8 @@ def family_of(name: str, revision: str | None = None) -> Family:
     for family in families():
         if family.prefix and name.startswith(family.prefix):
             return family
+    if known := published_name(name, revision):
+        return SAIL if known in published.SAIL else SAIL_VL
     folder = find_checkpoint(hub_name(name), revision, weights=False)
     config = read_json(folder / "config.json")
     kind = config.get("model_type") or next(iter(config.get("architectures") or ()), None)
@@ -98,7 +110,8 @@ def family_of(name: str, revision: str | None = None) -> Family:
         if kind in family.model_types:
             return family
     raise CheckpointError(
-        f"{name} is a '{kind}' checkpoint, not SAIL or a relative of it; for a timm model use timm/NAME"
+        f"{name} is a '{kind}' checkpoint, not SAIL or a relative of it; vision models of transformers are named "
+        f"hf/{name}, those of timm timm/NAME"
     )
 
 
@@ -115,8 +128,9 @@ def load_backbone(
 
     Args:
         name: `sail-tiny`, a folder with a checkpoint of SAIL, SAIL-VL, SAIL-VL2 or SAILViT (published or native
-            format), its name on the Hugging Face Hub, `timm/` and the name of a timm model, or `raw/14` for raw patches
-            of 14 pixels, as a baseline.
+            format), its name on the Hugging Face Hub, `timm/` and the name of a timm model, `hf/` and the name on the
+            Hub or the folder of a vision model of transformers (DINOv2, DINOv3, SigLIP, CLIP, ViT, AIMv2, InternVL), or
+            `raw/14` for raw patches of 14 pixels, as a baseline.
         device: `cpu`, `cuda`, `cuda:1`, `mps`; `auto` takes a GPU where there is one.
         dtype: `float32`, `bfloat16` or `float16`; `auto` is bfloat16 on a GPU and float32 on a CPU.
         layers: Load only the first so many blocks; layers then count within these.
@@ -125,7 +139,8 @@ def load_backbone(
         options: Options of the family. SAIL: `vision_start_token_id`, `image_token_id` and `vision_end_token_id`, the
             ids of `<vision>`, `<vpatch>` and `</vision>`, for a checkpoint that has neither a tokenizer nor the ids in
             its configuration. SAIL-VL: `max_tiles` per image, `msac` for a second grid of tiles, `project` for the
-            features that its language model receives.
+            features that its language model receives. timm: `weights`, a file or folder in place of the
+            published ones.
 
     Returns:
         The backbone, in evaluation mode.
@@ -174,14 +189,46 @@ def resolve_features(
         What the model is, and what its features are to be.
 
     Raises:
-        UserError: If there is no such model, it has no such layers, or its patches do not tile the size.
+        UserError: If there is no such model, it has no such layers or no class token that was asked for, or its patches
+            do not tile the size.
     """
     check_features(layers, size, max_tokens)
+    if model.startswith(RAW) and not asked.get("pretrained", True):
+        raise UserError(f"--random-weights has no effect on {model}, which has no weights; leave it out")
     spec = describe(model, **asked.get("options", {}))
-    rule = spec.resize.override(size, max_tokens)
+    indices = tuple(resolve_layers(layers, spec.num_layers))
+    spec, rule = spec.at(indices), spec.resize.override(size, max_tokens)
+    spec.channels(asked.get("pool", "none"))
     if rule.fixed is not None:
         spec.grid(rule.fixed, rule)
-    return spec, FeatureSpec(model, tuple(resolve_layers(layers, spec.num_layers)), size=rule, **asked)
+    return spec, FeatureSpec(model, indices, size=rule, **asked)
+
+
+def choose_weights(weights: str | None, random_weights: bool) -> dict[str, Any]:
+    """Fields of a `FeatureSpec` for the options `--weights` and `--random-weights`.
+
+    Raises:
+        UserError: If both are given, or there is no such file or folder.
+    """
+    if weights is None:
+        return {"pretrained": not random_weights}
+    if random_weights:
+        raise UserError("--weights and --random-weights exclude each other; leave one of them out")
+    if not Path(weights).exists():
+        raise UserError(f"no weights {weights}; name a safetensors file, a checkpoint, or their folder")
+    return {"options": {"weights": str(Path(weights).absolute())}}
+
+
+def load_for(features: FeatureSpec, device: "str | torch.device" = "auto", name: str | None = None) -> "VisionBackbone":
+    """Loads the backbone of features, and no more of its blocks than they need.
+
+    Args:
+        features: What the features are.
+        device: As in `load_backbone`.
+        name: Where the backbone is, if it has moved.
+    """
+    chosen = {"pretrained": features.pretrained, **features.options}
+    return load_backbone(name or features.model, device, features.precision, features.depth, **chosen)
 
 
 def check_features(layers: LayerSpec, size: str, max_tokens: int | None) -> None:
@@ -205,7 +252,7 @@ def _check_options(name: str, family: Family, revision: str | None, options: dic
     """Options that were given, if they are the family's."""
     given = {option: value for option, value in options.items() if value is not None}
     foreign = [option for option in given if option not in family.options]
-    if revision is not None and family.prefix:
+    if revision is not None and family.prefix not in ("", HF):
         foreign.append("revision")
     if foreign:
         takers = ", ".join(_takers(foreign[0])) or "no family"

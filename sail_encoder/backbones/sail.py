@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sail_encoder.backbones.batch import Encoded
-from sail_encoder.backbones.descriptions import describe_sail
+from sail_encoder.backbones.descriptions import sail_spec_of
 from sail_encoder.backbones.packed import PackedBackbone
 from sail_encoder.backbones.spec import BackboneSpec
 from sail_encoder.images.resizing import Size
@@ -68,6 +68,7 @@ def load_sail(
     **token_ids: int,
 ) -> SailVisionBackbone:
     """Loads the encoder of a SAIL checkpoint, published or native; see `load_backbone`."""
-    checkpoint = open_sail(find_checkpoint(name, revision), **token_ids)
+    folder = find_checkpoint(name, revision)
+    checkpoint = open_sail(folder, **token_ids)
     build = load_encoder if pretrained else random_encoder
-    return SailVisionBackbone(describe_sail(name, revision), build(checkpoint, device, dtype, layers))
+    return SailVisionBackbone(sail_spec_of(folder, name), build(checkpoint, device, dtype, layers))

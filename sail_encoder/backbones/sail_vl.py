@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sail_encoder.backbones.base import VisionBackbone, read_resized
 from sail_encoder.backbones.batch import Batch, Encoded, Prepared
-from sail_encoder.backbones.descriptions import describe_sail_vl
+from sail_encoder.backbones.descriptions import sail_vl_spec_of
 from sail_encoder.backbones.spec import BackboneSpec
 from sail_encoder.images.decoding import ImageLike, read_image
 from sail_encoder.images.geometry import Geometry
@@ -223,9 +223,10 @@ def load_sail_vl(
     **options: Any,
 ) -> SailVLBackbone:
     """Loads the tower of a SAIL-VL, or a SAILViT or InternViT alone, and no other weights; see `load_backbone`."""
-    spec, project = describe_sail_vl(name, revision, **options), bool(options.get("project"))
+    project = bool(options.get("project"))
     parts = (TOWER, PROJECTOR) if project else (TOWER,)
     folder = find_checkpoint(hub_name(name), revision, weights=pretrained, prefixes=parts)
+    spec = sail_vl_spec_of(folder, name, **options)
     if project and layers not in (None, spec.num_layers):
         raise UserError(f"projected features are those of layer {spec.num_layers - 1} alone; leave --layers at -1")
     if pretrained:

@@ -1,11 +1,12 @@
 """What is known of a backbone before and after its weights are loaded, and what features of it are."""
 
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from sail_encoder.images.decoding import IMAGENET_MEAN, IMAGENET_STD
 from sail_encoder.images.resizing import MAX_TOKENS, Resize, Size
+from sail_encoder.io.errors import UserError
 from sail_encoder.io.hub import RAW
 
 Channels = tuple[float, float, float]
@@ -30,6 +31,8 @@ class BackboneSpec:
         resample: Name of Pillow's filter with which they are resized.
         image_mean: Mean per channel that is subtracted from pixels in [0, 1].
         image_std: What they are divided by then.
+        stages: Patch size and channels of each layer where they differ from layer to layer, as in hierarchical models;
+            `patch_size` and `embed_dim` are then those of one of them.
         second_grid: Whether the tiles of a second grid are seen too (MSAC).
     """
 
@@ -47,7 +50,28 @@ class BackboneSpec:
     resample: str = "BILINEAR"
     image_mean: Channels = IMAGENET_MEAN
     image_std: Channels = IMAGENET_STD
+    stages: tuple[tuple[int, int], ...] = ()
     second_grid: bool = False
+
+    def at(self, layers: Collection[int]) -> "BackboneSpec":
+        """The same with the patches and channels that some layers have.
+
+        Raises:
+            UserError: If they differ between these layers.
+        """
+        if not self.stages:
+            return self
+        if len({self.stages[layer] for layer in layers}) > 1:
+            listed = "; ".join(
+                f"{', '.join(str(layer) for layer in range(self.num_layers) if self.stages[layer] == stage)} "
+                f"{stage[0]} pixels and {stage[1]} channels"
+                for stage in dict.fromkeys(self.stages)
+            )
+            raise UserError(
+                f"layers of {self.name} differ in their patches, so that one call takes layers of one kind: {listed}"
+            )
+        patch_size, embed_dim = self.stages[next(iter(layers))]
+        return replace(self, patch_size=patch_size, embed_dim=embed_dim)
 
     def grid(self, image_size: Size, size: Resize) -> Size:
         """Rows and columns of patches of an image of (height, width) pixels under a rule of resizing.
@@ -63,12 +87,24 @@ class BackboneSpec:
         per_block = 2 * self.block_parameters * tokens + 4 * tokens**2 * self.attention_dim
         return (layers or self.num_layers) * per_block + 2 * patches * 3 * self.patch_size**2 * self.embed_dim
 
+    def channels(self, pool: str) -> int:
+        """Channels of a feature that is pooled so.
+
+        Raises:
+            UserError: If that needs a class token, and there is none.
+        """
+        if pool in NEED_CLASS_TOKEN and not self.has_class_token:
+            raise UserError(f"--pool {pool} reads a class token, but {self.name} has none; use mean, max or gem")
+        return self.embed_dim * (2 if pool == "cls_mean" else 1)
+
     def parameters(self, layers: int | None = None) -> int:
         """Parameters that features of the first `layers` blocks need."""
         return (layers or self.num_layers) * self.block_parameters + self.other_parameters
 
 
-Pooling = Literal["none", "mean", "max"]
+VectorPooling = Literal["mean", "max", "gem", "cls", "cls_mean"]
+Pooling = Literal["none", "mean", "max", "gem", "cls", "cls_mean"]
+NEED_CLASS_TOKEN = ("cls", "cls_mean")
 
 FORMAT = 2
 """Number of the form in which a `FeatureSpec` is written; 0.1.0 wrote none."""
@@ -88,7 +124,7 @@ class FeatureSpec:
         model: Name of the backbone.
         layers: Block indices, in order.
         norm: Whether the model's final norm is applied.
-        pool: How patches are pooled, `none` for grids.
+        pool: How patches and class token are pooled, `none` for grids.
         fuse: How a head joins several layers: `concat` or `mean`.
         size: How images are brought to size.
         exif_rotate: Whether EXIF orientation is applied.

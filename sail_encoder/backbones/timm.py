@@ -1,11 +1,11 @@
 """Any timm model as a vision backbone, for comparison with SAIL."""
 
 import inspect
-from collections.abc import Collection, Iterable, Sequence
-from itertools import groupby
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import timm
 import torch
 from einops import rearrange
@@ -13,79 +13,48 @@ from timm.data import resolve_model_data_config
 from timm.layers import LayerNorm2d, PatchEmbed, RmsNorm2d
 from torch import Tensor, nn
 
-from sail_encoder.backbones.base import VisionBackbone, read_resized
-from sail_encoder.backbones.batch import Batch, Encoded, Prepared
+from sail_encoder.backbones.batch import Encoded
 from sail_encoder.backbones.spec import BackboneSpec
-from sail_encoder.images.decoding import ImageLike
-from sail_encoder.images.resizing import MAX_TOKENS, Resize, Size
+from sail_encoder.backbones.stacked import StackedBackbone
+from sail_encoder.backbones.timm_weights import load_weights
+from sail_encoder.images.resizing import MAX_TOKENS, Resize
+from sail_encoder.io.devices import is_out_of_memory
 from sail_encoder.io.errors import CheckpointError, UserError
 from sail_encoder.io.hub import TIMM
+
+SOURCES = ("hf-hub:", "local-dir:")
+"""What timm lets names begin with that are a repository on the Hub, or a folder of the same form."""
 
 _NORMS_OF_MAPS = (LayerNorm2d, RmsNorm2d, nn.BatchNorm2d, nn.GroupNorm)
 """Norms that take [n, C, height, width], not [n, C]."""
 
 
-class TimmBackbone(VisionBackbone):
+class TimmBackbone(StackedBackbone):
     """A timm model, through its `forward_intermediates`.
 
     Images are squashed to the size that the model was trained at, unless another rule is asked for. A layer is a block
-    of a plain transformer, or a stage of a hierarchical model; stages other than the last have another patch size and
-    are refused.
+    of a plain transformer, or a stage of a hierarchical model. Stages have patches and channels of their own, so that
+    layers of different stages cannot be had in one call; and as in timm, the final norm is that of the last one alone.
 
     Args:
         spec: What it is.
         model: The model, in evaluation mode.
         any_size: Whether it takes images of any size.
+        normed: Patch size and channels of the stage that the model's final norm is for.
     """
 
-    def __init__(self, spec: BackboneSpec, model: Any, any_size: bool) -> None:
-        self.spec = spec
-        self.model = model
-        self.any_size = any_size
+    def __init__(self, spec: BackboneSpec, model: Any, any_size: bool, normed: tuple[int, int]) -> None:
+        super().__init__(spec, model, any_size)
+        self.normed_stage = normed
 
-    @property
-    def device(self) -> torch.device:
-        return next(self.model.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.model.parameters()).dtype
-
-    def prepare(self, image: ImageLike, size: Resize, exif_rotate: bool = False) -> Prepared:
-        resized, geometry = read_resized(image, self.spec, size, exif_rotate)
-        return Prepared(np.asarray(resized).transpose(2, 0, 1), geometry, geometry.patches)
-
-    def collate(self, items: Sequence[Prepared]) -> Batch:
-        # Images of one size stand side by side, so that each size is one rectangular batch.
-        order = sorted(range(len(items)), key=lambda index: items[index].geometry.grid)
-        runs = groupby(order, key=lambda index: items[index].geometry.grid)
-        views = (torch.from_numpy(np.stack([items[index].views for index in run])) for _, run in runs)
-        return Batch(tuple(views), [items[index].geometry for index in order], order)
-
-    @torch.no_grad()
-    def forward(self, batch: Batch, layers: Collection[int], norm: bool = True) -> Encoded:
-        runs = [self.forward_pixels(self.normalize(views), layers) for views in batch.views]
-        encoded = Encoded(
-            {layer: torch.cat([run.patches[layer] for run in runs]) for layer in layers},
-            {layer: torch.cat([run.class_tokens[layer] for run in runs]) for layer in runs[0].class_tokens},
-        )
-        return self.normed(encoded) if norm else encoded
-
-    def normalize(self, views: Tensor) -> Tensor:
-        """Brings uint8 images [n, 3, height, width] to what the model takes, on its device, in float32."""
-        pixels = views.to(self.device, non_blocking=self.device.type == "cuda").float() / 255
-        mean, std = (pixels.new_tensor(values)[:, None, None] for values in (self.spec.image_mean, self.spec.image_std))
-        return (pixels - mean) / std
-
-    def forward_pixels(self, pixel_values: Tensor, layers: Collection[int]) -> Encoded:
-        rows, columns = self._check(pixel_values, layers)
-        wanted = sorted(layers)
+    def forward_stack(self, pixel_values: Tensor, layers: Sequence[int]) -> Encoded:
+        grid = (pixel_values.shape[2] // self.patch_size, pixel_values.shape[3] // self.patch_size)
         patches, class_tokens = {}, {}
-        for layer, (spatial, prefix) in zip(
-            wanted, self._intermediates(pixel_values.to(self.dtype), wanted), strict=True
-        ):
-            if spatial.shape[2:] != (rows, columns):
-                raise UserError(f"{self.name} does not give {rows}x{columns} features, but {tuple(spatial.shape[2:])}")
+        for layer, (spatial, prefix) in zip(layers, self._intermediates(pixel_values, list(layers)), strict=True):
+            if spatial.shape[2:] != grid:
+                raise UserError(
+                    f"{self.name} does not give {grid[0]}x{grid[1]} features, but {tuple(spatial.shape[2:])}"
+                )
             patches[layer] = rearrange(spatial, "n c r k -> (n r k) c")
             if prefix is not None:
                 # Registers, where there are any, stand after the class token.
@@ -98,28 +67,17 @@ class TimmBackbone(VisionBackbone):
             if self.spec.has_class_token:
                 return list(self.model.forward_intermediates(batch, return_prefix_tokens=True, **options))
             return [(spatial, None) for spatial in self.model.forward_intermediates(batch, **options)]
-        except AssertionError as error:
-            raise UserError(f"{self.name} cannot take this size ({error}); leave --resize at auto") from None
-
-    def _check(self, pixel_values: Tensor, layers: Collection[int]) -> Size:
-        """Rows and columns of patches, if the model takes this size and gives these layers."""
-        p, shape, fixed = self.patch_size, tuple(pixel_values.shape), self.spec.resize.fixed
-        if len(shape) != 4 or shape[1] != 3 or shape[2] % p or shape[3] % p:
-            raise UserError(f"a batch of shape {shape} cannot be cut into patches; pass [n, 3, {p}*a, {p}*b]")
-        if not self.any_size and fixed is not None and shape[2:] != fixed:
-            raise UserError(f"{self.name} takes only images of {self.spec.resize}; leave --resize at auto")
-        for layer in layers:
-            reduction = self.model.feature_info[layer]["reduction"]
-            if reduction != p:
-                raise UserError(
-                    f"layer {layer} of {self.name} has patches of {reduction} pixels, not {p}; use a layer of its last "
-                    f"stage, such as {self.num_layers - 1}"
-                )
-        return shape[2] // p, shape[3] // p
+        except (AssertionError, IndexError, RuntimeError, ValueError) as error:
+            if is_out_of_memory(error):
+                raise
+            size = tuple(batch.shape[2:])
+            advice = "take another model" if size == self.spec.resize.fixed else "leave --resize at auto"
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise UserError(f"{self.name} cannot take images of {size[0]}x{size[1]} ({reason}); {advice}") from error
 
     def final_norm(self, states: Tensor) -> Tensor:
         norm = getattr(self.model, "norm", None)
-        if norm is None:
+        if norm is None or (self.patch_size, self.embed_dim) != self.normed_stage:
             return states
         if isinstance(norm, _NORMS_OF_MAPS):
             return norm(states.reshape(-1, self.embed_dim, 1, 1)).view_as(states)
@@ -131,14 +89,7 @@ class TimmBackbone(VisionBackbone):
                 yield name, weight
 
     def constants(self) -> dict[str, Any]:
-        return {"model": self.name.removeprefix(TIMM).split(".")[0]}
-
-    def bytes_per_token(self) -> int:
-        return 24 * self.embed_dim * self.dtype.itemsize
-
-
-def _gives_prefix_tokens(model: Any) -> bool:
-    return "return_prefix_tokens" in inspect.signature(model.forward_intermediates).parameters
+        return {"model": self.model.pretrained_cfg["architecture"]}
 
 
 def load_timm(
@@ -148,25 +99,30 @@ def load_timm(
     layers: int | None = None,
     revision: str | None = None,
     pretrained: bool = True,
+    weights: str | None = None,
 ) -> TimmBackbone:
     """Loads a timm model; see `load_backbone`."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model, any_size = _create(name, pretrained)
+        model, any_size = _create(name, pretrained and weights is None)
+    if weights is not None and pretrained:
+        load_weights(model, Path(weights))
+    spec, depth = _describe_model(name, model), len(model.feature_info)
+    normed = (spec.patch_size, spec.embed_dim)
     if layers is not None:
-        depth = len(model.feature_info)
         if not 1 <= layers <= depth:
             raise UserError(f"layers={layers} cannot be loaded; {name} has 1 to {depth}")
         model.prune_intermediate_layers([layers - 1], prune_norm=False, prune_head=True)
         model.feature_info = model.feature_info[:layers]
+        spec = replace(spec.at([layers - 1]), num_layers=layers, stages=spec.stages[:layers])
     model = model.to(device, dtype).eval().requires_grad_(False)
-    return TimmBackbone(_describe_model(name, model), model, any_size)
+    return TimmBackbone(spec, model, any_size, normed)
 
 
 def _create(name: str, pretrained: bool) -> tuple[Any, bool]:
     """The model, and whether it takes images of any size."""
     bare = name.removeprefix(TIMM)
-    if not timm.is_model(bare):
+    if not bare.startswith(SOURCES) and not timm.is_model(bare):
         nearest = timm.list_models(f"*{bare.split('.')[0]}*")[:3]
         hint = f"; there is {', '.join(nearest)}" if nearest else "; timm.list_models() lists all"
         raise CheckpointError(f"timm has no model '{bare}'{hint}")
@@ -176,8 +132,9 @@ def _create(name: str, pretrained: bool) -> tuple[Any, bool]:
         except TypeError:
             model = timm.create_model(bare, pretrained, num_classes=0)
             any_size = not hasattr(model, "pos_embed") and not any(isinstance(m, PatchEmbed) for m in model.modules())
-    except (OSError, RuntimeError) as error:
-        raise CheckpointError(f"cannot load the weights of '{bare}' ({str(error).splitlines()[0]})") from None
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"cannot load '{bare}' ({reason})") from None
     if not hasattr(model, "forward_intermediates"):
         raise CheckpointError(f"timm's '{bare}' does not give its layers (forward_intermediates); take another model")
     return model, any_size
@@ -195,22 +152,31 @@ def describe_timm(name: str, revision: str | None = None, **_: Any) -> BackboneS
 
 
 def _describe_model(name: str, model: Any) -> BackboneSpec:
-    data, last = resolve_model_data_config(model), model.feature_info[-1]
+    data = resolve_model_data_config(model)
+    stages = tuple((int(stage["reduction"]), int(stage["num_chs"])) for stage in model.feature_info)
+    patch_size, width = stages[-1]
     total = sum(weight.numel() for weight in model.parameters())
     blocks = sum(weight.numel() for key, weight in model.named_parameters() if key.startswith("blocks.")) or total
+    # A size that patches do not tile is rounded down, as the models themselves leave out what is beyond the last patch.
+    height, across = (max(1, side // patch_size) * patch_size for side in data["input_size"][1:])
     return BackboneSpec(
         name=name,
         family="timm",
-        patch_size=int(last["reduction"]),
-        embed_dim=int(last["num_chs"]),
-        num_layers=len(model.feature_info),
-        block_parameters=blocks // len(model.feature_info),
+        patch_size=patch_size,
+        embed_dim=width,
+        num_layers=len(stages),
+        stages=stages if len(set(stages)) > 1 else (),
+        block_parameters=blocks // len(stages),
         other_parameters=total - blocks,
-        attention_dim=int(last["num_chs"]),
+        attention_dim=width,
         extra_tokens=int(getattr(model, "num_prefix_tokens", 0)),
         has_class_token=getattr(model, "cls_token", None) is not None and _gives_prefix_tokens(model),
-        resize=Resize(tuple(data["input_size"][1:]), MAX_TOKENS),
+        resize=Resize((height, across), MAX_TOKENS),
         resample=data["interpolation"].upper(),
         image_mean=tuple(data["mean"]),
         image_std=tuple(data["std"]),
     )
+
+
+def _gives_prefix_tokens(model: Any) -> bool:
+    return "return_prefix_tokens" in inspect.signature(model.forward_intermediates).parameters

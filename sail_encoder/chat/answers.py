@@ -1,16 +1,15 @@
 """The file that answers go to: it belongs to the questions and the settings that it was begun with."""
 
 import json
-import os
 from collections.abc import Sequence
-from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from sail_encoder.chat.questions import Query
+from sail_encoder.chat.questions import RESULTS, Query
 from sail_encoder.io.errors import UserError
+from sail_encoder.io.files import replacing, write_json
 from sail_encoder.io.json_lines import LineLog
 
 _LINE_START = b'{"prompt":'
@@ -18,14 +17,14 @@ _WAY_OUT = "use another --output or --overwrite true"
 
 
 class AnswerFile:
-    """Answers to questions in their order, a line of JSON each; a run that was killed goes on behind the last of them.
+    """Answers to questions in their order, a line of JSON each; a run that was killed goes on after the last of them.
 
-    Questions that ended in an error are open again: the file is cut at the first of them, and the answers behind it are
+    Questions that ended in an error are open again: the file is cut at the first of them, and the answers after it are
     set aside until the run has come to their place.
 
     Args:
         path: The file. Beside it stand `<path>.run.json`, which says how the answers were made, and while errors are
-            tried again `<path>.aside.jsonl`, the answers behind the first of them.
+            tried again `<path>.aside.jsonl`, the answers after the first of them.
         queries: The questions.
         settings: All that decides what the answers are.
         overwrite: Whether to drop the answers that are there.
@@ -66,29 +65,34 @@ class AnswerFile:
     def _write(self, result: dict[str, str]) -> None:
         if not self.done:
             self._note_settings()
-        self.log.append({**asdict(self.queries[self.done]), **result})
+        self.log.append({**self.queries[self.done].as_line(), **result})
         self.done += 1
 
     def _set_aside(self, lines: Sequence[dict[str, Any]]) -> dict[int, dict[str, str]]:
-        """Cuts the file at its first error; returns the answers that belong behind it, by the question's number."""
+        """Cuts the file at its first error; returns the answers that belong after it, by the question's number."""
         aside = self._read_aside()
         aside |= {index: {"answer": line["answer"]} for index, line in enumerate(lines) if "answer" in line}
         if any("error" in line for line in lines):
-            answered = [{"index": index, **asdict(self.queries[index]), **aside[index]} for index in sorted(aside)]
-            _replace(self._aside_path, "".join(json.dumps(line) + "\n" for line in answered))
+            numbers = sorted(aside)
+            answered = [
+                {"index": number, "line": {**self.queries[number].as_line(), **aside[number]}} for number in numbers
+            ]
+            with replacing(self._aside_path) as unfinished:
+                unfinished.write_text("".join(json.dumps(entry) + "\n" for entry in answered), encoding="utf-8")
             self.log.keep(lambda line: "error" not in line)
         return aside
 
     def _read_aside(self) -> dict[int, dict[str, str]]:
         if not self._aside_path.is_file():
             return {}
-        lines = map(json.loads, self._aside_path.read_text(encoding="utf-8").splitlines())
-        asked = {(index, query.prompt, query.image) for index, query in enumerate(self.queries)}
-        known = (line for line in lines if (line["index"], line["prompt"], line["image"]) in asked)
-        return {line["index"]: {"answer": line["answer"]} for line in known}
+        entries = [json.loads(entry) for entry in self._aside_path.read_text(encoding="utf-8").splitlines()]
+        lines = {entry["index"]: entry["line"] for entry in entries if "line" in entry}
+        asked = {number: query for number, query in enumerate(self.queries) if number in lines}
+        known = (number for number, query in asked.items() if _answers(lines[number], query))
+        return {number: {"answer": lines[number]["answer"]} for number in known}
 
     def _put_back(self) -> None:
-        """Writes the answers that were set aside and whose turn it is; behind the last question none is needed."""
+        """Writes the answers that were set aside and whose turn it is; after the last question none is needed."""
         while self.done in self._aside:
             self._write(self._aside[self.done])
         if self.done == len(self.queries):
@@ -103,7 +107,7 @@ class AnswerFile:
         return self.path.with_name(f"{self.path.name}.run.json")
 
     def _note_settings(self) -> None:
-        _replace(self._notes, json.dumps({"settings": self.settings}, indent=1) + "\n")
+        write_json(self._notes, {"settings": self.settings})
 
     def _read(self, overwrite: bool) -> list[dict[str, Any]]:
         try:
@@ -122,7 +126,7 @@ class AnswerFile:
         if lines or self._aside_path.is_file():
             self._check_settings()
         for number, (line, query) in enumerate(zip(lines, self.queries, strict=False), 1):
-            if (line.get("prompt"), line.get("image")) != (query.prompt, query.image):
+            if not _answers(line, query):
                 raise UserError(f"{self.path} line {number} answers another question; {_WAY_OUT}")
         if len(lines) > len(self.queries):
             raise UserError(f"{self.path} has more answers than there are questions; {_WAY_OUT}")
@@ -132,9 +136,9 @@ class AnswerFile:
             raise UserError(f"{self.path} has answers, but no {self._notes.name} says how they were made; {_WAY_OUT}")
         earlier = json.loads(self._notes.read_text(encoding="utf-8"))["settings"]
         changes = [
-            f"{name} was {earlier.get(name)}, now {new}"
-            for name, new in self.settings.items()
-            if earlier.get(name) != new
+            f"{name} was {earlier.get(name)}, now {self.settings.get(name)}"
+            for name in {**self.settings, **earlier}
+            if earlier.get(name) != self.settings.get(name)
         ]
         if changes:
             raise UserError(f"{self.path} was begun with other settings: {'; '.join(changes)}; {_WAY_OUT}")
@@ -148,11 +152,9 @@ class AnswerFile:
         self.log.close()
 
 
-def _replace(path: Path, text: str) -> None:
-    """Writes a whole file or, if that is interrupted, none of it."""
-    unfinished = path.with_suffix(".part")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
+def _answers(line: dict[str, Any], query: Query) -> bool:
+    """Whether a line repeats a question in full."""
+    return {key: value for key, value in line.items() if key not in RESULTS} == query.as_line()
 
 
 def _is_answer(line: Any) -> bool:

@@ -1,280 +1,263 @@
-"""A conversation with SAIL: every token of it is encoded once, whatever is asked next."""
+"""Conversations about images: what was said and shown, over an engine that knows tensors and caches."""
 
-import copy
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, Literal
 
-import torch
-from torch import Tensor
-from transformers import AutoTokenizer, StoppingCriteria
-from transformers.cache_utils import DynamicCache
-from transformers.generation.streamers import BaseStreamer
+from transformers import ProcessorMixin, TextStreamer
 
-from sail_encoder.chat.joining import join_caches, pad_behind_prefixes
+from sail_encoder.chat.engine import Answer, Context, Engine, Prefix, Prompt
+from sail_encoder.chat.families import chosen_options, find_chat, find_family
+from sail_encoder.chat.loading import load_engine
 from sail_encoder.chat.questions import check_prompt
 from sail_encoder.chat.sampling import Sampling
-from sail_encoder.images.decoding import ImageLike, read_image
-from sail_encoder.io.devices import choose_device, choose_dtype
+from sail_encoder.chat.texts import Message, render_turn
+from sail_encoder.images.decoding import ImageLike
+from sail_encoder.images.video import FRAMES, read_frames
 from sail_encoder.io.errors import UserError
-from sail_encoder.io.hub import TINY, find_checkpoint
-from sail_encoder.models.cache_name import CACHE
-from sail_encoder.models.sail.checkpoint import load_language_model, open_sail
-from sail_encoder.models.sail.config_file import read_preprocessing
-from sail_encoder.models.sail.image_processing_sail import SailImageProcessor
-from sail_encoder.models.sail.modeling_sail import SailForCausalLM
-from sail_encoder.models.sail.positions import Grid
-from sail_encoder.models.sail.processing_sail import SailProcessor
+from sail_encoder.io.hub import TINY
 
 
-@dataclass(frozen=True, eq=False)
-class _Image:
-    """An image of the next turn; its pixels are None if it is in the cache already."""
-
-    grid: Grid
-    pixels: Tensor | None
-
-    @property
-    def cached_tokens(self) -> int:
-        """Tokens of it that are in the cache."""
-        return self.grid[0] * self.grid[1] + 2 if self.pixels is None else 0
-
-
-class Chat:
-    """A conversation about images.
+class Conversation:
+    """Messages of a conversation, and the tokens that they are to a model.
 
     Args:
-        model: The model, on its device.
-        processor: Its processor.
+        engine: Words and tokenizes turns, and says how many tokens there may be.
 
     Attributes:
         messages: The conversation so far, in transformers' format.
+        ids: Its tokens; those of answers are as they were said.
+        prefixes: The images among them, in order.
+        shown: Images that the next question is about.
     """
 
-    def __init__(self, model: SailForCausalLM, processor: SailProcessor) -> None:
-        self.model = model
-        self.processor = processor
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.messages: list[Message] = []
+        self.ids: list[int] = []
+        self.prefixes: list[Prefix] = []
+        self.shown: list[Prefix] = []
+
+    def fork(self) -> "Conversation":
+        """A conversation that goes on from here on its own."""
+        other = Conversation(self.engine)
+        other.messages, other.ids = list(self.messages), list(self.ids)
+        other.prefixes, other.shown = list(self.prefixes), list(self.shown)
+        return other
+
+    def show(self, prefixes: Sequence[Prefix]) -> None:
+        """Shows images, or the frames of a video, before the next question.
+
+        Raises:
+            UserError: If there is no room for them, or a video would share its turn.
+        """
+        if self.shown and (self.shown[-1].is_frame or prefixes[0].is_frame):
+            raise UserError("a video goes with no other video or image in one turn; ask about what was shown first")
+        shown = [*self.shown, *prefixes]
+        self._check_room(len(self.ids) + sum(prefix.tokens for prefix in shown))
+        self.shown = shown
+
+    def ask(self, question: str) -> Prompt:
+        """Puts a question into its place; the conversation stays as it is until it is answered.
+
+        Raises:
+            UserError: If the question is empty or stands for an image, or there is no room for it and an answer.
+        """
+        check_prompt(question, self.engine.family.placeholders)
+        ids = self.ids + self._tokenize([self._word(question)])
+        self._check_room(len(ids) + 1)
+        return Prompt(ids, self.prefixes + self.shown)
+
+    def opening(self) -> Prompt:
+        """The conversation and the images shown, as they begin the next turn whatever is asked."""
+        turn = self._tokenize([self._word("?")])
+        return Prompt(self.ids + turn[: self.engine.end_of_images(turn)], self.prefixes + self.shown)
+
+    def accept(self, question: str, prompt: Prompt, answer: Answer) -> None:
+        """Goes on with a question, as `ask` has placed it, and the answer to it."""
+        end = self.engine.end_id
+        ids = prompt.ids + answer.ids
+        self._append(question, answer.text, ids if ids[-1] == end else [*ids, end])
+
+    def recall(self, question: str, answer: str) -> None:
+        """Goes on with a turn that took place elsewhere.
+
+        Raises:
+            UserError: As in `ask`.
+        """
+        self.ask(question)
+        ids = self.ids + self._tokenize([self._word(question), _answer_message(answer)])
+        self._check_room(len(ids))
+        self._append(question, answer, ids)
+
+    def _append(self, question: str, answer: str, ids: list[int]) -> None:
+        self.messages = [*self.messages, self._word(question), _answer_message(answer)]
+        self.ids, self.prefixes, self.shown = ids, self.prefixes + self.shown, []
+
+    def _word(self, question: str) -> Message:
+        return {"role": "user", "content": self.engine.compose(question, self.shown)}
+
+    def _tokenize(self, turn: Sequence[Message]) -> list[int]:
+        pieces = render_turn(self.engine.processor, self.messages, turn, self.engine.placeholder)
+        return self.engine.tokenize(pieces, self.shown)
+
+    def _check_room(self, tokens: int) -> None:
+        if tokens > self.engine.limit:
+            raise UserError(
+                f"the conversation would have {tokens:,} tokens, more than the {self.engine.limit:,} of this model; "
+                f"shorten the prompt, start over, or lower --{self.engine.family.size_option} for smaller images"
+            )
+
+
+def _answer_message(text: str) -> Message:
+    return {"role": "assistant", "content": [{"type": "text", "text": text}]}
+
+
+class Chat:
+    """A conversation with a model; every token of it is encoded once, whatever is asked next.
+
+    Args:
+        model: An engine, or a model of a family that can chat, on its device.
+        processor: Processor of the model; an engine has its own.
+
+    Attributes:
+        engine: Runs the model.
+        conversation: What was said and shown.
+        context: Beginning of the conversation that is encoded, None at the start.
+
+    Raises:
+        CheckpointError: If the model is of no family that can chat.
+    """
+
+    def __init__(self, model: Any, processor: ProcessorMixin | None = None) -> None:
+        if not isinstance(model, Engine):
+            family = find_family(model.config.model_type, type(model).__name__)
+            model = family.engine_class()(model, processor)
+        self.engine: Engine = model
         self.reset()
+
+    @property
+    def model(self) -> Any:
+        """The model."""
+        return self.engine.model
+
+    @property
+    def processor(self) -> Any:
+        """Its processor."""
+        return self.engine.processor
+
+    @property
+    def messages(self) -> list[Message]:
+        """The conversation so far, in transformers' format."""
+        return self.conversation.messages
 
     def reset(self) -> None:
         """Forgets everything that was shown and said."""
-        self.messages: list[dict[str, Any]] = []
-        self._rendered = ""
-        self._ids: list[int] = []
-        self._grids: list[Grid] = []
-        self._cache = DynamicCache(config=self.model.config)
-        self._next_images: list[_Image] = []
+        self.conversation = Conversation(self.engine)
+        self.context: Context | None = None
 
     def fork(self) -> "Chat":
         """A conversation that goes on from here on its own; what is encoded so far is shared, not copied."""
-        other = Chat(self.model, self.processor)
-        other.messages = list(self.messages)
-        other._rendered, other._ids, other._grids = self._rendered, list(self._ids), list(self._grids)
-        other._cache = fork_cache(self._cache)
-        other._next_images = list(self._next_images)
+        other = Chat(self.engine)
+        other._become(self)
         return other
 
+    def _become(self, other: "Chat") -> None:
+        self.conversation, self.context = other.conversation.fork(), other.context
+
     def look(self, image: ImageLike) -> None:
-        """Shows an image, which the next question is about. The first one is encoded at once, before any text.
+        """Shows an image, which the next question is about.
 
         Raises:
             ImageError: If it cannot be read.
             UserError: If the conversation has no room for it.
         """
-        picture, _ = read_image(image)
-        patches = self.processor.image_processor(picture, return_tensors="pt")
-        pixels = patches["pixel_values"].to(self.model.device)
-        rows, columns = patches["image_grid_hw"][0].tolist()
-        self.check_room(len(self._ids) + rows * columns + 2)
-        if self._ids or self._next_images:
-            self._next_images.append(_Image((rows, columns), pixels))
-            return
-        start, patch, end = self.model.config.vision_token_ids
-        with torch.no_grad():
-            self._cache = self.model.model.encode_prefix(pixels, patches["image_grid_hw"])
-        self._ids = [start, *[patch] * (rows * columns), end]
-        self._next_images.append(_Image((rows, columns), None))
+        self._show([self.engine.encode(image)])
+
+    def watch(self, video: Any, frames: int = FRAMES) -> None:
+        """Shows a video, which the next question is about.
+
+        Args:
+            video: A file, or the frames as a list of images.
+            frames: How many frames of a file to take, evenly spaced.
+
+        Raises:
+            ImageError: If it cannot be read.
+            UserError: If the model takes no videos, or the conversation has no room for it.
+        """
+        self.engine.family.require_videos()
+        images = video if isinstance(video, (list, tuple)) else read_frames(video, frames)
+        self._show(self.engine.encode_frames(images))
+
+    def _show(self, prefixes: Sequence[Prefix]) -> None:
+        shown = self.fork()
+        shown.conversation.show(prefixes)
+        if self.engine.images_lead and not self.conversation.ids and not self.conversation.shown:
+            shown.encode_shown()
+        self._become(shown)
+
+    def encode_shown(self) -> None:
+        """Encodes the images shown in their place at once, so that conversations that fork off here share that."""
+        if self.conversation.shown:
+            self.context = self.engine.prefill(replace(self.conversation.opening(), context=self.context))
+
+    def recall(self, prompt: str, answer: str, images: Sequence[ImageLike] = ()) -> None:
+        """Adds a turn that took place elsewhere, as if the model had answered so.
+
+        Args:
+            prompt: The question.
+            answer: The answer to it.
+            images: Images that it was about.
+
+        Raises:
+            ImageError: If an image cannot be read.
+            UserError: If the prompt is empty or stands for an image, or the conversation has no room for it.
+        """
+        recalled = self.fork()
+        for image in images:
+            recalled.look(image)
+        recalled.conversation.recall(prompt, answer)
+        self._become(recalled)
 
     def ask(
         self,
         prompt: str,
         image: ImageLike | None = None,
-        sampling: Sampling = Sampling(),
-        streamer: BaseStreamer | None = None,
+        sampling: Sampling | None = None,
+        streamer: TextStreamer | None = None,
         stop: threading.Event | None = None,
-    ) -> str:
-        """Asks a question and returns the answer; a turn that fails leaves the conversation as it was.
+        *,
+        images: Sequence[ImageLike] | None = None,
+    ) -> Answer:
+        """Asks a question; a turn that fails leaves the conversation as it was.
 
         Args:
             prompt: The question.
             image: An image to show first.
-            sampling: How the answer is chosen.
+            sampling: How the answer is chosen; None for the way of the model's family.
             streamer: Receives the answer's tokens as they come.
             stop: Ends the answer where it is, once set.
+            images: Several images to show first, in place of one.
+
+        Returns:
+            The answer, a string; `masks` says where in the image it is, for models that give masks.
 
         Raises:
+            ImageError: If an image cannot be read.
             UserError: If the prompt is empty or stands for an image, or the conversation has no room for it.
         """
-        check_prompt(prompt)
-        if image is not None:
-            # On a fork, so that an image whose question fails is not shown twice when it is asked again.
-            shown = self.fork()
-            shown.look(image)
-            answer = shown.ask(prompt, None, sampling, streamer, stop)
-            vars(self).update(vars(shown))
-            return answer
-        messages, ids = self._next_turn(prompt)
-        options = self.options_for(len(ids), sampling)
-        cache = fork_cache(self._cache)
-        said = self._generate(ids, cache, options, streamer, stop)
-        answer = self.processor.decode(said, skip_special_tokens=True).strip()
-        self._accept(messages, answer, [*ids, *said], cache)
+        if image is not None and images is not None:
+            raise UserError("image and images do not go together; put all of them into images")
+        check_prompt(prompt, self.engine.family.placeholders)
+        asked = self.fork()
+        for one in images or ([] if image is None else [image]):
+            asked.look(one)
+        question = asked.conversation.ask(prompt)
+        answer, context = self.engine.generate(replace(question, context=asked.context), sampling, streamer, stop)
+        asked.conversation.accept(prompt, question, answer)
+        self.conversation, self.context = asked.conversation, context
         return answer
-
-    def check_question(self, prompt: str) -> None:
-        """Raises a `UserError` if a prompt is empty or stands for an image, or there is no room for it."""
-        check_prompt(prompt)
-        self.check_room(len(self._next_turn(prompt)[1]) + 1)
-
-    def _next_turn(self, prompt: str) -> tuple[list[dict[str, Any]], list[int]]:
-        """The conversation with one more question, as messages and as token ids."""
-        content = [*({"type": "image"} for _ in self._next_images), {"type": "text", "text": prompt}]
-        messages = [*self.messages, {"role": "user", "content": content}]
-        return messages, self._ids + self._new_ids(self._render(messages))
-
-    def _render(self, messages: list[dict[str, Any]]) -> str:
-        return self.processor.apply_chat_template(messages, tokenize=False)
-
-    def _new_ids(self, rendered: str) -> list[int]:
-        """Token ids of what the conversation's text has gained, without images that are in the cache."""
-        new = rendered.removeprefix(self._rendered)
-        [prompt] = self.processor.tokenize([new], [image.grid for image in self._next_images])
-        return prompt.ids[sum(image.cached_tokens for image in self._next_images) :]
-
-    def _generate(
-        self,
-        ids: list[int],
-        cache: DynamicCache,
-        options: dict[str, Any],
-        streamer: BaseStreamer | None,
-        stop: threading.Event | None,
-    ) -> list[int]:
-        grids = [*self._grids, *(image.grid for image in self._next_images)]
-        pixels = [image.pixels for image in self._next_images if image.pixels is not None]
-        input_ids = torch.tensor([ids], device=self.model.device)
-        output = self.model.generate(
-            input_ids=input_ids,
-            attention_mask=torch.ones_like(input_ids),
-            pixel_values=torch.cat(pixels) if pixels else None,
-            image_grid_hw=torch.tensor(grids) if grids else None,
-            streamer=streamer,
-            stopping_criteria=[_StopWhenSet(stop)] if stop is not None else None,
-            pad_token_id=self.processor.tokenizer.pad_token_id,
-            **{CACHE: cache},
-            **options,
-        )
-        return output[0, len(ids) :].tolist()
-
-    def _accept(self, messages: list[dict[str, Any]], answer: str, ids: list[int], cache: DynamicCache) -> None:
-        end = self.processor.tokenizer.eos_token_id
-        self.messages = [*messages, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
-        self._rendered = self._render(self.messages)
-        self._ids = ids if ids[-1] == end else [*ids, end]
-        self._grids += [image.grid for image in self._next_images]
-        self._next_images = []
-        self._cache = cache
-
-    @property
-    def limit(self) -> int:
-        """Tokens of the longest conversation that the model is meant for."""
-        return int(self.model.config.max_position_embeddings)
-
-    def options_for(self, length: int, sampling: Sampling) -> dict[str, Any]:
-        """The arguments of `generate` for a prompt of so many tokens; no answer goes beyond the limit.
-
-        Raises:
-            UserError: If there is no room for an answer.
-        """
-        self.check_room(length + 1)
-        return {**sampling.options, "max_new_tokens": min(sampling.max_new_tokens, self.limit - length)}
-
-    def check_room(self, tokens: int) -> None:
-        """Raises a `UserError` if a conversation of so many tokens is longer than the model is meant for."""
-        if tokens > self.limit:
-            raise UserError(
-                f"the conversation would have {tokens:,} tokens, more than the {self.limit:,} of this model; shorten "
-                "the prompt, start anew, or lower --max_tokens for smaller images"
-            )
-
-
-def fork_cache(cache: DynamicCache) -> DynamicCache:
-    """A cache with the same tensors; they are replaced when it grows, never written to."""
-    fork = copy.copy(cache)
-    fork.layers = [copy.copy(layer) for layer in cache.layers]
-    return fork
-
-
-class _StopWhenSet(StoppingCriteria):
-    """Ends generation once an event is set."""
-
-    def __init__(self, event: threading.Event) -> None:
-        self.event = event
-
-    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
-        return torch.full((len(input_ids),), self.event.is_set(), device=input_ids.device)
-
-
-def ask_each(chat: Chat, image: ImageLike, prompts: list[str], sampling: Sampling = Sampling()) -> list[str]:
-    """Asks independent questions about one image, which is encoded once."""
-    base = Chat(chat.model, chat.processor)
-    base.look(image)
-    return [base.fork().ask(prompt, sampling=sampling) for prompt in prompts]
-
-
-@torch.no_grad()
-def ask_together(chats: Sequence[Chat], prompts: Sequence[str], sampling: Sampling = Sampling()) -> list[str]:
-    """Asks each of several conversations a question, in one batch; the conversations stay as they are.
-
-    Args:
-        chats: Conversations of one model, each with one image that is encoded, or none; one may appear several times.
-        prompts: A question for each.
-        sampling: How the answers are chosen.
-
-    Raises:
-        UserError: If a prompt is empty or stands for an image, or a conversation has no room for it.
-    """
-    for prompt in prompts:
-        check_prompt(prompt)
-    rows = [chat._next_turn(prompt)[1] for chat, prompt in zip(chats, prompts, strict=True)]
-    prefixes = [len(chat._ids) for chat in chats]
-    options = chats[0].options_for(max(map(len, rows)), sampling)
-    if _do_not_mix(chats[0], rows, prefixes, sampling.max_new_tokens):
-        return [chat.fork().ask(prompt, sampling=sampling) for chat, prompt in zip(chats, prompts, strict=True)]
-    model, processor = chats[0].model, chats[0].processor
-    pad = processor.tokenizer.pad_token_id
-    input_ids, attention_mask = (part.to(model.device) for part in pad_behind_prefixes(rows, prefixes, pad))
-    grids = [image.grid for chat in chats for image in chat._next_images]
-    output = model.generate(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        image_grid_hw=torch.tensor(grids) if grids else None,
-        pad_token_id=pad,
-        **{CACHE: join_caches([chat._cache for chat in chats], model.config)},
-        **options,
-    )
-    texts = processor.batch_decode(output[:, input_ids.shape[1] :], skip_special_tokens=True)
-    return [text.strip() for text in texts]
-
-
-def _do_not_mix(chat: Chat, rows: list[list[int]], prefixes: list[int], new_tokens: int) -> bool:
-    """Whether prompts in one batch would change each other's answers."""
-    texts = [len(row) - prefix for row, prefix in zip(rows, prefixes, strict=True)]
-    window = chat.model.config.sliding_window
-    # Padding between an image and its question takes a place in the window.
-    is_bound = window is not None and max(prefixes) + max(texts) + new_tokens > window and min(texts) < max(texts)
-    # All would have to be as short as the longest prompt leaves room for.
-    return len(rows) > 1 and (is_bound or max(map(len, rows)) + new_tokens > chat.limit)
 
 
 def load_chat(
@@ -283,27 +266,56 @@ def load_chat(
     dtype: str = "auto",
     max_tokens: int | None = None,
     sliding_window: int | Literal["config", "none"] = "config",
+    *,
+    max_tiles: int | None = None,
+    thinking: bool = False,
+    exif_rotate: bool = False,
 ) -> Chat:
-    """Loads a model to talk to.
+    """Loads a model to talk to: SAIL, SAIL-VL or SAIL-VL2, whole, or an adapter (PEFT) on one of them.
 
     Args:
         model: `sail-tiny`, a folder, or a Hub name.
         device: As in `load_backbone`.
         dtype: As in `load_backbone`.
-        max_tokens: Patches of an image at most; by default the model's own limit.
-        sliding_window: How far back text sees: as the configuration says, all the way (`none`), or this many tokens.
-            With SAIL-7B's 4,096 an answer about an image of nearly as many patches no longer sees its first rows.
+        max_tokens: SAIL: patches of an image at most; by default the model's own limit.
+        sliding_window: SAIL: how far back text sees: as the configuration says, all the way (`none`), or this many
+            tokens. With SAIL-7B's 4,096 an answer about an image of nearly as many patches no longer sees its first
+            rows.
+        max_tiles: SAIL-VL: tiles of an image at most, without the thumbnail; by default the model's own limit.
+        thinking: SAIL-VL: whether to end each question with the published request to think before answering.
+        exif_rotate: Whether to turn photographs upright as their EXIF orientation says.
 
     Raises:
-        CheckpointError: If the checkpoint cannot be used, or has no language head.
+        CheckpointError: If there is no such model, or it cannot chat.
+        UserError: If an option is not for this family of models.
     """
-    folder = find_checkpoint(model)
-    checkpoint = open_sail(folder)
-    if sliding_window != "config":
-        checkpoint.config.sliding_window = None if sliding_window == "none" else sliding_window
-    where = choose_device(device)
-    network = load_language_model(checkpoint, where, choose_dtype(dtype, where))
-    preprocessing = {"patch_size": checkpoint.config.vision_patch_size, **read_preprocessing(folder)}
-    if max_tokens is not None:
-        preprocessing["max_tokens"] = max_tokens
-    return Chat(network, SailProcessor(SailImageProcessor(**preprocessing), AutoTokenizer.from_pretrained(folder)))
+    options = chosen_options(
+        max_tokens=max_tokens, sliding_window=sliding_window, max_tiles=max_tiles, thinking=thinking
+    )
+    engine = load_engine(find_chat(model), device, dtype, options)
+    engine.exif_rotate = exif_rotate
+    return Chat(engine)
+
+
+def ask_each(chat: Chat, image: ImageLike, prompts: Sequence[str], sampling: Sampling | None = None) -> list[Answer]:
+    """Asks independent questions about one image, which is encoded once."""
+    base = Chat(chat.engine)
+    base.look(image)
+    base.encode_shown()
+    return [base.fork().ask(prompt, sampling=sampling) for prompt in prompts]
+
+
+def ask_together(chats: Sequence[Chat], prompts: Sequence[str], sampling: Sampling | None = None) -> list[Answer]:
+    """Asks each of several conversations a question, in one batch; the conversations stay as they are.
+
+    Args:
+        chats: Conversations with one model; one may appear several times.
+        prompts: A question for each.
+        sampling: How the answers are chosen; None for the way of the model's family.
+
+    Raises:
+        UserError: If a prompt is empty or stands for an image, or a conversation has no room for it.
+    """
+    questions = [chat.conversation.ask(prompt) for chat, prompt in zip(chats, prompts, strict=True)]
+    asked = [replace(question, context=chat.context) for chat, question in zip(chats, questions, strict=True)]
+    return chats[0].engine.generate_batch(asked, sampling)

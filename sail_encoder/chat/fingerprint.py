@@ -1,12 +1,21 @@
-"""Noticing that a checkpoint has changed in place, without loading it."""
+"""Notices that a checkpoint has changed in place, without loading it."""
 
 import hashlib
 import os
 from pathlib import Path
 
+from sail_encoder.chat.families import ChatSource
+from sail_encoder.io.hub import find_checkpoint
+
 _WEIGHTS = {".safetensors", ".bin"}
 _OTHERS = {".json", ".jinja", ".model"}
 _SAMPLES, _SAMPLE_BYTES = 1024, 512
+
+
+def fingerprint_chat(source: ChatSource) -> str:
+    """Names what answers depend on, the adapter included; weights are downloaded if need be."""
+    folders = [find_checkpoint(source.name), *([source.adapter] if source.adapter else [])]
+    return "+".join(map(fingerprint_checkpoint, folders))
 
 
 def fingerprint_checkpoint(folder: Path) -> str:

@@ -1,27 +1,65 @@
 """Questions: what may be asked, and files of them."""
 
 import json
-from dataclasses import dataclass
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
+from sail_encoder.images.sources import IMAGE_SUFFIXES
 from sail_encoder.io.errors import UserError
 from sail_encoder.models.sail.config_file import VISION_TOKENS
+
+SHOWN = ("image", "images", "video")
+"""Keys of a line that show something."""
+
+RESULTS = ("answer", "error")
+"""Keys that a line gets when it is answered."""
+
+EXAMPLE = '{"image": "a.jpg", "prompt": "..."}'
 
 
 @dataclass(frozen=True)
 class Query:
-    """One line of the input: a prompt, and an image if there is one."""
+    """One line of the input.
+
+    Attributes:
+        prompt: The question.
+        image: Path of the image that it is about.
+        images: Paths of several images, in place of one.
+        video: Path of a video, in place of images.
+        others: All else that the line holds, such as an id.
+    """
 
     prompt: str
     image: str | None = None
+    images: tuple[str, ...] = ()
+    video: str | None = None
+    others: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """Paths of all images, or of the video."""
+        return self.images or tuple(path for path in (self.image, self.video) if path is not None)
+
+    def as_line(self) -> dict[str, Any]:
+        """The question as its answer repeats it."""
+        shown: dict[str, Any] = {"image": self.image}
+        if self.images:
+            shown = {"images": list(self.images)}
+        elif self.video is not None:
+            shown = {"video": self.video}
+        return {"prompt": self.prompt, **shown, **self.others}
 
 
-def check_prompt(prompt: str) -> None:
-    """Raises a `UserError` if a question is empty, or holds a token that stands for an image, or what is no text."""
+def check_prompt(prompt: str, placeholders: Sequence[str] = tuple(VISION_TOKENS.values())) -> None:
+    """Raises a `UserError` if a question is empty, or holds what stands for an image, or what is no text."""
     if not prompt.strip():
         raise UserError("the prompt is empty; ask something")
     _check_text("prompt", prompt)
-    for token in VISION_TOKENS.values():
+    for token in placeholders:
         if token in prompt:
             raise UserError(f"the prompt holds {token}, which stands for an image; show images by their path instead")
 
@@ -34,17 +72,21 @@ def _check_text(name: str, text: str) -> None:
         raise UserError(f"the {name} holds {text[error.start]!a}, half of a character; write it in UTF-8") from None
 
 
-def read_queries(source: Path) -> list[Query]:
+def read_queries(source: Path, placeholders: Sequence[str] = tuple(VISION_TOKENS.values())) -> list[Query]:
     """Reads the questions.
 
     Args:
-        source: JSON lines with `prompt` and, if there is one, `image`, a path relative to this file.
+        source: JSON lines with `prompt` and, if there is one, `image`, `images` or `video`: paths relative to this
+            file. Other keys are kept.
+        placeholders: Texts that no prompt may hold.
 
     Raises:
         UserError: If the file does not exist or a line is not understood.
     """
+    if source.exists() and not stat.S_ISREG(source.stat().st_mode):
+        raise UserError(f"{source} is no regular file; write the questions to one")
     if not source.is_file():
-        raise UserError(f'no file {source}; write one question a line, such as {{"image": "a.jpg", "prompt": "..."}}')
+        raise UserError(f"no file {source}; write one question a line, such as {EXAMPLE}")
     try:
         text = source.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -53,25 +95,58 @@ def read_queries(source: Path) -> list[Query]:
     # Not splitlines, which takes characters within a string of JSON, such as U+2028, for ends of lines.
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
-            queries.append(_parse(line, f"{source} line {number}"))
+            queries.append(_parse(line, f"{source} line {number}", placeholders))
     if not queries:
         raise UserError(f"{source} holds no questions")
     return queries
 
 
-def _parse(line: str, where: str) -> Query:
+def _parse(line: str, where: str, placeholders: Sequence[str]) -> Query:
     try:
         fields = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{where} is not JSON ({error})") from None
     if not isinstance(fields, dict) or not isinstance(fields.get("prompt"), str):
         raise UserError(f'{where} has no "prompt"')
-    image = fields.get("image")
-    if image is not None and not isinstance(image, str):
-        raise UserError(f'{where}: "image" is not a path')
     try:
-        check_prompt(fields["prompt"])
-        _check_text("path", image or "")
+        others = {key: value for key, value in fields.items() if key not in ("prompt", *SHOWN)}
+        query = Query(fields["prompt"], **_read_shown(fields), others=others)
+        check_prompt(query.prompt, placeholders)
+        for path in query.shown:
+            _check_text("path", path)
+        _check_others(query)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-    return Query(fields["prompt"], image)
+    return query
+
+
+def _read_shown(fields: dict[str, Any]) -> dict[str, Any]:
+    """What a line shows: `image`, `images` or `video`, as far as it is there."""
+    shown = {key: fields[key] for key in SHOWN if fields.get(key) is not None}
+    if len(shown) > 1:
+        raise UserError(f"{' and '.join(shown)} do not go together; give one of them")
+    for key in ("image", "video"):
+        if not isinstance(shown.get(key, ""), str):
+            raise UserError(f'"{key}" is not a path')
+    if "images" in shown:
+        if not isinstance(shown["images"], list) or not all(isinstance(path, str) for path in shown["images"]):
+            raise UserError('"images" is not a list of paths')
+        shown["images"] = tuple(shown["images"])
+    return shown
+
+
+def _check_others(query: Query) -> None:
+    """Refuses other keys that are an answer's, or that were probably meant to show an image."""
+    for key, value in query.others.items():
+        if key in RESULTS:
+            raise UserError(f'"{key}" is what the answer will be called; give it another name')
+        texts = [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
+        if texts and (close := [name for name in SHOWN if _is_slip(key.lower(), name)]):
+            raise UserError(f'"{key}" is unknown; did you mean "{close[0]}"?')
+        if not query.shown and any(Path(text).suffix.lower() in IMAGE_SUFFIXES for text in texts):
+            raise UserError(f'"{key}" looks like an image; write "image", or "images" for several')
+
+
+def _is_slip(key: str, name: str) -> bool:
+    """Whether a key is probably a name with one slip in it, such as `imgae` or `image1`, and no other word."""
+    return abs(len(key) - len(name)) <= 1 and bool(get_close_matches(key, [name], cutoff=0.8))

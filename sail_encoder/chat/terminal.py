@@ -9,10 +9,14 @@ from transformers import TextStreamer
 
 from sail_encoder.chat.conversation import Chat
 from sail_encoder.chat.sampling import Sampling
+from sail_encoder.images.video import FRAMES
 from sail_encoder.io.errors import UserError
 from sail_encoder.io.signals import Interrupt
 
-HELP = "ask anything; /image PATH shows an image, /reset starts anew, /quit or Ctrl-D ends, Ctrl-C stops an answer"
+HELP = (
+    "ask anything; /image PATH shows an image, /video PATH a video, /reset starts over, /quit or Ctrl-D ends, "
+    "Ctrl-C stops an answer"
+)
 _TERMINATED = 128 + signal.SIGTERM
 
 
@@ -26,7 +30,7 @@ class _AnswerStreamer(TextStreamer):
         self.stop = stop
 
     def stop_soon(self) -> None:
-        """Ends the answer at its next token; what comes before the first one can take long, so that is told."""
+        """Ends the answer at its next token; the way to the first one can be long, so there a line says so."""
         self.stop.set()
         if not self.begun:
             print("\nstopping at the first token; once more to stop at once", file=sys.stderr)
@@ -39,13 +43,14 @@ class _AnswerStreamer(TextStreamer):
             print("[stopped]", file=sys.stderr)
 
 
-def converse(chat: Chat, sampling: Sampling, read: Callable[[str], str] = input) -> int:
+def converse(chat: Chat, sampling: Sampling, read: Callable[[str], str] = input, frames: int = FRAMES) -> int:
     """Talks until the input ends; mistakes are reported, Ctrl-C stops what was asked, and the conversation goes on.
 
     Args:
         chat: The conversation, which may have been shown an image already.
         sampling: How answers are chosen.
         read: Reads a line, showing what it is given.
+        frames: How many frames of a video to take.
 
     Returns:
         Exit status: 0, or 143 where SIGTERM ended an answer.
@@ -63,7 +68,7 @@ def converse(chat: Chat, sampling: Sampling, read: Callable[[str], str] = input)
         if line == "/quit":
             return 0
         try:
-            status = _respond(chat, sampling, line)
+            status = _respond(chat, sampling, line, frames)
         except UserError as error:
             print(f"sail: {error}", file=sys.stderr)
         except KeyboardInterrupt:
@@ -73,15 +78,19 @@ def converse(chat: Chat, sampling: Sampling, read: Callable[[str], str] = input)
                 return status
 
 
-def _respond(chat: Chat, sampling: Sampling, line: str) -> int:
+def _respond(chat: Chat, sampling: Sampling, line: str, frames: int) -> int:
     """Does what a line asks for; returns 0, or 130 or 143 where a signal ended an answer."""
     command, _, argument = line.partition(" ")
+    path = argument.strip().strip("'\"")
     if command == "/image":
-        chat.look(argument.strip().strip("'\""))
+        chat.look(path)
         print("looking at it", file=sys.stderr)
+    elif command == "/video":
+        chat.watch(path, frames)
+        print("watched it", file=sys.stderr)
     elif command == "/reset":
         chat.reset()
-        print("starting anew", file=sys.stderr)
+        print("starting over", file=sys.stderr)
     elif command.startswith("/"):
         raise UserError(f"no command {command}; {HELP}")
     elif line:

@@ -17,6 +17,9 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from sail_encoder.io.errors import UserError
 
+SHIPPED = Path(__file__).parents[1] / "configs"
+"""Folder of the configuration files that ship with the package; in a clone a link to `configs`."""
+
 _SHOWN = 80
 """Characters of a wrong value that a message repeats at most."""
 
@@ -64,6 +67,9 @@ class ArgumentReader:
             else:
                 self._words.append(argument)
         values = {**self._from_files, **self._options, **self._place_words()}
+        for name, value in values.items():
+            if any("\0" in text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)):
+                raise UserError(f"--{name} cannot hold a NUL character")
         if not self.print_config:
             self._require_all(values)
         return values
@@ -77,7 +83,8 @@ class ArgumentReader:
             self.print_config = f"--{name}{separator}{text}"
         elif name == "config":
             path = text if separator else _next_value(option, rest)
-            self._from_files |= read_config(Path(path), self.parameters, self.synonyms)
+            found = find_config(path, self.parameters)
+            self._from_files |= read_config(found, self.parameters, self.synonyms)
         elif name in self.parameters:
             if not separator:
                 text = self._next_switch(name, rest) if self._is_switch(name) else _next_value(option, rest)
@@ -123,6 +130,28 @@ class ArgumentReader:
         missing = [name if name in self.positional else f"--{name}" for name in required if name not in values]
         if missing:
             raise UserError(f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing")
+
+
+def find_config(name: str, parameters: Mapping[str, Parameter]) -> Path:
+    """Finds a configuration file: one that is there, or one that ships with the package.
+
+    Args:
+        name: A path, or the name of a shipped file, such as `digits` or `probe/digits`.
+        parameters: Of the command; of several shipped files with that name, the one that is for it is taken.
+
+    Raises:
+        UserError: If there is no such file, or more than one.
+    """
+    if Path(name).exists() or name.endswith((".yaml", ".yml", ".json")):
+        return Path(name)
+    shipped = {str(path.relative_to(SHIPPED).with_suffix("")): path for path in sorted(SHIPPED.rglob("*.yaml"))}
+    found = [path for known, path in shipped.items() if name in (known, path.stem)]
+    if len(found) > 1:
+        found = [path for path in found if {_name_of(key) for key in _load_yaml(path)} <= parameters.keys()]
+    if len(found) != 1:
+        near = suggest(name, [*(path.stem for path in shipped.values()), *shipped])
+        raise UserError(f"no configuration file {name}{near}; shipped are {', '.join(shipped)}")
+    return found[0]
 
 
 def read_config(

@@ -1,20 +1,24 @@
 """`sail chat`: questions about images, one, a conversation, or a file of them."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from sail_encoder.backbones.descriptions import describe_sail
 from sail_encoder.backbones.registry import announce, check_features
 from sail_encoder.chat.answers import AnswerFile
-from sail_encoder.chat.fingerprint import fingerprint_checkpoint
+from sail_encoder.chat.families import ChatFamily, chosen_options, find_chat
+from sail_encoder.chat.fingerprint import fingerprint_chat
 from sail_encoder.chat.questions import check_prompt, read_queries
 from sail_encoder.chat.sampling import Sampling
 from sail_encoder.images.decoding import read_image
+from sail_encoder.images.video import FRAMES, is_video, read_frames
 from sail_encoder.io.devices import check_device, choose_device, choose_dtype
 from sail_encoder.io.errors import UserError, require_positive
-from sail_encoder.io.hub import find_checkpoint
+
+if TYPE_CHECKING:
+    from sail_encoder.chat.conversation import Chat
 
 
 def chat(
@@ -23,11 +27,15 @@ def chat(
     input: str | None = None,
     output: str | None = None,
     model: str = "sail-tiny",
-    max_new_tokens: int = 512,
+    max_new_tokens: int | None = None,
     temperature: float = 0.0,
     top_p: float = 1.0,
     max_tokens: int | None = None,
     sliding_window: int | Literal["config", "none"] = "config",
+    max_tiles: int | None = None,
+    frames: int = FRAMES,
+    thinking: bool = False,
+    exif_rotate: bool = False,
     batch_size: int = 8,
     overwrite: bool = False,
     device: str = "auto",
@@ -39,63 +47,59 @@ def chat(
     a file of questions is answered; a killed run goes on where it was, and what ended in an error is tried again.
 
     Args:
-        image: The image file.
+        image: The image file, or a video for a SAIL-VL.
         prompt: The question.
-        input: JSON lines with "prompt" and, if there is one, "image", a path relative to this file.
+        input: JSON lines with "prompt" and, if there is one, "image", "images" (a list) or "video", paths relative to
+            this file. Other keys, such as an id, are carried into the output.
         output: Where the answers to --input go, as JSON lines.
-        model: sail-tiny, a folder, or a Hub name such as ByteDance-Seed/SAIL-7B.
-        max_new_tokens: Longest answer in tokens.
+        model: sail-tiny, a folder, or a Hub name such as ByteDance-Seed/SAIL-7B or BytedanceDouyinContent/SAIL-VL2-2B.
+        max_new_tokens: Longest answer in tokens; by default 512 for SAIL, for SAIL-VL 1024, and 4096 with --thinking.
         temperature: 0 takes the likeliest token each time; higher values sample more freely.
         top_p: Sample among the likeliest tokens that together have this probability.
-        max_tokens: Patches of an image at most; by default the model's own limit.
-        sliding_window: How far back text sees: as the model's configuration says (config), all the way (none), or this
-            many tokens. A window of 4,096, as in Mistral-7B, hides the first rows of an image of as many patches.
+        max_tokens: SAIL: patches of an image at most; by default the model's own limit.
+        sliding_window: SAIL: how far back text sees: as the model's configuration says (config), all the way (none), or
+            this many tokens. A window of 4,096, as in Mistral-7B, hides the first rows of an image of as many patches.
+        max_tiles: SAIL-VL: tiles of an image at most, without the thumbnail; by default the model's own limit.
+        frames: SAIL-VL: how many frames of a video to take, evenly spaced.
+        thinking: SAIL-VL: whether to end each question with the published request to think before answering.
+        exif_rotate: Whether to turn photographs upright as their EXIF orientation says.
         batch_size: With --input, questions that are answered together.
-        overwrite: Whether to drop the answers that --output holds, rather than go on behind them.
+        overwrite: Whether to drop the answers that --output holds, rather than go on after them.
         device: auto, cpu, cuda, cuda:1 or mps.
         precision: Precision of weights and computation; auto is bfloat16 on a GPU and float32 on a CPU.
 
     Returns:
         Exit status: 0 done, 1 done with errors recorded, 130 or 143 stopped by a signal.
     """
-    _check(image, prompt, input, output, batch_size)
-    _check_model(model, device, max_tokens, sliding_window)
-    sampling = Sampling(max_new_tokens, temperature, top_p)
-    queries = None if input is None else read_queries(Path(input))
-    if prompt is not None:
-        check_prompt(prompt)
-    picture = None if image is None else read_image(image)[0]
-    announce(model)
-    from sail_encoder.chat.batch import answer_all
-    from sail_encoder.chat.conversation import load_chat
-    from sail_encoder.chat.terminal import answer_streamed, converse
+    _check_use(image, prompt, input, output, batch_size, frames)
+    _check_views(device, max_tokens, sliding_window, max_tiles)
+    source = find_chat(model)
+    views = {"max_tokens": max_tokens, "sliding_window": sliding_window}
+    others = chosen_options(max_tiles=max_tiles, thinking=thinking)
+    source.family.require_options({**chosen_options(**views), **others})
+    longest = source.family.longest_answer(thinking) if max_new_tokens is None else max_new_tokens
+    sampling = Sampling(longest, temperature, top_p)
+    load = partial(_load, model, device, precision, **views, **others, exif_rotate=exif_rotate)
+    if input is None or output is None:
+        return _talk(load, source.family, image, prompt, sampling, frames, exif_rotate)
+    queries = read_queries(Path(input), source.family.placeholders)
+    settings = {"model": model, "weights": fingerprint_chat(source), **asdict(sampling), **views, **others}
+    settings |= {"precision": str(choose_dtype(precision, choose_device(device))).removeprefix("torch.")}
+    settings |= chosen_options(exif_rotate=exif_rotate)
+    if any(query.video for query in queries):
+        source.family.require_videos()
+        settings["frames"] = frames
+    # What can be wrong with the file of answers is found before the model is loaded.
+    with AnswerFile(Path(output), queries, settings, overwrite) as answers:
+        chat = load()
+        from sail_encoder.chat.batch import answer_all
 
-    load = partial(load_chat, model, device, precision, max_tokens, sliding_window)
-    if queries is not None and input is not None and output is not None:
-        dtype = str(choose_dtype(precision, choose_device(device))).removeprefix("torch.")
-        views = {"max_tokens": max_tokens, "sliding_window": sliding_window}
-        weights = fingerprint_checkpoint(find_checkpoint(model))
-        settings = {"model": model, "weights": weights, **asdict(sampling), **views, "precision": dtype}
-        # What can be wrong with the file of answers is found before the model is loaded.
-        with AnswerFile(Path(output), queries, settings, overwrite) as answers:
-            return answer_all(load(), answers, Path(input).parent, sampling, batch_size)
-    conversation = load()
-    if picture is not None:
-        conversation.look(picture)
-    if prompt is None:
-        return converse(conversation, sampling)
-    return answer_streamed(conversation, prompt, sampling)
+        return answer_all(chat, answers, Path(input).parent, sampling, batch_size, frames)
 
 
-def _check_model(model: str, device: str, max_tokens: int | None, sliding_window: int | str) -> None:
-    check_device(device)
-    check_features("all", "auto", max_tokens)
-    if isinstance(sliding_window, int):
-        require_positive("sliding_window", sliding_window)
-    describe_sail(model)
-
-
-def _check(image: str | None, prompt: str | None, input: str | None, output: str | None, batch_size: int) -> None:
+def _check_use(
+    image: str | None, prompt: str | None, input: str | None, output: str | None, batch_size: int, frames: int
+) -> None:
     if (input is None) != (output is None):
         raise UserError("--input and --output go together")
     if input is not None and (image is not None or prompt is not None):
@@ -103,3 +107,47 @@ def _check(image: str | None, prompt: str | None, input: str | None, output: str
     if input is not None and output is not None and Path(input).resolve() == Path(output).resolve():
         raise UserError(f"--input and --output are both {input}; use another --output")
     require_positive("batch_size", batch_size)
+    require_positive("frames", frames)
+
+
+def _check_views(device: str, max_tokens: int | None, sliding_window: int | str, max_tiles: int | None) -> None:
+    check_device(device)
+    check_features("all", "auto", max_tokens)
+    if isinstance(sliding_window, int):
+        require_positive("sliding_window", sliding_window)
+    if max_tiles is not None:
+        require_positive("max_tiles", max_tiles)
+
+
+def _load(model: str, *arguments: Any, **options: Any) -> "Chat":
+    announce(model)
+    from sail_encoder.chat.conversation import load_chat
+
+    return load_chat(model, *arguments, **options)
+
+
+def _talk(
+    load: Callable[[], "Chat"],
+    family: ChatFamily,
+    image: str | None,
+    prompt: str | None,
+    sampling: Sampling,
+    frames: int,
+    exif_rotate: bool,
+) -> int:
+    """Answers one question, or as many as somebody types; what it is about is read before the model is loaded."""
+    if prompt is not None:
+        check_prompt(prompt, family.placeholders)
+    watched = image is not None and is_video(image)
+    if watched:
+        family.require_videos()
+    film = read_frames(image, frames) if watched else []
+    picture = None if image is None or watched else read_image(image, exif_rotate)[0]
+    chat = load()
+    from sail_encoder.chat.terminal import answer_streamed, converse
+
+    if film:
+        chat.watch(film)
+    if picture is not None:
+        chat.look(picture)
+    return converse(chat, sampling, frames=frames) if prompt is None else answer_streamed(chat, prompt, sampling)

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from sail_encoder.backbones.spec import Pooling
 from sail_encoder.images.resizing import Resize
 from sail_encoder.io.errors import UserError, require_positive
 from sail_encoder.io.files import format_bytes
@@ -27,7 +28,7 @@ def estimate(
     images: int = 1_000_000,
     size: str = "448x448",
     layers: str = "-1",
-    pool: Literal["none", "mean", "max"] = "none",
+    pool: Pooling = "none",
     dtype: Literal["float16", "float32"] = "float16",
     resize: str = "auto",
     max_tokens: int | None = None,
@@ -58,12 +59,13 @@ def estimate(
     sides = Resize.parse(size).fixed
     if sides is None:
         raise UserError(f"size '{size}' is not understood; use a side such as 448, or 480x640")
-    spec, features = resolve_features(model, layers, resize, max_tokens)
+    spec, features = resolve_features(model, layers, resize, max_tokens, pool=pool)
     rows, columns = spec.grid(sides, features.size)
     flops = spec.flops(rows * columns, features.depth)
     rate, source = _matrix_rate(device)
     stored = (
-        feature_bytes(1 if pool != "none" else rows * columns, spec.embed_dim, len(features.layers), dtype) * images
+        feature_bytes(1 if pool != "none" else rows * columns, spec.channels(pool), len(features.layers), dtype)
+        * images
     )
     seconds = images * flops / rate
     print(f"grid        {rows}x{columns} = {rows * columns} patches of {spec.patch_size} px")

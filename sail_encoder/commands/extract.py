@@ -1,32 +1,34 @@
 """`sail extract`: features of any number of images as .npy files."""
 
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from sail_encoder.backbones.registry import announce, load_backbone, resolve_features
+from sail_encoder.backbones.registry import announce, choose_weights, load_for, resolve_features
+from sail_encoder.backbones.spec import Pooling
 from sail_encoder.extraction.plan import Plan, forecast
 from sail_encoder.extraction.ray import check_devices, connect, extract_on_ray
 from sail_encoder.extraction.run import Resources, RunResult, run_plan
 from sail_encoder.extraction.workers import extract_on_each
-from sail_encoder.images.sources import ImageFile, list_images
+from sail_encoder.images.sources import list_images
 from sail_encoder.io.devices import choose_dtype, list_devices, split_devices
 from sail_encoder.io.errors import UserError
 from sail_encoder.io.refusals import check_writable
-from sail_encoder.store.removal import has_run, remove_run
-from sail_encoder.store.shard import Shard
-from sail_encoder.store.store import check_settings
+from sail_encoder.io.runs import check_settings
+from sail_encoder.store.shares import Share
+from sail_encoder.store.store import has_run, remove_run
 
 
 def extract(
     source: list[str],
     out: str,
     model: str = "sail-tiny",
+    weights: str | None = None,
+    random_weights: bool = False,
     layers: str = "-1",
     norm: bool = True,
-    pool: Literal["none", "mean", "max"] = "none",
+    pool: Pooling = "none",
     dtype: Literal["float16", "float32"] = "float16",
     resize: str = "auto",
     max_tokens: int | None = None,
@@ -47,10 +49,14 @@ def extract(
     Args:
         source: Image files, folders, globs, lists (.txt, .csv, .tsv, .parquet) or .tar shards.
         out: Folder for features, index.parquet, failures.csv and run.json.
-        model: sail-tiny, a folder, a Hub name such as ByteDance-Seed/SAIL-7B, timm/NAME, or raw/14 for raw patches.
+        model: sail-tiny, a folder, a Hub name such as ByteDance-Seed/SAIL-7B, timm/NAME, hf/NAME (a vision model of
+            transformers, by its name on the Hub or its folder), or raw/14 for raw patches.
+        weights: For a timm model, a file or folder of weights in place of its published ones.
+        random_weights: Whether to leave the weights random, as a baseline; they are the same every time.
         layers: Blocks to take features from: -1, 0,11,23, all, last4 or even4.
         norm: Whether to apply the model's final norm; without it the raw residual stream is stored.
-        pool: Whether to store the grid of patches (none), or one vector an image (mean, max).
+        pool: Whether to store the grid of patches (none), or one vector per image: mean, max or generalized mean (gem)
+            of the patches, the class token (cls), or that followed by the mean (cls_mean).
         dtype: Type of the stored values; an image whose features do not fit float16 is recorded as failed.
         resize: The model's own rule (auto), native (keep size and aspect), short512 (the shorter side), a side such as
             224, or 448x672.
@@ -75,13 +81,16 @@ def extract(
     """
     if not source:
         raise UserError("nothing to extract from; name files, folders, globs, lists or .tar shards")
-    folder, part, resources = Path(out), Shard.parse(shard), Resources(token_budget, readers)
+    folder, part, resources = Path(out), Share.parse(shard), Resources(token_budget, readers)
     split_devices(devices)
     if engine == "ray":
         check_devices(devices)
     check_writable(folder)
     listing = list_images(source)
+    for note in listing.notes():
+        print(note, file=sys.stderr)
     asked = {"norm": norm, "pool": pool, "exif_rotate": exif_rotate, "precision": precision, "store_dtype": dtype}
+    asked |= choose_weights(weights, random_weights)
     plan = Plan(listing, *resolve_features(model, layers, resize, max_tokens, **asked))
     _check_folder(folder, plan, part, overwrite)
     cluster = connect() if engine == "ray" else None
@@ -94,21 +103,21 @@ def extract(
     print(forecast(plan, part, folder, overwrite), file=sys.stdout if dry_run else sys.stderr)
     if dry_run:
         return 0
-    images = part.of(plan.listing.images)
     if cluster or len(chosen) > 1:
+        images = part.of(plan.listing.images)
         if overwrite:
             remove_run(folder)
         arguments = {"source": list(source), "out": out, **plan.options, **vars(resources)}
         if cluster:
             return extract_on_ray(cluster, part, arguments, images, folder)
         return extract_on_each(chosen, part, arguments, images, folder)
-    backbone = load_backbone(model, str(chosen[0]), decided, plan.features.depth)
+    backbone = load_for(plan.features, chosen[0])
     if overwrite:
         remove_run(folder)
-    return _conclude(run_plan(backbone, plan, folder, part, resources), images, folder)
+    return _conclude(run_plan(backbone, plan, folder, part, resources), folder)
 
 
-def _check_folder(folder: Path, plan: Plan, part: Shard, overwrite: bool) -> None:
+def _check_folder(folder: Path, plan: Plan, part: Share, overwrite: bool) -> None:
     """Refuses a folder that the plan does not fit, before any work."""
     if not overwrite:
         check_settings(folder, plan.settings)
@@ -121,21 +130,24 @@ def _check_folder(folder: Path, plan: Plan, part: Shard, overwrite: bool) -> Non
     has_run(folder)
 
 
-def _conclude(result: RunResult, images: Sequence[ImageFile], folder: Path) -> int:
+def _conclude(result: RunResult, folder: Path) -> int:
     """Prints what is there now, warns of what a user may not expect, and returns the exit status."""
-    new = result.progress.done
-    if result.status:
+    new, totals = result.progress.done, result.totals
+    if totals is None:
         print(f"stopped; {new:,} images are safe in {folder}, the same command goes on", file=sys.stderr)
         return result.status
-    records = [result.records[image.key] for image in images]
-    failed = sum(record.error is not None for record in records)
-    turned = sum(record.exif_orientation != 1 for record in records)
     rate = result.progress.report()["images_per_second"]
-    print(f"{len(records) - failed:,} images in {folder}, {new:,} of them new at {rate:,.3g} images/s")
-    if turned:
-        print(f"{turned:,} photographs carry an EXIF rotation that was not applied; see --exif_rotate", file=sys.stderr)
-    if result.pending:
-        print(f"{result.pending:,} images are still to do by other shards; index.parquet lists them", file=sys.stderr)
-    if failed:
-        print(f"{failed:,} images failed; {folder / 'failures.csv'} says why", file=sys.stderr)
-    return 1 if failed else 0
+    print(f"{totals.done:,} images in {folder}, {new:,} of them new at {rate:,.3g} images/s")
+    if totals.turned:
+        print(
+            f"{totals.turned:,} photographs carry an EXIF rotation that was not applied; see --exif_rotate",
+            file=sys.stderr,
+        )
+    if totals.pending_elsewhere:
+        print(
+            f"{totals.pending_elsewhere:,} images are still to do by other shards; index.parquet lists them",
+            file=sys.stderr,
+        )
+    if totals.failed:
+        print(f"{totals.failed:,} images failed; {folder / 'failures.csv'} says why", file=sys.stderr)
+    return 1 if totals.failed else 0

@@ -1,11 +1,12 @@
 """Cost of features before they are there: patches per image and bytes on disk."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from sail_encoder.backbones.spec import BackboneSpec
 from sail_encoder.images.decoding import image_size
+from sail_encoder.images.files import ImageFile
 from sail_encoder.images.resizing import Resize
-from sail_encoder.images.sources import ImageFile
 
 _SAMPLES = 200
 
@@ -15,12 +16,37 @@ def feature_bytes(positions: float, channels: int, layers: int, dtype: str) -> f
     return positions * channels * layers * (2 if dtype == "float16" else 4)
 
 
-def mean_patches(images: Sequence[ImageFile], spec: BackboneSpec, size: Resize) -> float:
-    """Patches of an image on average, from the headers of a sample; unreadable images are left out."""
+@dataclass(frozen=True)
+class ImageSample:
+    """Some images of a list, looked at for all of them.
+
+    Attributes:
+        patches: Patches per image on average; unreadable images are left out.
+        count: Images that were looked at.
+        unreadable: Names of those that are none, or not there.
+    """
+
+    patches: float
+    count: int
+    unreadable: list[str]
+
+    @property
+    def note(self) -> str:
+        """Remark on unreadable images, with a semicolon before it; empty where there are none."""
+        if not self.unreadable:
+            return ""
+        return (
+            f"; {len(self.unreadable)} of {self.count} that were looked at cannot be read, such as {self.unreadable[0]}"
+        )
+
+
+def look_at_some(images: Sequence[ImageFile], spec: BackboneSpec, size: Resize) -> ImageSample:
+    """Reads the headers of a sample of images."""
+    sample = list(images[:: max(1, len(images) // _SAMPLES)])
+    sizes = [image_size(image.open) for image in sample]
+    unreadable = [image.key for image, pixels in zip(sample, sizes, strict=True) if pixels is None]
+    grids = [spec.grid(pixels, size) for pixels in sizes if pixels is not None]
     if size.fixed is not None:
-        rows, columns = spec.grid(size.fixed, size)
-        return rows * columns
-    sample = images[:: max(1, len(images) // _SAMPLES)]
-    sizes = [pixels for image in sample if (pixels := image_size(image.open)) is not None]
-    grids = [spec.grid(pixels, size) for pixels in sizes]
-    return sum(rows * columns for rows, columns in grids) / len(grids) if grids else 0.0
+        grids = [spec.grid(size.fixed, size)]
+    patches = sum(rows * columns for rows, columns in grids) / len(grids) if grids else 0.0
+    return ImageSample(patches, len(sample), unreadable)

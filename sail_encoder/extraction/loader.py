@@ -37,8 +37,8 @@ class Loaded(Generic[T]):
 
     @property
     def cost(self) -> int:
-        """Tokens that it adds to a batch."""
-        return 0 if self.image is None else self.image.cost
+        """Tokens that it adds to a batch; a failure counts as one, so that a batch of nothing else ends too."""
+        return 1 if self.image is None else self.image.cost
 
 
 Group = list[Loaded[T]]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sail_encoder.backbones.base import VisionBackbone
 from sail_encoder.backbones.batch import Batch, Prepared
+from sail_encoder.backbones.pooling import pool
 from sail_encoder.backbones.spec import FeatureSpec
 from sail_encoder.extraction.loader import Group, PackedLoader
 from sail_encoder.images.decoding import Array
@@ -76,8 +77,8 @@ class Pipeline:
 
     def run(self, stretches: Sequence[Sequence[ImageFile]]) -> None:
         """Encodes all images, or those up to the moment at which `stop` is set; what was begun is finished."""
-        with ThreadPoolExecutor(1, "write") as pool, closing(self.loader.run(stretches, self._encode)) as encoded:
-            writing = Behind(pool, BATCHES_TO_WRITE)
+        with ThreadPoolExecutor(1, "write") as writer, closing(self.loader.run(stretches, self._encode)) as encoded:
+            writing = Behind(writer, BATCHES_TO_WRITE)
             for group, batch, result in encoded:
                 writing.submit(self._save, group, batch, result)
                 if self.stop.is_set():
@@ -90,13 +91,14 @@ class Pipeline:
     @torch.no_grad()
     def _encode(self, batch: Batch) -> OnHost:
         """Features of a batch in the type that is stored, on their way to the host."""
-        layers, pool = self.features.layers, self.features.pool
+        layers, how = self.features.layers, self.features.pool
         encoded = self.backbone.forward(batch, layers, self.features.norm)
-        states = torch.stack([encoded.patches[layer] for layer in layers])
-        if pool != "none":
-            lengths = torch.tensor([batch.lengths], device=states.device).repeat(len(states), 1)
-            states = torch.segment_reduce(states.float(), pool, lengths=lengths, axis=1)
-        return OnHost.copy(states.to(getattr(torch, self.features.store_dtype)))
+        states = [encoded.patches[layer] for layer in layers]
+        if how != "none":
+            counts = torch.tensor(batch.lengths, device=self.backbone.device)
+            tokens = [encoded.class_tokens.get(layer) for layer in layers]
+            states = [pool(one, counts, how, token) for one, token in zip(states, tokens, strict=True)]
+        return OnHost.copy(torch.stack(states).to(getattr(torch, self.features.store_dtype)))
 
     def _save(self, group: Group[ImageFile], batch: Batch | None, result: OnHost | None) -> None:
         """Runs in the writing thread: brings features and records together and stores them."""

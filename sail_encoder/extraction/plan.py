@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from sail_encoder.backbones.spec import UNKNOWN, BackboneSpec, FeatureSpec
-from sail_encoder.extraction.cost import feature_bytes, mean_patches
+from sail_encoder.extraction.cost import feature_bytes, look_at_some
 from sail_encoder.images.sources import ImageList
 from sail_encoder.io.errors import StoreError
 from sail_encoder.io.files import format_bytes
 from sail_encoder.io.refusals import nearest_existing
-from sail_encoder.store.records import read_journals
-from sail_encoder.store.shard import Shard
+from sail_encoder.store.index import list_todo
+from sail_encoder.store.shares import Share
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class Plan:
         features = self.features
         return {
             "model": features.model,
+            "weights": features.options.get("weights"),
+            "random_weights": not features.pretrained,
             "layers": ",".join(map(str, features.layers)),
             "norm": features.norm,
             "pool": features.pool,
@@ -52,23 +54,21 @@ class Plan:
         }
 
 
-def forecast(plan: Plan, part: Shard, folder: Path, overwrite: bool) -> str:
+def forecast(plan: Plan, part: Share, folder: Path, overwrite: bool) -> str:
     """Says what is to be done.
 
     Raises:
         StoreError: If the disk cannot hold it.
     """
     images, features = part.of(plan.listing.images), plan.features
-    packs = [] if overwrite else read_journals(folder)
-    known = {record.key: record for pack in packs for record in pack if record.file}
-    todo = [image for image in images if image.key not in known or not known[image.key].is_of(image)]
-    patches = mean_patches(todo, plan.spec, features.size)
-    positions = patches if features.pool == "none" else 1
-    needed = feature_bytes(positions, plan.spec.embed_dim, len(features.layers), features.store_dtype) * len(todo)
+    todo = images if overwrite else list_todo(folder, images)
+    sample = look_at_some(todo, plan.spec, features.size)
+    positions, channels = sample.patches if features.pool == "none" else 1, plan.spec.channels(features.pool)
+    needed = feature_bytes(positions, channels, len(features.layers), features.store_dtype) * len(todo)
     free = shutil.disk_usage(nearest_existing(folder)).free
     text = (
-        f"{len(todo):,} of {len(images):,} images to do, about {patches:,.0f} patches each, with {plan.spec.name}; "
-        f"{format_bytes(needed)} to write, {format_bytes(free)} free in {folder}"
+        f"{len(todo):,} of {len(images):,} images to do, about {sample.patches:,.0f} patches each, with "
+        f"{plan.spec.name}; {format_bytes(needed)} to write, {format_bytes(free)} free in {folder}{sample.note}"
     )
     if needed > free:
         raise StoreError(f"{text}; free some space, or use --pool mean, fewer --layers or --dtype float16")

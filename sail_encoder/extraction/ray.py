@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 from sail_encoder.extraction.workers import check_all_done, start_worker
 from sail_encoder.images.sources import ImageFile
 from sail_encoder.io.errors import UserError
+from sail_encoder.io.hub import HF
+from sail_encoder.io.remote import is_remote
 from sail_encoder.io.signals import Interrupt
-from sail_encoder.store.shard import Shard
+from sail_encoder.store.shares import Share
 
 if TYPE_CHECKING:
     import torch
@@ -93,7 +95,7 @@ def connect() -> Cluster:
 
 
 def extract_on_ray(
-    cluster: Cluster, part: Shard, request: dict[str, Any], images: Sequence[ImageFile], folder: Path
+    cluster: Cluster, part: Share, request: dict[str, Any], images: Sequence[ImageFile], folder: Path
 ) -> int:
     """Runs `sail extract` in tasks on the cluster; they end with this process.
 
@@ -127,14 +129,17 @@ def extract_on_ray(
 
 def with_absolute_paths(request: dict[str, Any]) -> dict[str, Any]:
     """The same arguments for a process with another working folder."""
-    model = request["model"]
-    paths = {"source": [os.path.abspath(path) for path in request["source"]], "out": os.path.abspath(request["out"])}
-    return {**request, **paths, "model": os.path.abspath(model) if os.path.isdir(model) else model}
+    prefix = HF if request["model"].startswith(HF) else ""
+    model = request["model"].removeprefix(prefix)
+    model = prefix + (os.path.abspath(model) if os.path.isdir(model) else model)
+    sources = [path if is_remote(path) else os.path.abspath(path) for path in request["source"]]
+    out = request["out"] if is_remote(request["out"]) else os.path.abspath(request["out"])
+    return {**request, "source": sources, "out": out, "model": model}
 
 
 def run_share(request: dict[str, Any], device: str, share: str) -> int:
     """One task: a share of the images in a process of its own, as on a machine with several devices."""
-    worker = start_worker(request, device, Shard.parse(share))
+    worker = start_worker(request, device, Share.parse(share))
     with worker.process:
         try:
             # Ray interrupts Python, which a wait for the process would not notice.

@@ -8,8 +8,8 @@ from sail_encoder.extraction.plan import Plan
 from sail_encoder.extraction.progress import Progress, describe_machine
 from sail_encoder.io.errors import require_positive
 from sail_encoder.io.signals import Interrupt
-from sail_encoder.store.records import Record
-from sail_encoder.store.shard import WHOLE, Shard
+from sail_encoder.store.index import Totals
+from sail_encoder.store.shares import WHOLE, Share
 from sail_encoder.store.store import FeatureStore
 
 if TYPE_CHECKING:
@@ -43,23 +43,21 @@ class RunResult:
     """How a run has ended.
 
     Attributes:
-        records: What is known of each image, by its key.
         progress: What this run has done.
         status: 0, or 130 or 143 where a signal has stopped it.
-        pending: Images that are still to be done by other shards.
+        totals: How far the images of the share have come; None where a signal has stopped it.
     """
 
-    records: dict[str, Record]
     progress: Progress
     status: int
-    pending: int = 0
+    totals: Totals | None = None
 
 
 def run_plan(
     backbone: "VisionBackbone",
     plan: Plan,
     folder: Path,
-    part: Shard = WHOLE,
+    part: Share = WHOLE,
     resources: Resources = Resources(),
 ) -> RunResult:
     """Extracts what a folder does not have yet.
@@ -75,12 +73,12 @@ def run_plan(
         pipeline = _build_pipeline(backbone, store, plan, resources, progress)
         with progress, Interrupt(pipeline.stop.set) as interrupt:
             pipeline.run(stretches)
-        pending = 0
+        totals = None
         if not interrupt.status:
             run = {"shard": str(part), "device": str(backbone.device), "token_budget": pipeline.loader.token_budget}
             report = {"model": plan.spec.name, **run, **progress.report(), **describe_machine(backbone.device)}
-            pending = store.finish(plan.listing.images, report)
-    return RunResult(store.records, progress, interrupt.status, pending)
+            totals = store.finish(plan.listing.images, report)
+    return RunResult(progress, interrupt.status, totals)
 
 
 def _build_pipeline(

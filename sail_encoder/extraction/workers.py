@@ -10,15 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sail_encoder.extraction.worker import CRASHED
 from sail_encoder.images.sources import ImageFile
-from sail_encoder.io.appending import append_all
+from sail_encoder.io.files import append_all
 from sail_encoder.io.signals import Interrupt
 from sail_encoder.store.index import list_undone
-from sail_encoder.store.shard import Shard
+from sail_encoder.store.shares import Share
 
 if TYPE_CHECKING:
     import torch
+
+CRASHED = 70
+"""Exit status of a worker behind a traceback; Python's own, 1, is that of a run with failures recorded."""
 
 _NOT_DONE = 2
 """Exit status of a run that goes on when its command is given again."""
@@ -28,7 +30,7 @@ _NOT_DONE = 2
 class Worker:
     """A process that does one share of the images on one device."""
 
-    share: Shard
+    share: Share
     device: str
     process: "subprocess.Popen[bytes]"
     told: bool = False
@@ -53,7 +55,7 @@ class Worker:
 
 
 def extract_on_each(
-    devices: "Sequence[torch.device]", part: Shard, request: dict[str, Any], images: Sequence[ImageFile], folder: Path
+    devices: "Sequence[torch.device]", part: Share, request: dict[str, Any], images: Sequence[ImageFile], folder: Path
 ) -> int:
     """Runs `sail extract` in a process of its own on each device; they end with this one.
 
@@ -87,9 +89,9 @@ def extract_on_each(
     return max(status, interrupt.status) if interrupt.number else check_all_done(status, images, folder)
 
 
-def start_worker(request: dict[str, Any], device: str, share: Shard) -> Worker:
+def start_worker(request: dict[str, Any], device: str, share: Share) -> Worker:
     """Starts a process that runs `extract` with these arguments on a device, for a share of the images."""
-    command = [sys.executable, "-m", "sail_encoder.extraction.worker"]
+    command = [sys.executable, "-m", "sail_encoder.commands.worker"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, bufsize=0)
     assert process.stdin is not None
     line = json.dumps({**request, "devices": device, "shard": str(share)})

@@ -9,15 +9,13 @@ from typing import Any, TypeAlias
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from sail_encoder.images.resizing import Size
+from sail_encoder.images.resizing import MAX_PIXELS, Size
 from sail_encoder.io.errors import ImageError
+from sail_encoder.io.files import require_regular
 
 Array: TypeAlias = np.ndarray[Any, Any]
 ImageLike: TypeAlias = Any
 """A path, a PIL image, an array [height, width, 3] or a tensor [3, height, width]."""
-
-MAX_PIXELS = 178_956_970
-"""Largest image that is decoded: the size at which Pillow speaks of a decompression bomb."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA")
 """What Pillow may take a file for, whatever its name: no format that hands it on to another program."""
@@ -75,6 +73,8 @@ def _formats() -> tuple[str, ...]:
 
 
 def _open(source: str | io.BytesIO) -> Image.Image:
+    if isinstance(source, str):
+        require_regular(source)
     return Image.open(source, formats=_formats())
 
 
@@ -90,6 +90,9 @@ def _decode(source: str | io.BytesIO, exif_rotate: bool) -> tuple[Image.Image, i
         raise ImageError("not an image that Pillow can read") from None
     except Image.DecompressionBombError:
         raise ImageError(f"more than {MAX_PIXELS} pixels, which may be a decompression bomb") from None
+    except OSError as error:
+        # What the system says has a number, what a decoder says has none.
+        raise ImageError(error.strerror or f"cannot be decoded ({type(error).__name__}: {error})") from None
     # Decoders of damaged files raise whatever they stumble over: OSError, SyntaxError, struct.error, ...
     except Exception as error:
         raise ImageError(f"cannot be decoded ({type(error).__name__}: {error})") from None

@@ -14,6 +14,13 @@ MAX_TOKENS = 4096
 """Patches of an image at most, as the published example has it; the paper's tables were made with 3600."""
 
 
+MAX_PIXELS = 178_956_970
+"""Largest image that is decoded or made: the size at which Pillow speaks of a decompression bomb."""
+
+_LONGEST = 40
+"""Characters in which any rule can be written."""
+
+
 @dataclass(frozen=True)
 class Resize:
     """How images are brought to a size that patches tile.
@@ -37,12 +44,15 @@ class Resize:
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
             raise UserError(f"max_tokens is {self.max_tokens}; allowed is 1 or more")
-        if self.fixed is not None and min(self.fixed) < 1:
-            raise UserError(f"resize to {self.fixed[0]}x{self.fixed[1]} is not possible; sides start at 1 pixel")
-        if self.short is not None and self.short < 1:
-            raise UserError(f"resize to a shorter side of {self.short} is not possible; sides start at 1 pixel")
         if self.max_tiles < 1 or (self.tile is not None and self.tile < 1):
             raise UserError(f"resize {self} is not possible; tiles and their sides start at 1")
+        height, width = self.fixed or ((self.tile if self.short is None else self.short),) * 2
+        if height is None or width is None:
+            return
+        if min(height, width) < 1:
+            raise UserError(f"resize to {self} is not possible; sides start at 1 pixel")
+        if height * width * (1 if self.tile is None else self.max_tiles) > MAX_PIXELS:
+            raise UserError(f"resize to {self} is not possible; allowed are {MAX_PIXELS:,} pixels, such as 13377x13377")
 
     @classmethod
     def parse(cls, text: str, max_tokens: int = MAX_TOKENS) -> "Resize":
@@ -58,6 +68,10 @@ class Resize:
         """
         if text == "native":
             return cls(None, max_tokens)
+        if len(text) > _LONGEST:
+            raise UserError(
+                f"resize '{text[:_LONGEST]}...' is not understood; use native, a side such as 224, or 448x672"
+            )
         if tiles := re.fullmatch(r"tiles(?:(\d+)x(\d+))?", text):
             side, limit = (int(number) if number else None for number in tiles.groups())
             return cls(None, max_tokens, None, TILE_SIZE if side is None else side, limit or MAX_TILES)
@@ -117,7 +131,7 @@ class Resize:
             return native_grid(size, patch_size, self.max_tokens)
         height, width = self.pixels(size)
         if self.short is not None:
-            return _limit_tokens(-(-height // patch_size), -(-width // patch_size), self.max_tokens)
+            return limit_tokens(-(-height // patch_size), -(-width // patch_size), self.max_tokens)
         if height % patch_size or width % patch_size:
             nearest = "x".join(str(max(1, round(side / patch_size)) * patch_size) for side in (height, width))
             raise UserError(f"resize {self} is not a multiple of the patch size {patch_size}; the nearest is {nearest}")
@@ -154,10 +168,10 @@ def native_grid(size: Size, patch_size: int, max_tokens: int) -> Size:
     long_patches = math.ceil(long / patch_size)
     short_patches = math.ceil(int(long_patches * patch_size * (short / long)) / patch_size)
     rows, columns = (long_patches, short_patches) if size[0] >= size[1] else (short_patches, long_patches)
-    return _limit_tokens(rows, columns, max_tokens)
+    return limit_tokens(rows, columns, max_tokens)
 
 
-def _limit_tokens(rows: int, columns: int, max_tokens: int) -> Size:
+def limit_tokens(rows: int, columns: int, max_tokens: int) -> Size:
     """A grid of at most so many patches, at least one on each side."""
     if rows * columns > max_tokens:
         factor = math.sqrt(max_tokens / (rows * columns))

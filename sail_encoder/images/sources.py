@@ -3,83 +3,71 @@
 The name (`key`) of an image is its path below the deepest folder that holds all sources; it says where the features go.
 """
 
-import csv
 import glob
 import os
-import tarfile
+import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
 
+import numpy as np
+
+from sail_encoder.images.files import IMAGE_SUFFIXES, ImageFile, is_hidden, suffix_of
+from sail_encoder.images.lists import LIST_SUFFIXES, PATH_COLUMNS, base_of, common_folder, read_list
+from sail_encoder.images.table import STEP, ImageBatch, ImageTable
+from sail_encoder.images.tars import list_tar
 from sail_encoder.io.errors import SourceError
+from sail_encoder.io.files import irregular_entry, irregular_kind, walk
+from sail_encoder.io.remote import explain_network, is_remote, open_file_system, protocol_of, status_of
 
-_COMMON_SUFFIXES = {".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
-_RARE_SUFFIXES = {".avif", ".jp2", ".pbm", ".pgm", ".pnm", ".ppm", ".tga"}
-IMAGE_SUFFIXES = frozenset(_COMMON_SUFFIXES | _RARE_SUFFIXES)
-PATH_COLUMNS = ("path", "image", "image_path", "file", "filename", "filepath", "file_name")
-"""Names under which a table may hold the paths, in order of preference."""
+__all__ = ["IMAGE_SUFFIXES", "PATH_COLUMNS", "ImageFile", "ImageList", "expand_braces", "list_images"]
 
-
-@dataclass(frozen=True, slots=True)
-class ImageFile:
-    """One image, not opened yet.
-
-    Attributes:
-        key: Its name, a relative path with forward slashes, unique among all images of a run.
-        path: The file it is in.
-        size: Bytes of the encoded image, -1 where the file is missing.
-        offset: Where it starts in a tar shard; None for a file of its own.
-        modified: When the file was last written, in nanoseconds; None where it is missing, or there is no file.
-    """
-
-    key: str
-    path: str
-    size: int
-    offset: int | None = None
-    modified: int | None = None
-
-    def open(self) -> str | bytes:
-        """What Pillow can read: the path, or the bytes of a member of a tar shard."""
-        if self.offset is None:
-            return self.path
-        with open(self.path, "rb") as file:
-            file.seek(self.offset)
-            return file.read(self.size)
+_READABLE = IMAGE_SUFFIXES | LIST_SUFFIXES | {".tar"}
+_BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
+_MOST_BRACES = 1_000_000
+_SHOWN = 5
 
 
 @dataclass(frozen=True)
 class ImageList:
-    """Images and the folder that their keys are relative to."""
+    """Images and the folder that their keys are relative to.
+
+    Attributes:
+        root: The folder.
+        images: The images, as a table or a list.
+        passed_over: Of files in folders that are no images, how many have each suffix.
+        irregular: Of what is named like an image but is no regular file, kind and path.
+    """
 
     root: str
-    images: list[ImageFile]
+    images: Sequence[ImageFile]
+    passed_over: Counter[str] = field(default_factory=Counter)
+    irregular: Sequence[str] = ()
 
-
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """An image before it has a key; `member` is its name in a tar shard."""
-
-    path: str
-    size: int
-    modified: int | None
-    offset: int | None = None
-    member: str = ""
-
-    @classmethod
-    def at(cls, path: str) -> "_Found":
-        """A file of its own, which may be missing: that is reported when it is its turn."""
-        try:
-            status = os.stat(path)
-        except (OSError, ValueError):
-            return cls(path, -1, None)
-        return cls(path, status.st_size, status.st_mtime_ns)
+    def notes(self) -> list[str]:
+        """Lines that say what was passed over."""
+        notes = []
+        if self.passed_over:
+            kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in self.passed_over.most_common(_SHOWN))
+            more = ", ..." if len(self.passed_over) > _SHOWN else ""
+            notes.append(f"{self.passed_over.total():,} other files passed over: {kinds}{more}")
+        if self.irregular:
+            more = f" and {len(self.irregular) - _SHOWN:,} more" if len(self.irregular) > _SHOWN else ""
+            notes.append(f"passed over: {', '.join(self.irregular[:_SHOWN])}{more}; only regular files are read")
+        return notes
 
 
 def list_images(sources: Sequence[str]) -> ImageList:
     """Lists the images of all sources, folders in sorted order, lists and shards in theirs.
 
+    No image is opened or looked at; whether one that a list names is there, reading it shows.
+
     Args:
         sources: Image files, folders (searched through), globs (`**` included), lists (`.txt` with a path a line,
             `.csv`, `.tsv` or `.parquet` with a column of paths; relative paths start at the list) and `.tar` shards.
+            `{000..123}` stands for each of these numbers. All of it may be on another machine, as in `s3://bucket/x`.
 
     Returns:
         The images; one that is named twice is listed once.
@@ -87,168 +75,165 @@ def list_images(sources: Sequence[str]) -> ImageList:
     Raises:
         SourceError: If a source does not exist or cannot be listed, or none holds an image.
     """
-    bases, found = [], []
+    listing = _Listing()
     for source in sources:
-        for base, images in _list_source(source):
-            bases.append(base)
-            found += images
-    if not found:
-        raise SourceError(
-            f"no images in {', '.join(sources)}; looked for {' '.join(sorted(IMAGE_SUFFIXES))}; "
-            "name .tar shards themselves, as in 'folder/*.tar'"
-        )
-    root = os.path.commonpath(bases)
-    listed: dict[str, ImageFile] = {}
-    for item in found:
-        image = ImageFile(_key(item, root), item.path, item.size, item.offset, item.modified)
-        known = listed.setdefault(image.key, image)
-        if (known.path, known.offset) != (image.path, image.offset):
-            raise SourceError(f"two images are both named '{image.key}', in {known.path} and {image.path}; rename one")
-    return ImageList(root, list(listed.values()))
+        for path in [source] if os.path.exists(source) else expand_braces(source):
+            listing.add_source(path)
+    return listing.conclude(sources)
 
 
-def _list_source(source: str) -> Iterator[tuple[str, list[_Found]]]:
-    """What a source holds, as (folder that names start from, images) pairs."""
-    path = os.path.abspath(os.path.expanduser(source))
-    if os.path.isdir(path):
-        yield path, list(_walk(path, ()))
-    elif os.path.isfile(path):
-        yield _list_file(path)
-    elif glob.has_magic(source):
+class _Listing:
+    """Images of some sources, and the folders that their names start from."""
+
+    def __init__(self) -> None:
+        self.bases: set[str] = set()
+        self.batches: list[ImageBatch] = []
+        self.files: list[str] = []
+        self.passed_over: Counter[str] = Counter()
+        self.irregular: list[str] = []
+
+    def add_source(self, source: str) -> None:
+        """Adds what a source holds."""
+        if is_remote(source):
+            self._add_remote(source)
+            return
+        path = os.path.abspath(os.path.expanduser(source))
+        if os.path.isdir(path):
+            self.bases.add(path)
+            for names in _in_steps(self._walk(path)):
+                self._add_batch(ImageBatch.of(f"{path.rstrip('/')}/", names))
+        elif os.path.isfile(path):
+            self._add_file(path)
+        elif os.path.exists(path):
+            kind = irregular_kind(os.stat(path).st_mode)
+            raise SourceError(f"{source} is {kind}, and only regular files are read")
+        elif glob.has_magic(source):
+            self._add_matches(source, path)
+        else:
+            raise SourceError(f"no file or folder {source}")
+
+    def conclude(self, sources: Sequence[str]) -> ImageList:
+        """The list of all images that were added."""
+        self._flush()
+        if not any(map(len, self.batches)):
+            raise SourceError(
+                f"no images in {', '.join(sources)}; looked for {' '.join(sorted(IMAGE_SUFFIXES))}; "
+                "name .tar shards themselves, as in 'folder/*.tar'"
+                + "".join(f"; {note}" for note in ImageList("", (), self.passed_over, self.irregular).notes())
+            )
+        root = common_folder(sorted(self.bases), are_folders=True)
+        table = ImageTable([batch.below(root) for batch in self.batches if len(batch)])
+        return ImageList(root, table.unique(), self.passed_over, self.irregular)
+
+    def _add_file(self, path: str) -> None:
+        """Adds an image, or what a list or a shard holds."""
+        suffix = suffix_of(path)
+        if suffix == ".tar":
+            self.bases.add(os.path.dirname(path))
+            self._add_batch(list_tar(path))
+        elif suffix in LIST_SUFFIXES:
+            batches = read_list(path)
+            self.bases.add(base_of(batches, path))
+            for batch in batches:
+                self._add_batch(batch)
+        else:
+            self.bases.add(os.path.dirname(path))
+            self.files.append(path)
+            if len(self.files) == STEP:
+                self._flush()
+
+    def _add_matches(self, source: str, path: str) -> None:
         matches = sorted(glob.glob(path, recursive=True))
         if not matches:
             raise SourceError(f"nothing matches {source}")
         fixed = path[: min(path.index(magic) for magic in "*?[" if magic in path)]
-        files = [match for match in matches if os.path.isfile(match) and _suffix(match) in _READABLE]
-        yield os.path.dirname(fixed), []
-        yield from map(_list_file, files)
+        self.bases.add(os.path.dirname(fixed))
+        for match in matches:
+            if os.path.isfile(match) and suffix_of(match) in _READABLE:
+                self._add_file(match)
+
+    def _add_remote(self, source: str) -> None:
+        files, name = open_file_system(source)
+        is_web = protocol_of(source) in ("http", "https")
+        if glob.has_magic(name) and not is_web:
+            with explain_network(source):
+                matches = sorted(map(str, files.glob(name)))
+            if not matches:
+                raise SourceError(f"nothing matches {source}")
+            for match in matches:
+                if suffix_of(match) in _READABLE:
+                    self._add_file(files.unstrip_protocol(match))
+        elif source.endswith("/") or not (is_web or suffix_of(source) in _READABLE):
+            with explain_network(source):
+                self._add_remote_folder(source.rstrip("/"), files.find(name, detail=True), files.unstrip_protocol)
+        else:
+            self._add_file(source)
+
+    def _walk(self, folder: str) -> Iterator[str]:
+        """Paths of images below a folder, without the folder itself."""
+        start = len(folder.rstrip("/")) + 1
+        try:
+            for entry in walk(folder):
+                if suffix_of(entry.name) not in IMAGE_SUFFIXES:
+                    self.passed_over[suffix_of(entry.name) or "without suffix"] += 1
+                elif kind := irregular_entry(entry):
+                    self.irregular.append(f"{entry.path} ({kind})")
+                else:
+                    yield entry.path[start:]
+        except OSError as error:
+            raise SourceError(
+                f"cannot list {error.filename}: {error.strerror}; mend that, or name what is beside it"
+            ) from None
+
+    def _add_batch(self, batch: ImageBatch) -> None:
+        self._flush()
+        self.batches.append(batch)
+
+    def _flush(self) -> None:
+        if self.files:
+            self.batches.append(ImageBatch.of("", self.files, is_clean=not any(map(is_remote, self.files))))
+            self.files = []
+
+    def _add_remote_folder(self, folder: str, found: dict[str, dict[str, Any]], name_of: Callable[[str], str]) -> None:
+        """Adds the images of a folder on another machine, whose listing also tells their sizes."""
+        self.bases.add(folder)
+        images = []
+        for name, info in sorted(found.items()):
+            path = name_of(name)
+            if info.get("type") != "file" or is_hidden(path[len(folder) + 1 :]):
+                continue
+            if suffix_of(path) in IMAGE_SUFFIXES:
+                images.append((path, status_of(info)))
+            else:
+                self.passed_over[suffix_of(path) or "without suffix"] += 1
+        sizes = np.array([status.size for _, status in images], np.int64)
+        versions = np.array([status.modified or 0 for _, status in images], np.int64)
+        self._add_batch(ImageBatch.of("", [path for path, _ in images], sizes=sizes, modified=versions, is_clean=False))
+
+
+def expand_braces(source: str) -> list[str]:
+    """`shard-{000..123}.tar` as each of its names; also `{train,val}`.
+
+    Raises:
+        SourceError: If there are more than a million.
+    """
+    match = _BRACES.search(source)
+    if match is None:
+        return [source]
+    first, last, choices = match.groups()
+    if choices is None:
+        step = 1 if int(first) <= int(last) else -1
+        numbers = range(int(first), int(last) + step, step)
+        if len(numbers) > _MOST_BRACES:
+            raise SourceError(f"{source} stands for {len(numbers):,} names; at most {_MOST_BRACES:,} are allowed")
+        width = len(first) if first.startswith("0") or last.startswith("0") else 0
+        names = [f"{number:0{width}d}" for number in numbers]
     else:
-        raise SourceError(f"no file or folder {source}")
+        names = choices.split(",")
+    before, after = source[: match.start()], source[match.end() :]
+    return [whole for name in names for whole in expand_braces(f"{before}{name}{after}")]
 
 
-def _list_file(path: str) -> tuple[str, list[_Found]]:
-    suffix = _suffix(path)
-    if suffix == ".tar":
-        return os.path.dirname(path), list(_list_tar(path))
-    if suffix not in _LIST_READERS:
-        return os.path.dirname(path), [_Found.at(path)]
-    folder = os.path.dirname(path)
-    paths = [os.path.abspath(os.path.join(folder, entry)) for entry in _read_list(path)]
-    if not paths:
-        raise SourceError(f"{path} names no images")
-    inside = all(entry.startswith(folder + os.sep) for entry in paths)
-    base = folder if inside else os.path.commonpath([os.path.dirname(entry) for entry in paths])
-    return base, [_Found.at(entry) for entry in paths]
-
-
-def _walk(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[_Found]:
-    """Images below a folder, depth first in sorted order; links are followed, but not in circles."""
-    try:
-        status = os.stat(folder)
-        identity = (status.st_dev, status.st_ino)
-        entries = [] if identity in above else sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError as error:
-        raise SourceError(f"cannot list {folder}: {error.strerror}; mend that, or name what is beside it") from None
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        if _is_folder(entry):
-            yield from _walk(entry.path, (*above, identity))
-        elif _suffix(entry.name) in IMAGE_SUFFIXES:
-            yield _Found.at(entry.path)
-
-
-def _is_folder(entry: "os.DirEntry[str]") -> bool:
-    try:
-        return entry.is_dir()
-    # A link to itself leads nowhere, like a link to a missing file.
-    except OSError:
-        return False
-
-
-def _list_tar(path: str) -> Iterator[_Found]:
-    try:
-        with tarfile.open(path, "r:") as shard:
-            modified, members = os.stat(path).st_mtime_ns, shard.getmembers()
-    except tarfile.ReadError as error:
-        raise SourceError(f"{path} is not an uncompressed tar file, or is damaged ({error})") from None
-    files = {os.path.normpath(member.name): member for member in members if member.isfile()}
-    for member in members:
-        is_link = member.islnk() or member.issym()
-        if _suffix(member.name) in IMAGE_SUFFIXES and (is_link or member.isfile()):
-            content = files.get(_link_target(member)) if is_link else member
-            # A link to nothing is an empty image, so that it is recorded as a failure.
-            size, offset = (content.size, content.offset_data) if content else (0, 0)
-            yield _Found(path, size, modified, offset, member.name)
-
-
-def _link_target(member: tarfile.TarInfo) -> str:
-    """What a link in a tar shard stands for: a hard link names it from the top, another from where it is itself."""
-    folder = "" if member.islnk() else os.path.dirname(member.name)
-    return os.path.normpath(os.path.join(folder, member.linkname))
-
-
-def _read_list(path: str) -> list[str]:
-    try:
-        return _LIST_READERS[_suffix(path)](path)
-    except UnicodeDecodeError as error:
-        raise SourceError(f"{path} is not UTF-8 ({error.reason} at byte {error.start:,}); save it as UTF-8") from None
-    except csv.Error as error:
-        raise SourceError(f"{path} is not a table ({error})") from None
-
-
-def _read_text_list(path: str) -> list[str]:
-    with open(path, encoding="utf-8-sig") as lines:
-        return [line.strip() for line in lines if line.strip()]
-
-
-def _read_csv(path: str) -> list[str]:
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        rows = csv.DictReader(file, delimiter="\t" if path.lower().endswith(".tsv") else ",")
-        column = _path_column(rows.fieldnames or [], path)
-        return [row[column] for row in rows if row[column]]
-
-
-def _read_parquet(path: str) -> list[str]:
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        schema = parquet.read_schema(path)
-        column = _path_column(schema.names, path)
-        kind = schema.field(column).type
-        kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
-        if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
-            raise SourceError(f"{path} has {kind} in column '{column}', not paths; save the images as files or .tar")
-        return [entry for entry in parquet.read_table(path, columns=[column])[column].to_pylist() if entry]
-    except pyarrow.ArrowException as error:
-        raise SourceError(f"{path} is not a parquet file, or is damaged ({error})") from None
-
-
-def _path_column(columns: Sequence[str], path: str) -> str:
-    for name in PATH_COLUMNS:
-        if name in columns:
-            return name
-    raise SourceError(f"{path} has the columns {', '.join(columns)}; name the one with the paths '{PATH_COLUMNS[0]}'")
-
-
-_LIST_READERS: dict[str, Callable[[str], list[str]]] = {
-    ".txt": _read_text_list,
-    ".csv": _read_csv,
-    ".tsv": _read_csv,
-    ".parquet": _read_parquet,
-}
-_READABLE = IMAGE_SUFFIXES | {".tar"} | _LIST_READERS.keys()
-
-
-def _key(found: _Found, root: str) -> str:
-    """A relative path that stays below any folder it is joined to, whatever a list or a shard says."""
-    name = os.path.relpath(found.path, root).replace(os.sep, "/")
-    if found.offset is not None:
-        name = f"{name.removesuffix('.tar')}/{found.member}"
-    parts = [part for part in name.replace("\0", "").split("/") if part not in ("", ".", "..")]
-    return "/".join(parts).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
-def _suffix(path: str) -> str:
-    return os.path.splitext(path)[1].lower()
+def _in_steps(names: Iterator[str]) -> Iterator[list[str]]:
+    while some := list(islice(names, STEP)):
+        yield some

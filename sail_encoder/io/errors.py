@@ -1,6 +1,7 @@
 """Errors that a user can mend: commands print them as one line, without a traceback."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -8,12 +9,17 @@ class UserError(ValueError):
     """A mistake in what was asked for; the message names the value, what is allowed, and what to do next."""
 
 
-def in_one_line(error: UserError | OSError) -> str:
-    """What a command prints of an error that is no bug: for what a file system refuses, the file and the reason."""
-    text = str(error)
+_LONGEST_LINE = 1000
+"""Characters of an error that are printed at most, since a file may say what is put into it."""
+
+
+def in_one_line(error: Exception) -> str:
+    """Line that a command prints of an error: for what a file system refuses, the file and the reason."""
+    text = str(error) if isinstance(error, (UserError, OSError)) else f"{type(error).__name__}: {error}"
     if isinstance(error, OSError) and error.strerror:
         text = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
-    return " ".join(text.split())
+    line = " ".join(text.split())
+    return line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]}..."
 
 
 def name_changes(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -53,6 +59,25 @@ class ImageError(UserError):
 
 class SourceError(UserError):
     """A source of images that cannot be listed."""
+
+
+@contextmanager
+def explain_damage(what: str) -> Iterator[None]:
+    """Turns whatever a library raises of a checkpoint's files into one line.
+
+    Args:
+        what: What the line begins with, such as the file.
+
+    Raises:
+        CheckpointError: If anything is raised within.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    # Each library stumbles over a damaged file in its own way.
+    except Exception as error:
+        raise CheckpointError(f"{what}: {in_one_line(error)}") from None
 
 
 class StoreError(UserError):

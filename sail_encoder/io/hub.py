@@ -12,6 +12,7 @@ TINY_FOLDER = Path(__file__).parents[1] / "tiny"
 
 
 TIMM = "timm/"
+HF = "hf/"
 RAW = "raw/"
 """What the names of backbones begin with that are no SAIL checkpoints."""
 

@@ -3,12 +3,13 @@
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from sail_encoder.io.appending import append_all
 from sail_encoder.io.errors import StoreError
+from sail_encoder.io.files import append_all, require_regular
 from sail_encoder.io.locks import lock
 
 
@@ -26,21 +27,33 @@ class LineLog:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        if path.exists():
+            require_regular(path)
         self.file = path.open("ab+")
         self._may_end_in_part = True
-        if not lock(self.file, wait=False):
+        if not lock(self.file, wait=False, path=path):
             self.file.close()
             raise StoreError(f"another run is writing {path}; wait for it, or write elsewhere")
 
     def read(self) -> list[Any]:
-        """All values so far."""
+        """All values so far.
+
+        Raises:
+            StoreError: If a whole line is no JSON.
+        """
         with self.path.open("rb") as lines:
-            return [json.loads(line) for line in lines if line.endswith(b"\n")]
+            return [self._parse(number, line) for number, line in enumerate(lines, 1) if line.endswith(b"\n")]
+
+    def _parse(self, number: int, line: bytes) -> Any:
+        try:
+            return json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise StoreError(f"{self.path} line {number} is damaged ({error}); remove it, or write elsewhere") from None
 
     @property
     def cut_off(self) -> bytes:
         """What stands behind the last whole line."""
-        self.file.seek(self._end_of_lines())
+        self.file.seek(self.end_of_lines())
         return self.file.read()
 
     def keep(self, wanted: Callable[[Any], bool]) -> None:
@@ -54,15 +67,32 @@ class LineLog:
                 end += len(line)
 
     def append(self, value: Any) -> None:
-        """Writes one line."""
+        """Writes one line.
+
+        Raises:
+            StoreError: If the file was deleted or replaced meanwhile, so that the line would be lost.
+        """
+        self.require_in_place()
         if self._may_end_in_part:
-            self.file.truncate(self._end_of_lines())
+            self.file.truncate(self.end_of_lines())
         line = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
         self._may_end_in_part = True
         append_all(self.file.fileno(), line.encode() + b"\n")
         self._may_end_in_part = False
 
-    def _end_of_lines(self) -> int:
+    def require_in_place(self) -> None:
+        """Makes sure that what was written is still there.
+
+        Raises:
+            StoreError: If the file was deleted or replaced.
+        """
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(self.path), os.fstat(self.file.fileno())):
+                return
+        raise StoreError(f"{self.path} was deleted or replaced while it was written; give the same command again")
+
+    def end_of_lines(self) -> int:
+        """Where the next line goes, behind the last whole one."""
         end = self.file.seek(0, os.SEEK_END)
         while end:
             start = max(0, end - 2**16)

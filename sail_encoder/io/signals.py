@@ -1,5 +1,6 @@
 """Ending a long run cleanly when it is interrupted."""
 
+import os
 import signal
 import sys
 import threading
@@ -18,7 +19,9 @@ def leave_signals_to_parent(worker: int = 0) -> None:
 
 
 class Interrupt:
-    """While it is entered, the first SIGINT or SIGTERM asks the work to stop, and a second one stops at once.
+    """While it is entered, the first SIGINT or SIGTERM asks the work to stop, and a second one ends the process.
+
+    Nothing is waited for then, neither threads that read nor files that are written, as any of them may be what hangs.
 
     Args:
         stop: What to call to ask the work to stop.
@@ -49,18 +52,16 @@ class Interrupt:
         return self
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.number:
+            os._exit(128 + number)
         self.number = number
         self.stop()
-        self._restore()
         if self.notice:
             print(f"\n{self.notice}", file=sys.stderr)
-
-    def _restore(self) -> None:
-        for number, handler in self.earlier.items():
-            signal.signal(number, handler)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.active:
-            self._restore()
+            for number, handler in self.earlier.items():
+                signal.signal(number, handler)

@@ -85,8 +85,19 @@ class WeightFiles:
 
 
 def shards_with(index: Path, prefixes: tuple[str, ...]) -> list[str]:
-    """Names of the files that an index lists for tensors whose names begin with one of these prefixes."""
-    return sorted({file for key, file in _read_json(index)["weight_map"].items() if key.startswith(prefixes)})
+    """Names of the files that an index lists for tensors whose names begin with one of these prefixes.
+
+    Raises:
+        CheckpointError: If it is no index, or names a file outside its folder.
+    """
+    content = _read_json(index)
+    files = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
+        raise CheckpointError(f"{index} is no index of weight files: it has no weight_map; download it again")
+    outside = next((file for file in files.values() if file != Path(file).name), None)
+    if outside is not None:
+        raise CheckpointError(f"{index} names {outside}, which is not a file beside it; get it where it is whole")
+    return sorted({file for key, file in files.items() if key.startswith(prefixes)})
 
 
 def _list_files(folder: Path, prefixes: tuple[str, ...]) -> list[Path]:
@@ -108,7 +119,7 @@ def _list_files(folder: Path, prefixes: tuple[str, ...]) -> list[Path]:
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON ({error}); download it again") from None
 
 
@@ -152,8 +163,17 @@ def _open_pickle(file: Path) -> Iterator[_Reader]:
         raise CheckpointError(
             f"{file} holds objects other than tensors and is not opened; convert it to safetensors where it came from"
         ) from None
-    except (RuntimeError, EOFError) as error:
+    # A file that is cut off ends the unpickler at any point of its own.
+    except Exception as error:
         raise _damaged(file, error) from None
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        within = (
+            " ".join(f"'{key}'" for key in state if isinstance(state[key], dict)) if isinstance(state, dict) else ""
+        )
+        hint = f"save what is under {within} alone" if within else "save the state_dict of a model"
+        raise CheckpointError(f"{file} does not hold tensors by their names; {hint}")
+    if not all(isinstance(name, str) for name in state):
+        raise CheckpointError(f"{file} does not hold tensors by their names; save the state_dict of a model")
     yield _PickleReader(state)
 
 

@@ -1,17 +1,22 @@
 """Reading what `sail extract` has left: the index, single grids, and all images as one matrix."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, overload
 
 import numpy as np
+from numpy.lib import format as npy_format
 
 from sail_encoder.backbones.spec import FeatureSpec
-from sail_encoder.images.decoding import Array
+from sail_encoder.images.table import STEP, Array, KeyIndex
 from sail_encoder.io.errors import StoreError
-from sail_encoder.store.run_file import read_run
+from sail_encoder.io.files import open_regular
+from sail_encoder.io.runs import RUN, read_run
+from sail_encoder.store.index import INDEX
+
+_COLUMNS = ("path", "file", "row", "grid_height", "grid_width", "image_height", "image_width")
 
 
 @dataclass(frozen=True)
@@ -33,8 +38,73 @@ class Entry:
     image_size: tuple[int, int]
 
 
+class Entries(Sequence[Entry]):
+    """The images that have features, in the order of the run; columns, of which entries are made when asked for.
+
+    Args:
+        table: The rows of index.parquet that are done.
+    """
+
+    def __init__(self, table: Any) -> None:
+        self._table = table
+
+    def __len__(self) -> int:
+        return self._table.num_rows
+
+    @overload
+    def __getitem__(self, index: int) -> Entry: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Entry]: ...
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[row] for row in range(*index.indices(len(self)))]
+        (entry,) = self._entries(range(len(self))[index], 1)
+        return entry
+
+    def __iter__(self) -> Iterator[Entry]:
+        for start in range(0, len(self), STEP):
+            yield from self._entries(start, STEP)
+
+    def __repr__(self) -> str:
+        return f"<{len(self):,} entries>"
+
+    def _entries(self, start: int, count: int) -> list[Entry]:
+        columns = (self._table[name].slice(start, count).to_pylist() for name in _COLUMNS)
+        return [
+            Entry(path, file, row, (nh, nw), (height, width))
+            for path, file, row, nh, nw, height, width in zip(*columns, strict=True)
+        ]
+
+    def rows_of(self, paths: Sequence[str]) -> Array:
+        """The number of each image by its name, -1 where there is none."""
+        return self._index.rows(paths)
+
+    @property
+    def files(self) -> list[str]:
+        """The files in which features are, each once."""
+        return self._table["file"].unique().to_pylist()
+
+    @property
+    def rows(self) -> Array:
+        """int64 [entries], the row of each in its shard, -1 for a file of its own."""
+        return self._table["row"].fill_null(-1).to_numpy()
+
+    @cached_property
+    def _index(self) -> KeyIndex:
+        paths = self._table["path"]
+        lists = (paths.slice(start, STEP).to_pylist() for start in range(0, len(self), STEP))
+        return KeyIndex(lists, len(self), lambda rows: paths.take(rows).to_pylist())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_table": self._table}
+
+
 class FeatureFolder:
     """A folder that a run of `sail extract` has finished.
+
+    `len(folder)` is the number of images that have features, and `folder["a.jpg"]` are those of one image.
 
     Args:
         folder: The `--out` of that run.
@@ -45,38 +115,37 @@ class FeatureFolder:
         entries: The images that have features, in the order of the run.
 
     Raises:
-        StoreError: If there is no finished run in the folder, or shards of it are still to be done.
+        StoreError: If there is no finished run in the folder, a table of it is damaged, or shares of it are still to
+            be done.
     """
 
     def __init__(self, folder: str | Path) -> None:
-        from pyarrow import parquet
-
         self.folder = Path(folder)
         run = read_run(self.folder)
-        if run is None or not (self.folder / "index.parquet").exists():
-            lacks = "run.json" if run is None else "index.parquet"
+        if run is None or not (self.folder / INDEX).exists():
+            lacks = RUN if run is None else INDEX
             raise StoreError(f"{folder} has no {lacks}; run (or resume) sail extract SOURCE --out {folder} first")
         self.settings: dict[str, Any] = run["settings"]
-        model = run["runs"][-1].get("model", "") if run.get("runs") else ""
-        self.spec = FeatureSpec.from_json({"model": model, **self.settings})
-        rows = parquet.read_table(self.folder / "index.parquet").to_pylist()
-        pending = sum(row["status"] == "pending" for row in rows)
+        self.spec = _read_spec(run, self.folder / RUN)
+        self.entries = Entries(self._read_index())
+
+    def _read_index(self) -> Any:
+        import pyarrow
+        from pyarrow import compute, parquet
+
+        try:
+            table = parquet.read_table(self.folder / INDEX, columns=["status", *_COLUMNS])
+            pending = compute.sum(compute.equal(table["status"], "pending")).as_py() or 0
+            done = table.filter(compute.equal(table["status"], "done")).select(_COLUMNS)
+        except (pyarrow.ArrowException, OSError, KeyError) as error:
+            reason = " ".join(str(error).split())
+            raise StoreError(f"{self.folder / INDEX} is damaged ({reason}); run sail extract again") from None
         if pending:
             raise StoreError(
-                f"{folder} is not finished, {pending:,} of {len(rows):,} images are pending; run the shards that are "
-                "left, or the same sail extract without --shard"
+                f"{self.folder} is not finished, {pending:,} of {table.num_rows:,} images are pending; run the shards "
+                "that are left, or the same sail extract without --shard"
             )
-        self.entries = [
-            Entry(
-                row["path"],
-                row["file"],
-                row["row"],
-                (row["grid_height"], row["grid_width"]),
-                (row["image_height"], row["image_width"]),
-            )
-            for row in rows
-            if row["status"] == "done"
-        ]
+        return done
 
     @property
     def layers(self) -> list[int]:
@@ -88,51 +157,119 @@ class FeatureFolder:
         """Whether there is one vector an image, and no grid."""
         return self.spec.pool != "none"
 
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, path: str) -> Array:
+        return self.read(path)
+
+    def __contains__(self, path: object) -> bool:
+        return isinstance(path, str) and int(self.entries.rows_of([path])[0]) >= 0
+
+    def __repr__(self) -> str:
+        kind = "vectors" if self.is_pooled else "grids"
+        layers = ", ".join(map(str, self.layers))
+        return f"FeatureFolder('{self.folder}': {len(self):,} {kind} of {self.spec.model}, layers {layers})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_shards"}
+
     @cached_property
     def _shards(self) -> dict[str, Array]:
-        files = {entry.file for entry in self.entries if entry.row is not None}
-        return {file: np.load(self.folder / file, mmap_mode="r") for file in files}
+        return {}
 
-    def read(self, entry: Entry, layer: int | None = None) -> Array:
-        """Features of one image at one layer: [nh, nw, C], or [C] where they are pooled; mapped, not read, until used.
+    def entry(self, path: str) -> Entry:
+        """The entry of an image by its name.
+
+        Raises:
+            StoreError: If it has no features.
+        """
+        row = int(self.entries.rows_of([path])[0])
+        if row < 0:
+            known = f"such as '{self.entries[0].path}'" if len(self) else "none"
+            raise StoreError(f"{self.folder} has no features of '{path}'; there are {len(self):,} images, {known}")
+        return self.entries[row]
+
+    def read(self, image: Entry | str, layer: int | None = None, rows: slice | None = None) -> Array:
+        """Features of one image at one layer: [nh, nw, C], or [C] where they are pooled.
+
+        Of a grid no more is read than is asked for, and no file stays open.
 
         Args:
-            entry: The image.
+            image: The entry or the name of the image.
             layer: One of `layers`; the last by default.
-        """
-        position = self._position(layer)
-        if entry.row is not None:
-            whole = self._shards[entry.file][entry.row]
-        else:
-            whole = np.load(self.folder / entry.file, mmap_mode="r")
-        return whole[position] if len(self.layers) > 1 else whole
+            rows: Rows of the grid, one beside the other; all by default.
 
-    def matrix(self, layer: int | None = None, pool: Literal["mean", "max"] = "mean") -> Array:
+        Raises:
+            StoreError: If there is no such image or layer, or the file is missing or damaged.
+        """
+        entry = self.entry(image) if isinstance(image, str) else image
+        position = self._position(layer)
+        if entry.row is None:
+            return self._read_grid(entry, position, rows)
+        shard = self._shard(entry.file)
+        if entry.row >= len(shard):
+            raise StoreError(f"{self.folder / entry.file} has {len(shard):,} rows, not row {entry.row:,}; {_AGAIN}")
+        return shard[entry.row][position] if len(self.layers) > 1 else shard[entry.row]
+
+    def _read_grid(self, entry: Entry, position: int, rows: slice | None) -> Array:
+        path = self.folder / entry.file
+        (nh, nw), several = entry.grid, len(self.layers) > 1
+        start, stop, _ = (rows or slice(None)).indices(nh)
+        try:
+            with open_regular(path) as file:
+                shape, dtype = _read_header(file)
+                if shape[:-1] != (*[len(self.layers)] * several, nh, nw):
+                    raise ValueError(f"its shape is {list(shape)}, for a grid of {nh}x{nw}")
+                row_values = nw * shape[-1]
+                file.seek((position * several * nh + start) * row_values * dtype.itemsize, 1)
+                values = np.fromfile(file, dtype, max(0, stop - start) * row_values)
+                return values.reshape(-1, nw, shape[-1])[: max(0, stop - start)]
+        except FileNotFoundError:
+            raise StoreError(f"{path} is missing; {_AGAIN}") from None
+        except ValueError as error:
+            raise StoreError(f"{path} is damaged: {error}; {_AGAIN}") from None
+
+    def _shard(self, file: str) -> Array:
+        if file not in self._shards:
+            try:
+                self._shards[file] = np.load(self.folder / file, mmap_mode="r")
+            except FileNotFoundError:
+                raise StoreError(f"{self.folder / file} is missing; {_AGAIN}") from None
+            except (OSError, ValueError, EOFError) as error:
+                raise StoreError(f"{self.folder / file} is damaged: {error}; {_AGAIN}") from None
+        return self._shards[file]
+
+    def matrix(self, layer: int | None = None, pool: str = "mean") -> Array:
         """All images as one array [images, C], rows in the order of `entries`.
 
         Where the run has pooled into one shard, this is a memory-mapped view; grids are pooled now, in float32.
 
         Args:
             layer: One of `layers`; the last by default.
-            pool: How to pool grids; pooled features are taken as they are.
+            pool: How to pool grids: `mean`, `max` or `gem`; pooled features are taken as they are.
+
+        Raises:
+            UserError: If there is no such layer or pooling.
         """
         position = self._position(layer)
-        if self.is_pooled and len(self._shards) == 1 and self._rows_in_order():
-            shard = next(iter(self._shards.values()))
+        shard = self._only_shard()
+        if shard is not None:
             return shard[:, position] if len(self.layers) > 1 else shard
         return np.stack(list(self._vectors(layer, pool)))
 
-    def _rows_in_order(self) -> bool:
-        rows = [entry.row for entry in self.entries]
-        return rows == list(range(len(next(iter(self._shards.values())))))
+    def _only_shard(self) -> Array | None:
+        """The shard whose rows are the images, if there is a single one."""
+        files = self.entries.files if self.is_pooled else []
+        if len(files) != 1:
+            return None
+        shard = self._shard(files[0])
+        return shard if np.array_equal(self.entries.rows, np.arange(len(shard))) else None
 
     def _vectors(self, layer: int | None, pool: str) -> Iterator[Array]:
         for entry in self.entries:
             features = self.read(entry, layer)
-            if not self.is_pooled:
-                patches = features.reshape(-1, features.shape[-1]).astype(np.float32)
-                features = patches.mean(0) if pool == "mean" else patches.max(0)
-            yield features
+            yield features if self.is_pooled else _pool(features, pool)
 
     def _position(self, layer: int | None) -> int:
         if layer is None:
@@ -140,3 +277,41 @@ class FeatureFolder:
         if layer not in self.layers:
             raise StoreError(f"{self.folder} has no layer {layer}; there is {', '.join(map(str, self.layers))}")
         return self.layers.index(layer)
+
+
+_AGAIN = "the same sail extract writes it again"
+
+
+def _read_spec(run: dict[str, Any], path: Path) -> FeatureSpec:
+    """What run.json says of the features; the model is the one that the last report names."""
+    reports = run.get("runs")
+    last = reports[-1] if isinstance(reports, list) and reports else None
+    model = str(last["model"]) if isinstance(last, dict) and "model" in last else "an unknown model"
+    try:
+        return FeatureSpec.from_json({"model": model, **run["settings"]})
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreError(f"{path} is damaged, or of no extraction ({error!r}); {_AGAIN}") from None
+
+
+def _read_header(file: BinaryIO) -> tuple[tuple[int, ...], "np.dtype[Any]"]:
+    """Shape and type of an array in a .npy file, which is left where its values begin.
+
+    Raises:
+        ValueError: If it is none, or holds what only Python could unpack.
+    """
+    version = npy_format.read_magic(file)
+    read = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
+    shape, is_fortran, dtype = read(file)
+    if is_fortran or dtype.hasobject or not shape:
+        raise ValueError("it is no array of numbers as sail extract writes it")
+    return shape, dtype
+
+
+def _pool(grid: Array, how: str) -> Array:
+    """Pools a grid that was stored."""
+    import torch
+
+    from sail_encoder.backbones.pooling import pool_grid
+
+    # A copy, since a memory map cannot be written to, of which PyTorch would warn.
+    return pool_grid(torch.tensor(grid), how).numpy()

@@ -3,14 +3,17 @@
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from sail_encoder.images.sources import ImageFile
+from sail_encoder.images.files import ImageFile
 from sail_encoder.io.errors import StoreError
 
 Pair = tuple[int, int]
+
+_PACKS_AT_ONCE = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +52,30 @@ class Record:
     @classmethod
     def begin(cls, image: ImageFile) -> "Record":
         """Of an image that is still to be done."""
-        return cls(image.key, image.size, modified=image.modified)
+        status = image.with_status()
+        return cls(image.key, status.size or 0, modified=status.modified)
 
     @classmethod
-    def of(cls, fields: dict[str, Any]) -> "Record":
-        """From a line of the journal."""
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-        return cls(**values)
+    def of(cls, values: dict[str, Any]) -> "Record":
+        """From a line of the journal.
+
+        Raises:
+            TypeError: If a value has another type than it should.
+        """
+        for name, value in values.items():
+            if not isinstance(value, _KINDS[name]):
+                raise TypeError(f"{name} is {value!r}")
+            if isinstance(value, list):
+                values[name] = _tuple_of_ints(value, _LENGTHS[name])
+        record = cls(**values)
+        if record.file is not None and not is_below(record.file):
+            raise TypeError(f"file is {record.file!r}")
+        return record
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The line of the journal."""
+        return {name: getattr(self, name) for name in _KINDS}
 
     @property
     def status(self) -> Literal["done", "failed", "pending"]:
@@ -66,12 +86,43 @@ class Record:
 
     def is_of(self, image: ImageFile) -> bool:
         """Whether the image has not changed since, as far as both are known."""
-        unchanged = None in (self.modified, image.modified) or self.modified == image.modified
-        return unchanged and self.size == image.size
+        status = image.with_status()
+        unchanged = None in (self.modified, status.modified) or self.modified == status.modified
+        return unchanged and self.size == status.size
+
+
+_OPTIONAL_INT, _OPTIONAL_TEXT = (int, type(None)), (str, type(None))
+_KINDS: dict[str, Any] = {
+    "key": str,
+    "size": int,
+    "grid": list,
+    "image_size": list,
+    "resized_size": list,
+    "exif_orientation": int,
+    "file": _OPTIONAL_TEXT,
+    "file_bytes": int,
+    "row": _OPTIONAL_INT,
+    "shape": list,
+    "error": _OPTIONAL_TEXT,
+    "modified": _OPTIONAL_INT,
+}
+_LENGTHS = {"grid": 2, "image_size": 2, "resized_size": 2, "shape": None}
+assert list(_KINDS) == [field.name for field in fields(Record)]
+
+
+def _tuple_of_ints(values: list[Any], length: int | None) -> tuple[int, ...]:
+    if length not in (None, len(values)) or not all(isinstance(value, int) for value in values):
+        raise TypeError(f"{values!r} are no sizes")
+    return tuple(values)
+
+
+def is_below(file: str) -> bool:
+    """Whether a relative path stays below the folder it is joined to."""
+    return not any(part in ("", ".", "..") for part in file.split("/")) and "\0" not in file
 
 
 def list_journals(folder: Path) -> list[Path]:
-    """The journals of all shards, the one that was written last behind the others."""
+    """The journals of all shares, the one that was written last behind the others."""
     paths = (path for path in folder.glob("journal*.jsonl") if re.fullmatch(r"journal(_\d+_of_\d+)?\.jsonl", path.name))
     return sorted(paths, key=lambda path: (path.stat().st_mtime_ns, path.name))
 
@@ -83,14 +134,42 @@ def read_journals(folder: Path) -> Iterator[list[Record]]:
         StoreError: If a line is damaged, or of another program.
     """
     for path in list_journals(folder):
+        yield from read_journal(path)
+
+
+def read_journal(path: Path, start: int = 0) -> Iterator[list[Record]]:
+    """The packs in one journal, from a byte on at which a line begins.
+
+    Raises:
+        StoreError: If a line is damaged, or of another program.
+    """
+    with path.open("rb") as lines:
+        lines.seek(start)
+        for number, line in enumerate(lines, 1):
+            if line.endswith(b"\n"):
+                yield _parse(line, f"{path} line {number}")
+
+
+def packs_at_once(packs: Iterator[list[Record]]) -> Iterator[list[list[Record]]]:
+    """Several packs at a time."""
+    while some := list(islice(packs, _PACKS_AT_ONCE)):
+        yield some
+
+
+def read_names(folder: Path) -> Iterator[str]:
+    """Files that the journals of a folder name, also where other lines of them are damaged."""
+    for path in list_journals(folder):
         with path.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.endswith(b"\n"):
-                    yield _parse(line, f"{path} line {number}")
+            for line in lines:
+                try:
+                    pack = [Record.of(values) for values in json.loads(line)]
+                except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
+                    continue
+                yield from (record.file for record in pack if record.file is not None)
 
 
 def _parse(line: bytes, where: str) -> list[Record]:
     try:
-        return [Record.of(fields) for fields in json.loads(line)]
-    except (ValueError, TypeError, AttributeError):
+        return [Record.of(values) for values in json.loads(line)]
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
         raise StoreError(f"{where} is damaged, or of another program; use another --out or --overwrite true") from None

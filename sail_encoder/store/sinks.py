@@ -1,6 +1,10 @@
-"""The two shapes in which features are stored: a file an image, or shards with a row an image."""
+"""The two shapes in which features are stored: a file an image, or shards with a row an image.
+
+Only files that the journals name are ever replaced; what another program has left stays as it is.
+"""
 
 import errno
+import json
 import math
 import os
 import re
@@ -8,21 +12,26 @@ import shutil
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.lib import format as npy_format
 
-from sail_encoder.images.decoding import Array
-from sail_encoder.io.appending import append_all
-from sail_encoder.store.records import Record
+from sail_encoder.images.table import Array
+from sail_encoder.io.errors import StoreError
+from sail_encoder.io.files import append_all, make_folders
+from sail_encoder.store.index import grid_file
+from sail_encoder.store.records import Record, read_names
 
 SHARD_BYTES = 2**28
 """Size at which a shard of pooled features is complete."""
 
 WRITERS = 4
+
+_REFUSED_NAMES = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EILSEQ)
+"""Refusals that concern the name of one image, where a full disk concerns all."""
 
 
 class Sink(Protocol):
@@ -32,7 +41,7 @@ class Sink(Protocol):
         """Stores one array a record, and returns the records with their places."""
 
     def is_intact(self, record: Record) -> bool:
-        """Whether what a record of an earlier run points to is still there."""
+        """Whether what a record points to is there."""
 
     def settle(self) -> None:
         """Called when the records of the last write are in the journal."""
@@ -47,6 +56,9 @@ class Sink(Protocol):
 class FileSink:
     """`features/<key>.npy`, one file an image.
 
+    Before the files of a pack are put into their places, `placing.json` among the unfinished ones names them, so that
+    what a kill leaves between that and the journal is known to be ours.
+
     Args:
         folder: The folder of the run.
         work: A folder for unfinished files, on the same file system.
@@ -57,29 +69,46 @@ class FileSink:
         self.work = work
         self.writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="write")
         self.known_folders: set[str] = set()
+        self.placing: set[str] = set()
+        self.unjournaled = read_placing(work)
 
     def write(self, records: Sequence[Record], arrays: Sequence[Array]) -> list[Record]:
+        if not records:
+            return []
+        self.placing = {grid_file(record.key) for record in records}
+        (self.work / PLACING).write_text(json.dumps(sorted(self.placing | self.unjournaled)))
         return list(self.writers.map(self._write, records, arrays, range(len(records))))
 
     def _write(self, record: Record, array: Array, slot: int) -> Record:
-        file = f"features/{record.key}.npy"
+        file = grid_file(record.key)
         target = os.path.join(self.folder, file)
         unfinished = os.path.join(self.work, f"{slot}.npy")
         try:
             self._make_folder(os.path.dirname(target))
+            if os.path.lexists(target) and not self._is_ours(file):
+                raise FileExistsError(errno.EEXIST, "another program has left a file there; move it away")
             _save(unfinished, array)
             size = os.path.getsize(unfinished)
             os.replace(unfinished, target)
         except OSError as error:
-            # A name that the file system refuses concerns one image, a full disk concerns all.
-            if error.errno not in (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EILSEQ):
+            if error.errno not in _REFUSED_NAMES:
                 raise
-            return replace(record, error=f"its features cannot be written ({error.strerror})")
+            return replace(record, error=f"its features cannot be written to {file} ({error.strerror})")
         return replace(record, file=file, file_bytes=size, shape=array.shape)
+
+    def _is_ours(self, file: str) -> bool:
+        hashes = self._journaled
+        place = int(np.searchsorted(hashes, hash(file)))
+        return file in self.unjournaled or (place < len(hashes) and int(hashes[place]) == hash(file))
+
+    @cached_property
+    def _journaled(self) -> Array:
+        """int64, hashes of the names in the journals, in order."""
+        return np.unique(np.fromiter(map(hash, read_names(self.folder)), np.int64))
 
     def _make_folder(self, folder: str) -> None:
         if folder not in self.known_folders:
-            os.makedirs(folder, exist_ok=True)
+            make_folders(folder)
             self.known_folders.add(folder)
 
     def is_intact(self, record: Record) -> bool:
@@ -89,13 +118,25 @@ class FileSink:
             return False
 
     def settle(self) -> None:
-        """Files are in place as soon as they are complete."""
+        self.unjournaled -= self.placing
 
     def complete(self) -> None:
-        """Likewise."""
+        """Files are in place as soon as they are complete."""
 
     def close(self) -> None:
         self.writers.shutdown()
+
+
+PLACING = "placing.json"
+
+
+def read_placing(work: Path) -> set[str]:
+    """Files that a run was putting into their places when it ended."""
+    try:
+        return set(map(str, json.loads((work / PLACING).read_text())))
+    # Cut off, it was written by a run that had placed none of them yet.
+    except (OSError, ValueError, TypeError):
+        return set()
 
 
 class ShardSink:
@@ -120,7 +161,7 @@ class ShardSink:
         self.number = 0
         self.rows = 0
         self.row_shape: tuple[int, ...] = ()
-        self._resume([record for record in records if record.row is not None and self._is_mine(record)])
+        self._resume(record for record in records if record.row is not None and self._is_mine(record))
         self.raw = self._raw_path.open("ab")
         self.raw.truncate(self.rows * self._row_bytes)
         self.rows_in = cache(lambda file: _count_rows(folder / file))
@@ -128,17 +169,25 @@ class ShardSink:
     def _is_mine(self, record: Record) -> bool:
         return re.fullmatch(rf"{re.escape(self.name)}_\d+\.npy", str(record.file)) is not None
 
-    def _resume(self, records: list[Record]) -> None:
-        if not records:
-            return
-        last = max(str(record.file) for record in records)
-        self.number = int(last.removesuffix(".npy").rpartition("_")[2])
-        self.row_shape = records[-1].shape
-        if (self.folder / last).exists() or not self._raw_path.exists():
+    def _resume(self, records: Iterable[Record]) -> None:
+        """Finds the shard that is unfinished, and how many of its rows the journal knows."""
+        last, known = "", 0
+        for record in records:
+            file = str(record.file)
+            if file > last:
+                last, known = file, 0
+            if file == last:
+                known = max(known, (record.row or 0) + 1)
+            self.row_shape = record.shape
+        if last:
+            self.number = int(last.removesuffix(".npy").rpartition("_")[2])
+            if (self.folder / last).exists() or not self._raw_path.exists():
+                self.number += 1
+            else:
+                self.rows = min(known, self._raw_path.stat().st_size // self._row_bytes)
+        # What no journal names is another program's.
+        while (self.folder / self._file).exists():
             self.number += 1
-            return
-        known = 1 + max(record.row or 0 for record in records if record.file == last)
-        self.rows = min(known, self._raw_path.stat().st_size // self._row_bytes)
 
     @property
     def _file(self) -> str:
@@ -180,6 +229,8 @@ class ShardSink:
             header = {"descr": self.dtype.str, "fortran_order": False, "shape": (self.rows, *self.row_shape)}
             npy_format.write_array_header_1_0(file, header)
             shutil.copyfileobj(raw, file, 2**22)
+        if (self.folder / self._file).exists():
+            raise StoreError(f"{self.folder / self._file} was written by another program meanwhile; move it away")
         os.replace(unfinished, self.folder / self._file)
         self._raw_path.unlink()
         self.number, self.rows = self.number + 1, 0

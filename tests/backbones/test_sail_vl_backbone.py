@@ -41,7 +41,7 @@ def wide():
 
 def seen(backbone, image):
     """Normed states [rows, columns, C] of the last block for an image that fills one view."""
-    pixels = torch.from_numpy(np.asarray(image)).permute(2, 0, 1)[None]
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
     (states,) = backbone.get_intermediate_layers(backbone.normalize(pixels), 1, reshape=True)
     return states[0].permute(1, 2, 0)
 

@@ -7,7 +7,7 @@ from transformers.cache_utils import DynamicCache
 
 from benchmarks import published
 from benchmarks.chat import Setting, generate
-from sail_encoder.chat.conversation import fork_cache
+from sail_encoder.models.cache_name import fork_cache
 from sail_encoder.models.sail.modeling_sail import SailForCausalLM
 
 GRID = (3, 4)

@@ -31,7 +31,7 @@ def test_turns_encode_nothing_twice_and_equal_one_pass(chat, count_images, loade
     for question in ("What color is it?", "How big is it?", "Where is it?"):
         chat.ask(question, None if chat.messages else scene(), SHORT)
     hook.remove()
-    ids = chat._ids
+    ids = chat.conversation.ids
     assert count_images == [8 * 11]
     assert sum(seen) + 8 * 11 + 2 == len(ids) - 1
     patches = loaded.processor.image_processor(Image.fromarray(scene()), return_tensors="pt")
@@ -56,7 +56,7 @@ def _answer_positions(ids, loaded):
 
 def storage(chat):
     """Where the keys and values of a conversation lie."""
-    return [states.data_ptr() for layer in chat._cache.layers for states in (layer.keys, layer.values)]
+    return [states.data_ptr() for layer in chat.context.cache.layers for states in (layer.keys, layer.values)]
 
 
 def test_forks_do_not_touch_each_other(chat):
@@ -72,7 +72,7 @@ def test_forks_do_not_touch_each_other(chat):
     assert not chat.messages
     assert storage(chat) == before
     assert not set(storage(first)) & {*storage(second), *before}
-    layers = zip(first._cache.layers, chat._cache.layers, strict=True)
+    layers = zip(first.context.cache.layers, chat.context.cache.layers, strict=True)
     assert all(mine.keys.shape[-2] > base.keys.shape[-2] for mine, base in layers)
 
 
@@ -80,8 +80,8 @@ def test_a_second_image_in_a_later_turn(chat, count_images):
     chat.ask("What color is it?", scene(3), SHORT)
     chat.ask("What color is it?", scene(5), SHORT)
     assert count_images == [88, 88]
-    assert len(chat._grids) == 2
-    assert chat._ids.count(chat.model.config.image_token_id) == 176
+    assert len(chat.conversation.prefixes) == 2
+    assert chat.conversation.ids.count(chat.model.config.image_token_id) == 176
 
 
 @pytest.mark.parametrize("window", [20, 100])
@@ -101,19 +101,19 @@ def test_an_answer_within_a_window_is_that_of_generate(window):
 
 def test_text_alone(chat):
     assert isinstance(chat.ask("What color is it?", sampling=SHORT), str)
-    assert chat._grids == []
+    assert chat.conversation.prefixes == []
 
 
 def test_a_turn_that_fails_leaves_the_conversation_as_it_was(chat):
     chat.ask("What color is it?", scene(), SHORT)
-    before = (list(chat._ids), chat._cache.get_seq_length(), len(chat.messages))
+    before = (list(chat.conversation.ids), chat.context.cache.get_seq_length(), len(chat.messages))
     with pytest.raises(UserError, match="more than the 2,048 of this model"):
         chat.ask("word " * 3000, sampling=SHORT)
     with pytest.raises(UserError, match="prompt is empty"):
         chat.ask("  ")
     with pytest.raises(ImageError, match="no such file"):
         chat.ask("What?", "nowhere.png")
-    assert (list(chat._ids), chat._cache.get_seq_length(), len(chat.messages)) == before
+    assert (list(chat.conversation.ids), chat.context.cache.get_seq_length(), len(chat.messages)) == before
     assert chat.ask("How big is it?", sampling=SHORT)
 
 
@@ -143,7 +143,9 @@ def test_vision_tokens_are_never_said(chat, monkeypatch):
     hook = head.register_forward_hook(prefer_vision)
     chat.ask("What color is it?", scene(), SHORT)
     hook.remove()
-    assert not set(vision) & set(chat._ids[chat._ids.index(chat.processor.tokenizer.bos_token_id) :])
+    assert not set(vision) & set(
+        chat.conversation.ids[chat.conversation.ids.index(chat.processor.tokenizer.bos_token_id) :]
+    )
 
 
 def test_a_turn_that_fails_does_not_show_its_image(chat, count_images):
@@ -156,7 +158,7 @@ def test_a_turn_that_fails_does_not_show_its_image(chat, count_images):
     with pytest.raises(UserError, match="more than the 2,048 of this model"):
         chat.ask("word " * 3000, scene(5), SHORT)
     chat.ask("What color is it?", scene(5), SHORT)
-    assert chat._ids.count(chat.model.config.image_token_id) == 176
+    assert chat.conversation.ids.count(chat.model.config.image_token_id) == 176
 
 
 @pytest.mark.parametrize("window", ["none", 12, 60, 400])

@@ -55,6 +55,14 @@ def test_interactive_conversation(chat, capsys, tmp_path):
     assert chat.messages == []
 
 
+@pytest.fixture(autouse=True)
+def as_at_a_terminal():
+    """Ctrl-C raises; a shell lets what it starts in the background, such as these tests, ignore it."""
+    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, earlier)
+
+
 @contextmanager
 def signal_at(module, call, number):
     """A signal that comes while a module computes, at which call of it, from one on."""
@@ -74,14 +82,14 @@ def signal_at(module, call, number):
 
 def test_a_question_that_is_interrupted_twice_leaves_the_conversation_as_it_was(chat, capsys):
     chat.ask("What color is it?", scene(5), SHORT)
-    before = list(chat._ids)
+    before = list(chat.conversation.ids)
     inputs = iter(["How big is it?", "/quit"])
     first, second = chat.model.model.layers[:2]
     with signal_at(first, 1, signal.SIGINT), signal_at(second, 1, signal.SIGINT):
         assert converse(chat, SHORT, lambda prompt: next(inputs)) == 0
     captured = capsys.readouterr().err
     assert captured.index("stopping at the first token; once more") < captured.index("[stopped]")
-    assert chat._ids == before
+    assert chat.conversation.ids == before
     assert len(chat.messages) == 2
     assert chat.ask("How big is it?", sampling=SHORT)
 
@@ -94,7 +102,7 @@ def test_an_image_whose_encoding_is_interrupted_is_not_shown(chat, capsys, tmp_p
     captured = capsys.readouterr().err
     assert "[stopped]" in captured
     assert "looking at it" not in captured
-    assert chat._next_images == []
+    assert chat.conversation.shown == []
 
 
 def test_a_request_to_end_ends_the_conversation_behind_the_answer(chat, capsys):

@@ -107,7 +107,8 @@ def test_other_precision_or_type_is_another_result(pets, small_checkpoint, tmp_p
 def test_no_deeper_than_needed(pets, small_checkpoint, tmp_path, monkeypatch):
     loaded = []
     monkeypatch.setattr(
-        "evals.features.load_backbone", lambda *a, **k: loaded.append(load_backbone(*a, **k)) or loaded[-1]
+        "sail_encoder.backbones.registry.load_backbone",
+        lambda *a, **k: loaded.append(load_backbone(*a, **k)) or loaded[-1],
     )
     command = ["probe", str(pets), "--out", str(tmp_path), "--model", str(small_checkpoint), "--probes", "ridge"]
     assert main([*command, "--plots", "false", "--layers", "1,0"]) == 0

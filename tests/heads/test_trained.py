@@ -11,7 +11,7 @@ from heads.attentive import AttentiveProbe
 from heads.bank import shuffled_batches
 from heads.contract import HeadError
 from heads.linear import LinearProbe
-from heads.pooling import AttentionPool, pack_patches, pool_grid
+from heads.pooling import AttentionPool, pack_patches
 from heads.targets import TargetSpace
 
 RATES = (1e-3, 1e-2, 0.1)
@@ -240,22 +240,6 @@ def test_attentive_of_aim_has_no_bias_and_that_of_internvl_a_norm_with_weights(g
     }
     assert names["internvl"] - names["aim"] == {"classifiers.0.bias", "affines.0.scale", "affines.0.shift"}
     assert not names["aim"] - names["internvl"]
-
-
-def test_pooling():
-    grid = torch.tensor([[[1.0, -2.0], [3.0, 4.0]]])
-    assert pool_grid(grid, "mean").tolist() == [2, 1]
-    assert pool_grid(grid, "max").tolist() == [3, 4]
-    for how in ("mean", "max", "gem"):
-        torch.testing.assert_close(pool_grid(grid.numpy(), how), pool_grid(grid, how))
-    torch.testing.assert_close(pool_grid(grid, "gem", 1), pool_grid(grid, "mean"))
-    expected = torch.tensor([(28 / 2) ** (1 / 3), (64 / 2) ** (1 / 3) - (8 / 2) ** (1 / 3)])
-    torch.testing.assert_close(pool_grid(grid, "gem", 3), expected)
-    assert pool_grid(torch.zeros(2, 2, 3), "gem").tolist() == [0, 0, 0]
-    with pytest.raises(HeadError, match="pooling 'avg' is unknown; use mean, max, gem"):
-        pool_grid(grid, "avg")
-    with pytest.raises(HeadError, match="power"):
-        pool_grid(grid, "gem", 0)
 
 
 @pytest.mark.parametrize(

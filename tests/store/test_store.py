@@ -10,15 +10,15 @@ from pyarrow import parquet
 from sail_encoder.images.sources import ImageFile
 from sail_encoder.io.errors import StoreError, UserError
 from sail_encoder.io.json_lines import LineLog
+from sail_encoder.io.runs import check_settings
 from sail_encoder.store import sinks
 from sail_encoder.store.index import list_undone
 from sail_encoder.store.reading import FeatureFolder
 from sail_encoder.store.records import Record, read_journals
-from sail_encoder.store.removal import remove_run
-from sail_encoder.store.shard import Shard
-from sail_encoder.store.store import FeatureStore, check_settings
+from sail_encoder.store.shares import Share
+from sail_encoder.store.store import FeatureStore, remove_run
 
-SETTINGS = {"layers": [5], "dtype": "float16", "pool": "mean"}
+SETTINGS = {"layers": [5], "size": "native", "dtype": "float16", "pool": "mean"}
 
 
 def images(count, size=10):
@@ -30,6 +30,10 @@ def results(part, pooled=False):
     records = [Record(image.key, image.size, (2, 3), (20, 30), (28, 42)) for image in part]
     shape = (4,) if pooled else (2, 3, 4)
     return records, [np.full(shape, int(image.key[2:4]), np.float16) for image in part]
+
+
+def journaled(folder):
+    return {record.key: record for pack in read_journals(folder) for record in pack}
 
 
 def read(folder, record):
@@ -47,7 +51,7 @@ def test_what_is_written_comes_back(tmp_path, pooled):
     store.write(*results(listing[5:], pooled))
     store.finish(listing, {"images": 5})
     for image in (*listing[:4], listing[5]):
-        assert (read(tmp_path, store.records[image.key]) == int(image.key[2:4])).all()
+        assert (read(tmp_path, journaled(tmp_path)[image.key]) == int(image.key[2:4])).all()
     table = parquet.read_table(tmp_path / "index.parquet").to_pylist()
     assert [row["path"] for row in table] == [image.key for image in listing]
     assert [row["status"] for row in table] == ["done"] * 4 + ["failed", "done"]
@@ -116,7 +120,7 @@ def test_a_lost_shard_is_done_again_under_a_new_name(tmp_path):
     assert len(again.missing(listing)) == 1
     again.write(*results(listing, pooled=True))
     again.finish(listing, {})
-    assert (read(tmp_path, again.records["d/01.jpg"]) == 1).all()
+    assert (read(tmp_path, journaled(tmp_path)["d/01.jpg"]) == 1).all()
     assert not FeatureStore(tmp_path, SETTINGS, pooled=True).missing(listing)
 
 
@@ -129,7 +133,7 @@ def test_shards_are_completed_at_their_size(tmp_path, monkeypatch):
     store.finish(listing, {})
     assert [len(np.load(path)) for path in sorted(tmp_path.glob("features_*.npy"))] == [4, 4]
     for image in listing:
-        assert (read(tmp_path, store.records[image.key]) == int(image.key[2:4])).all()
+        assert (read(tmp_path, journaled(tmp_path)[image.key]) == int(image.key[2:4])).all()
 
 
 def test_a_killed_shard_goes_on_behind_the_last_known_row(tmp_path):
@@ -196,8 +200,8 @@ def test_a_run_that_raises_lets_go_of_the_folder(tmp_path):
 
     with pytest.raises(RuntimeError) as kept:
         write_and_raise()
-    with FeatureStore(tmp_path, SETTINGS, pooled=True) as again:
-        assert again.records.keys() == {"d/00.jpg"}
+    with FeatureStore(tmp_path, SETTINGS, pooled=True):
+        assert journaled(tmp_path).keys() == {"d/00.jpg"}
     assert kept.value.__traceback__ is not None, "as a notebook keeps it, with all that its frames hold"
 
 
@@ -219,7 +223,7 @@ def test_overwrite_deletes_a_run_and_nothing_else(tmp_path):
         path.touch()
     with FeatureStore(tmp_path, SETTINGS), pytest.raises(StoreError, match="another run is writing"):
         remove_run(tmp_path)
-    assert read(tmp_path, store.records["d/01.jpg"]).any()
+    assert read(tmp_path, journaled(tmp_path)["d/01.jpg"]).any()
     remove_run(tmp_path)
     again = FeatureStore(tmp_path, {"layers": [1]})
     assert len(again.missing(listing)[0]) == 2
@@ -268,9 +272,9 @@ def test_a_damaged_journal_is_one_line(tmp_path, line):
 
 def test_shards_share_the_images_and_the_last_one_writes_the_whole_index(tmp_path):
     listing = images(7)
-    parts = [Shard(index, 3) for index in range(3)]
+    parts = [Share(index, 3) for index in range(3)]
     assert sorted(image.key for part in parts for image in part.of(listing)) == [image.key for image in listing]
-    stores = [FeatureStore(tmp_path, SETTINGS, pooled=True, shard=part) for part in parts]
+    stores = [FeatureStore(tmp_path, SETTINGS, pooled=True, share=part) for part in parts]
     for part, store in zip(parts, stores, strict=True):
         store.write(*results(part.of(listing), pooled=True))
     for store in stores:
@@ -284,16 +288,16 @@ def test_shards_share_the_images_and_the_last_one_writes_the_whole_index(tmp_pat
 
 def test_images_keep_their_part_where_others_are_added():
     few, many = images(20), images(99)
-    for part in (Shard(0, 2), Shard(1, 3)):
+    for part in (Share(0, 2), Share(1, 3)):
         assert part.of(few) == [image for image in part.of(many) if image in few]
-    assert sorted(image.key for half in Shard(1, 3).split(2) for image in half.of(many)) == sorted(
-        image.key for image in Shard(1, 3).of(many)
+    assert sorted(image.key for half in Share(1, 3).split(2) for image in half.of(many)) == sorted(
+        image.key for image in Share(1, 3).of(many)
     )
 
 
 def test_parts_are_about_equal():
     listing = [ImageFile(f"images/{number:08d}.jpg", "", 1) for number in range(20_000)]
-    sizes = [len(Shard(index, 8).of(listing)) for index in range(8)]
+    sizes = [len(Share(index, 8).of(listing)) for index in range(8)]
     assert max(sizes) - min(sizes) < 0.15 * 2500
 
 
@@ -301,14 +305,14 @@ def test_parts_are_about_equal():
 def test_what_other_shards_have_to_do_is_pending(tmp_path, pooled):
     """Also rows that a killed shard has written into a file which is not complete."""
     listing = images(9)
-    first, second = Shard(0, 2), Shard(1, 2)
+    first, second = Share(0, 2), Share(1, 2)
     mine, theirs = second.of(listing), first.of(listing)
-    with FeatureStore(tmp_path, SETTINGS, pooled, shard=first) as killed:
+    with FeatureStore(tmp_path, SETTINGS, pooled, share=first) as killed:
         killed.write(*results(theirs[:1], pooled))
-    with FeatureStore(tmp_path, SETTINGS, pooled, shard=second) as store:
+    with FeatureStore(tmp_path, SETTINGS, pooled, share=second) as store:
         store.write(*results(mine, pooled))
         left = theirs if pooled else theirs[1:]
-        assert store.finish(listing, {}) == len(left) > 0
+        assert store.finish(listing, {}).pending_elsewhere == len(left) > 0
     table = parquet.read_table(tmp_path / "index.parquet").to_pylist()
     assert [row["path"] for row in table] == [image.key for image in listing]
     assert [row["path"] for row in table if row["status"] == "pending"] == [image.key for image in left]
@@ -319,23 +323,23 @@ def test_what_other_shards_have_to_do_is_pending(tmp_path, pooled):
 
 def test_a_whole_run_does_what_shards_have_left(tmp_path):
     listing = images(9)
-    part = Shard(0, 2)
-    with FeatureStore(tmp_path, SETTINGS, pooled=True, shard=part) as killed:
+    part = Share(0, 2)
+    with FeatureStore(tmp_path, SETTINGS, pooled=True, share=part) as killed:
         killed.write(*results(part.of(listing), pooled=True))
     os.utime(tmp_path / "journal_0_of_2.jsonl", (1, 1))
     with FeatureStore(tmp_path, SETTINGS, pooled=True) as whole:
         assert whole.missing(listing) == [listing]
         whole.write(*results(listing, pooled=True))
-        assert whole.finish(listing, {}) == 0
+        assert whole.finish(listing, {}).pending == 0
     assert FeatureFolder(tmp_path).matrix()[:, 0].tolist() == list(range(9))
-    with FeatureStore(tmp_path, SETTINGS, pooled=True, shard=part) as again:
+    with FeatureStore(tmp_path, SETTINGS, pooled=True, share=part) as again:
         assert not again.missing(part.of(listing))
 
 
 @pytest.mark.parametrize("text", ["1", "4/4", "-1/4", "a/b", "1/0", ""])
 def test_shard_text(text):
     with pytest.raises(UserError, match="such as 0/4"):
-        Shard.parse(text)
+        Share.parse(text)
 
 
 def test_an_unwritable_name_fails_alone(tmp_path):
@@ -390,7 +394,7 @@ def test_a_full_disk_ends_in_one_line_and_the_folder_goes_on(tmp_path, monkeypat
         again.write(*results(todo, pooled))
         again.finish(listing, {})
     for image in listing:
-        assert (read(tmp_path, again.records[image.key]) == int(image.key[2:4])).all()
+        assert (read(tmp_path, journaled(tmp_path)[image.key]) == int(image.key[2:4])).all()
     assert not (tmp_path / ".work").exists()
 
 

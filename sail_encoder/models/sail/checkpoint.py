@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import GenerationConfig
 
-from sail_encoder.io.errors import CheckpointError, UserError
+from sail_encoder.io.errors import CheckpointError, UserError, explain_damage
 from sail_encoder.io.weights import WeightFiles
-from sail_encoder.models.sail.config_file import PATCH_WEIGHTS, missing_patch_weight, read_config
+from sail_encoder.models.sail.config_file import PATCH_WEIGHTS, VISION_TOKENS, missing_patch_weight, read_config
 from sail_encoder.models.sail.configuration_sail import SailConfig
 from sail_encoder.models.sail.modeling_sail import SailForCausalLM, SailModel
 
@@ -136,16 +135,27 @@ def open_sail(folder: Path, **token_ids: int) -> SailCheckpoint:
 
 
 def _build_config(folder: Path, fields: dict[str, Any]) -> SailConfig:
-    try:
-        return SailConfig(**fields)
-    except (StrictDataclassError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{folder / 'config.json'} does not describe a SAIL model: {reason}") from None
+    path = folder / "config.json"
+    quantization = fields.get("quantization_config")
+    if not isinstance(quantization, dict | None):
+        raise CheckpointError(f"{path}: quantization_config cannot be {quantization!r}; allowed is null or fields")
+    # Transformers checks some fields, and stumbles over others.
+    with explain_damage(f"{path} does not describe a SAIL model"):
+        config = SailConfig(**fields)
+    for name in VISION_TOKENS:
+        token = getattr(config, name)
+        if token is not None and not 0 <= token < config.vocab_size:
+            raise CheckpointError(f"{path}: {name} cannot be {token}; the vocabulary has {config.vocab_size:,} tokens")
+    if config.sliding_window is not None and config.sliding_window < 1:
+        raise CheckpointError(f"{path}: sliding_window cannot be {config.sliding_window}; allowed is null or from 1")
+    return config
 
 
 def _check_shapes(checkpoint: SailCheckpoint) -> None:
     stored = checkpoint.weights.tensors
-    for name, shape in expected_shapes(checkpoint.config).items():
+    with explain_damage(f"{checkpoint.folder / 'config.json'} describes no model that can be built"):
+        expected = expected_shapes(checkpoint.config)
+    for name, shape in expected.items():
         key = checkpoint.prefix + name
         if key not in stored:
             raise CheckpointError(f"{checkpoint.folder} lacks the tensor {key} that its config.json calls for")
@@ -189,7 +199,8 @@ def load_language_model(checkpoint: SailCheckpoint, device: torch.device, dtype:
     _place(model, checkpoint.read(checkpoint.language_keys()), device, dtype)
     model.tie_weights()
     if (checkpoint.folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(checkpoint.folder)
+        with explain_damage(f"cannot read {checkpoint.folder / 'generation_config.json'}"):
+            model.generation_config = GenerationConfig.from_pretrained(checkpoint.folder)
     return model.eval()
 
 

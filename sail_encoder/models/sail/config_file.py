@@ -1,11 +1,11 @@
 """Small files of a SAIL checkpoint, published or native, read without weights, torch or transformers."""
 
-import json
 from math import isqrt
 from pathlib import Path
 from typing import Any
 
 from sail_encoder.io.errors import CheckpointError
+from sail_encoder.io.files import read_fields
 from sail_encoder.io.hub import find_checkpoint
 
 DEFAULTS = {
@@ -17,6 +17,9 @@ DEFAULTS = {
     "vision_patch_size": 14,
 }
 """Sizes that a config.json may leave out, as in `SailConfig`."""
+
+MOST_LAYERS, LARGEST_SIZE = 1000, 10**6
+"""Bounds of what is built, many times those of any published model."""
 
 PATCH_WEIGHTS = ("model.vis_embed.weight", "vis_embed.weight")
 """Names of the patch embedding, published and native."""
@@ -68,10 +71,13 @@ def read_config_file(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise CheckpointError(f"{folder} has no config.json, so it is no checkpoint; see sail info --help")
-    config = _read_json(path)
+    config = read_fields(path)
     model_type = config.get("model_type")
     if model_type not in ("sail", "mistral"):
-        raise CheckpointError(f"{folder} is a '{model_type}' checkpoint, not SAIL; for a timm model use timm/NAME")
+        raise CheckpointError(
+            f"{folder} is a '{model_type}' checkpoint, not SAIL; for a vision model of timm or "
+            "transformers use timm/NAME or hf/NAME"
+        )
     return config
 
 
@@ -81,7 +87,7 @@ def read_preprocessing(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: If the file is damaged.
     """
-    return _read_json(folder / "preprocessor_config.json")
+    return read_fields(folder / "preprocessor_config.json")
 
 
 def missing_patch_weight(folder: Path | str) -> CheckpointError:
@@ -94,19 +100,6 @@ def missing_patch_weight(folder: Path | str) -> CheckpointError:
 
 def _lacks_patch_size(config: dict[str, Any]) -> bool:
     return config["model_type"] == "mistral" and "vision_patch_size" not in config
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """Fields of a JSON file; none where there is no file."""
-    if not path.is_file():
-        return {}
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON ({error}); download it again") from None
-    if not isinstance(fields, dict):
-        raise CheckpointError(f"{path} holds no fields; download it again")
-    return fields
 
 
 def read_sizes(folder: Path) -> dict[str, int]:
@@ -128,8 +121,9 @@ def read_sizes(folder: Path) -> dict[str, int]:
 
 
 def _check_size(field: str, value: Any, path: Path) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise CheckpointError(f"{path}: {field} cannot be {value!r}; allowed is a whole number from 1")
+    most = MOST_LAYERS if field == "num_hidden_layers" else LARGEST_SIZE
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+        raise CheckpointError(f"{path}: {field} cannot be {value!r}; allowed is a whole number from 1 to {most:,}")
 
 
 def _token_ids(path: Path) -> dict[str, Any]:
@@ -148,17 +142,17 @@ def _token_ids(path: Path) -> dict[str, Any]:
 def _stored_patch_size(folder: Path) -> int:
     """Patch size that the shape of the patch embedding tells."""
     for key in PATCH_WEIGHTS:
-        shape = _stored_shape(folder, key)
+        shape = stored_shape(folder, key)
         if shape is not None and len(shape) == 2:
             return isqrt(shape[1] // 3)
     raise missing_patch_weight(folder)
 
 
-def _stored_shape(folder: Path, key: str) -> tuple[int, ...] | None:
+def stored_shape(folder: Path, key: str) -> tuple[int, ...] | None:
     """Shape of a tensor, from the header of a safetensors file where there is one; None where there is no tensor."""
     from safetensors import SafetensorError, safe_open
 
-    index = _read_json(folder / "model.safetensors.index.json").get("weight_map")
+    index = read_fields(folder / "model.safetensors.index.json").get("weight_map")
     file = folder / Path(str(index.get(key)) if isinstance(index, dict) else "model.safetensors").name
     if file.is_file():
         try:

@@ -40,6 +40,7 @@ class SailConfig(BackboneConfigMixin, PreTrainedConfig):
         rope_parameters: `rope_theta`, and `rope_type`, which is always "default".
         sliding_window: How far back text sees on the language path, None for all the way; images always see
             themselves in full.
+        attention_bias: Whether the projections to query, key and value have a bias, as in SAILs that are made of Qwen.
         attention_dropout: Dropout of attention weights while training.
         vision_patch_size: Side of a square patch in pixels; SAIL-7B has 14.
         vision_start_token_id: Id of `<vision>`, which opens an image.
@@ -75,6 +76,7 @@ class SailConfig(BackboneConfigMixin, PreTrainedConfig):
     tie_word_embeddings: bool = False
     rope_parameters: dict[str, Any] | None = None
     sliding_window: int | None = 4096
+    attention_bias: bool = False
     attention_dropout: float | int = 0.0
     vision_patch_size: int = 14
     vision_start_token_id: int | None = None

@@ -88,12 +88,12 @@ class SailImageProcessor(PilBackend):
         patch_size: int,
         max_tokens: int,
         return_tensors: str | None,
-        **_: Any,
+        **options: Any,
     ) -> BatchFeature:
         patches, grids = [], []
         for image in images:
             if do_resize:
-                rows, columns = self._grid(image.shape[1:], size, patch_size, max_tokens)
+                rows, columns = self._grid(image.shape[1:], size, patch_size, max_tokens, **options)
                 image = self.resize(image, SizeDict(height=rows * patch_size, width=columns * patch_size), resample)
             if do_rescale:
                 image = self.rescale(image, rescale_factor)

@@ -82,9 +82,9 @@ class SailAttention(nn.Module):
         self.head_dim = config.attention_width // config.num_attention_heads
         self.num_key_value_groups = config.attention_width // config.key_value_width
         self.scaling = self.head_dim**-0.5
-        self.q_proj = nn.Linear(config.hidden_size, config.attention_width, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, config.key_value_width, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, config.key_value_width, bias=False)
+        self.q_proj = nn.Linear(config.hidden_size, config.attention_width, bias=config.attention_bias)
+        self.k_proj = nn.Linear(config.hidden_size, config.key_value_width, bias=config.attention_bias)
+        self.v_proj = nn.Linear(config.hidden_size, config.key_value_width, bias=config.attention_bias)
         self.o_proj = nn.Linear(config.attention_width, config.hidden_size, bias=False)
 
     def forward(
@@ -363,11 +363,12 @@ class SailForCausalLM(SailPreTrainedModel, GenerationMixin):
 
     # Trainer would divide by a count of labels that takes in those of images.
     accepts_loss_kwargs = False
+    trunk_class: type[SailModel] = SailModel
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
 
     def __init__(self, config: SailConfig) -> None:
         super().__init__(config)
-        self.model = SailModel(config)
+        self.model = self.trunk_class(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 

@@ -30,7 +30,9 @@ CHAT_TEMPLATE = """\
 {%- set part.text = message.content -%}
 {%- else -%}
 {%- for item in message.content -%}
-{%- if item.type == 'image' -%}{%- set part.images = part.images + '<vision><vpatch></vision>' -%}
+{%- if item.type == 'image' and part.text -%}
+{{ raise_exception('SAIL never saw an image after text of its turn; put images first') }}
+{%- elif item.type == 'image' -%}{%- set part.images = part.images + '<vision><vpatch></vision>' -%}
 {%- elif item.type == 'text' -%}{%- set part.text = part.text + item.text -%}
 {%- else -%}{{ raise_exception('SAIL reads text and images, not ' + item.type) }}{%- endif -%}
 {%- endfor -%}
@@ -172,10 +174,12 @@ class SailProcessor(ProcessorMixin):
         patches = iter([rows * columns for rows, columns in grids])
         return [self._expand(self._tokenize_turns(text, with_spans), patches) for text in texts]
 
+    def split_turns(self, text: str) -> list[str]:
+        """Cuts a text after each marker (image, `<s>`, question, answer), as its parts are tokenized in training."""
+        return re.split("|".join(f"(?<={re.escape(marker)})" for marker in self.turn_markers), text)
+
     def _tokenize_turns(self, text: str, with_spans: bool) -> Prompt:
-        markers = ("</vision>", self.tokenizer.bos_token, "[/INST]", self.tokenizer.eos_token)
-        pieces = re.split("|".join(f"(?<={re.escape(marker)})" for marker in markers), text)
-        pieces = [piece for piece in pieces if piece]
+        pieces = [piece for piece in self.split_turns(text) if piece]
         if not pieces:
             return Prompt([], [])
         encoded = self.tokenizer(pieces, add_special_tokens=False, return_offsets_mapping=with_spans, verbose=False)
@@ -185,6 +189,11 @@ class SailProcessor(ProcessorMixin):
             prompt.spans += [(start + first, start + last) for first, last in spans]
             start += len(piece)
         return prompt
+
+    @property
+    def turn_markers(self) -> tuple[str, ...]:
+        """Ends of the pieces that are tokenized each by itself."""
+        return ("</vision>", self.tokenizer.bos_token, "[/INST]", self.tokenizer.eos_token)
 
     def _expand(self, prompt: Prompt, patches: Iterator[int]) -> Prompt:
         """Repeats each `<vpatch>` as often as its image has patches."""

@@ -337,8 +337,7 @@ def test_training_refuses_faults_before_the_backbone_is_loaded(spoil, message, p
     def load(*arguments, **options):
         pytest.fail("the backbone is loaded")
 
-    for module in ("evals.segmentation.train_options", "sail_encoder.backbones.registry"):
-        monkeypatch.setattr(f"{module}.load_backbone", load)
+    monkeypatch.setattr("sail_encoder.backbones.registry.load_backbone", load)
     spoil(plain)
     for mode in ("online", "cached"):
         out = tmp_path / f"out {mode}"

@@ -11,10 +11,8 @@ import sys
 import threading
 import traceback
 
+from sail_encoder.extraction.workers import CRASHED
 from sail_encoder.io.errors import UserError, in_one_line
-
-CRASHED = 70
-"""Exit status behind a traceback; Python's own, 1, is that of a run with failures recorded."""
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""Conversations of different lengths as the rows of one batch."""
+"""Caches of keys and values: shared by conversations that go on from one point, and joined into batches."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,18 +6,17 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import PreTrainedConfig
 from transformers.cache_utils import DynamicCache
 
-from sail_encoder.models.sail.configuration_sail import SailConfig
 
-
-def pad_behind_prefixes(rows: Sequence[list[int]], prefixes: Sequence[int], pad_id: int) -> tuple[Tensor, Tensor]:
+def pad_after_prefixes(rows: Sequence[list[int]], prefixes: Sequence[int], pad_id: int) -> tuple[Tensor, Tensor]:
     """Pads prompts so that their cached parts end at one column, and they themselves at another.
 
     Args:
         rows: Token ids of each prompt.
         prefixes: How many of them are in a cache.
-        pad_id: What stands at padding.
+        pad_id: Id that stands at padding.
 
     Returns:
         int64 [rows, length] each: token ids, and a mask that is zero at padding.
@@ -33,7 +32,7 @@ def pad_behind_prefixes(rows: Sequence[list[int]], prefixes: Sequence[int], pad_
     return ids, mask
 
 
-def join_caches(caches: Sequence[DynamicCache], config: SailConfig) -> DynamicCache:
+def join_caches(caches: Sequence[DynamicCache], config: PreTrainedConfig) -> DynamicCache:
     """A cache with a row for each of these, which have one each; shorter ones are padded in front.
 
     Empty ones may be among them.

@@ -51,6 +51,8 @@ def test_paths_are_for_any_working_folder(tmp_path, monkeypatch):
     expected = {"source": [f"{here}/a.jpg", f"{here}/*.tar"], "out": f"{here}/out", "model": f"{here}/model"}
     assert on_ray.with_absolute_paths(request) == {**expected, "norm": True}
     assert on_ray.with_absolute_paths({**request, "model": "sail-tiny"})["model"] == "sail-tiny"
+    named = {**request, "model": f"hf/{request['model']}"}
+    assert on_ray.with_absolute_paths(named)["model"] == f"hf/{expected['model']}"
 
 
 def test_a_share_that_is_cancelled_ends_its_process_cleanly(monkeypatch):

@@ -11,10 +11,10 @@ from helpers import save_images
 from sail_encoder.commands.extract import extract
 from sail_encoder.extraction import worker, workers
 from sail_encoder.images.sources import ImageFile
-from sail_encoder.store.index import write_index
+from sail_encoder.store.index import ImageStates, write_index
 from sail_encoder.store.reading import FeatureFolder
 from sail_encoder.store.records import Record
-from sail_encoder.store.shard import Shard
+from sail_encoder.store.shares import Share
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_more_sources_than_a_command_line_holds(run, photos, tmp_path):
 )
 def test_how_a_process_may_end(ending, status, told, capsys):
     process = subprocess.Popen([sys.executable, "-c", ending])
-    assert workers.Worker(Shard(1, 2), "cpu", process).conclude() == status
+    assert workers.Worker(Share(1, 2), "cpu", process).conclude() == status
     assert capsys.readouterr().err == told
 
 
@@ -97,8 +97,9 @@ def test_a_process_tells_mistakes_from_bugs(request_, status, told, monkeypatch,
 def test_no_run_that_lacks_images_is_called_done(tmp_path, capsys):
     images = [ImageFile(f"{index}.jpg", "", 1) for index in range(3)]
     rows = [Record("0.jpg", 1, file="features/0.jpg.npy"), Record("1.jpg", 1), Record("2.jpg", 1, error="broken")]
-    (tmp_path / ".work").mkdir()
-    write_index(tmp_path, rows)
+    states = ImageStates(images, bool)
+    states.note(rows)
+    write_index(tmp_path, states)
     assert workers.check_all_done(1, images, tmp_path) == 2
     assert capsys.readouterr().err == "1 of 3 images are not done; the same command goes on\n"
     assert workers.check_all_done(1, [images[0], images[2]], tmp_path) == 1

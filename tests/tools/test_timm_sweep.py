@@ -1,0 +1,66 @@
+import json
+
+import pytest
+
+from tools import timm_sweep
+
+NAMES = ["levit_128s", "resnet10t", "test_vit"]
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    out = tmp_path_factory.mktemp("sweep") / "timm.jsonl"
+    return out, timm_sweep.sweep(out, NAMES[1:])
+
+
+def test_each_architecture_is_described_and_run_at_its_smallest_size(swept):
+    _, (resnet, vit) = swept
+    assert (vit.status, vit.patches, vit.channels, vit.layers, vit.size) == ("works", (16,), (64,), 6, "16x16")
+    assert (resnet.status, resnet.patches, resnet.size) == ("works", (2, 4, 8, 16, 32), "32x32")
+    assert resnet.parameters > vit.parameters > 0
+
+
+def test_it_goes_on_where_it_was(swept, monkeypatch):
+    out, trials = swept
+    with out.open("a") as file:
+        file.write('{"name": "cut o')
+    ran = []
+
+    def run_apart(name, seconds):
+        ran.append(name)
+        return timm_sweep.Trial(name, "refused", "it cannot | it will not")
+
+    monkeypatch.setattr(timm_sweep, "run_apart", run_apart)
+    again = timm_sweep.sweep(out, NAMES)
+    assert ran == ["levit_128s"]
+    assert [trial.name for trial in again] == NAMES
+    assert [trial.status for trial in again[1:]] == [trial.status for trial in trials]
+    assert [json.loads(line)["name"] for line in out.read_text().splitlines()] == [*NAMES[1:], "levit_128s"]
+    table = list(timm_sweep.write_table(again))
+    assert "| works | 2 |" in table
+    assert "| levit_128s | refused | 0.0 M |  |  |  | it cannot \\| it will not |" in table
+
+
+def test_one_that_takes_too_long_is_ended():
+    assert timm_sweep.run_apart("test_vit", 0.01).status == "timeout"
+
+
+def test_what_comes_of_one(monkeypatch):
+    trial = timm_sweep.try_architecture("levit_128s")
+    assert trial.status == "refused"
+    assert "cannot take images of 192x192" in trial.reason
+    assert timm_sweep.try_architecture("no_such_model").status == "refused"
+    monkeypatch.setattr(timm_sweep, "PARAMETERS", 1000)
+    assert timm_sweep.try_architecture("test_vit").status == "described"
+
+
+def test_an_error_of_its_own_fails_the_sweep(tmp_path, monkeypatch, capsys):
+    def broken(name):
+        raise KeyError("depth")
+
+    monkeypatch.setattr(timm_sweep, "run_smallest", broken)
+    trial = timm_sweep.try_architecture("test_vit")
+    assert (trial.status, trial.reason) == ("error", "KeyError: 'depth'")
+    monkeypatch.setattr(timm_sweep, "run_apart", lambda name, seconds: trial)
+    assert timm_sweep.main(["--out", str(tmp_path / "timm.jsonl"), "--match", "test_vit"]) == 1
+    assert "KeyError: 'depth' |" in capsys.readouterr().out
