@@ -51,7 +51,10 @@ def parse_probes(probes: str | Mapping[str, Mapping[str, Any] | None]) -> dict[s
 
 _ONLINE = ("crop", "test_resize", "workers")
 _EXTRACTED = ("resize", "max_tokens", "dtype", "baselines")
-_STORED = ("model", "weights", "random_weights", "layers", "norm", "precision", *_EXTRACTED)
+BACKBONE_OPTIONS = ("weights", "random_weights", "max_tiles", "msac", "project")
+"""Options that say how a backbone is loaded, in the order of `choose_backbone`."""
+
+_STORED = ("model", *BACKBONE_OPTIONS, "layers", "norm", "precision", *_EXTRACTED)
 
 
 @dataclass(frozen=True)

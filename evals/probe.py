@@ -17,8 +17,8 @@ from evals.features import (
     require_grids,
     with_baselines,
 )
-from evals.options import CropOptions, default_probes, parse_probes, refuse_unread
-from sail_encoder.backbones.registry import announce, check_features, choose_weights, resolve_features
+from evals.options import BACKBONE_OPTIONS, CropOptions, default_probes, parse_probes, refuse_unread
+from sail_encoder.backbones.registry import announce, check_features, choose_backbone, resolve_features
 from sail_encoder.backbones.spec import FeatureSpec, VectorPooling
 from sail_encoder.io.devices import check_device
 from sail_encoder.io.refusals import check_writable
@@ -35,6 +35,9 @@ def probe(
     model: str = "sail-tiny",
     weights: str | None = None,
     random_weights: bool = False,
+    max_tiles: int | None = None,
+    msac: bool = False,
+    project: bool = False,
     probes: str | dict[str, dict[str, Any] | None] | None = None,
     layers: str = "-1",
     norm: bool = True,
@@ -72,6 +75,9 @@ def probe(
         model: sail-tiny, a folder, a Hub name such as ByteDance-Seed/SAIL-7B, timm/NAME, or hf/NAME.
         weights: For a timm model, a file or folder of weights in place of its published ones.
         random_weights: Whether to leave the weights random; they are the same every time.
+        max_tiles: For SAIL-VL, tiles per image at most; by default what the checkpoint says.
+        msac: For SAIL-VL, whether to see images under a second grid of tiles too; features are the mean of both.
+        project: For SAIL-VL, whether to take the features that its language model receives.
         probes: Names separated by commas; in a file also their settings, such as {knn: {k: [20]}, linear:
             {warmup: 0.1}}, where warmup is a share of the steps. By default all that fit the data: linear, logistic
             (not for regression), ridge, knn and attentive.
@@ -151,7 +157,7 @@ def _asked_of_features(asked: dict[str, Any]) -> dict[str, Any]:
     """Options of the command that are fields of a `FeatureSpec`."""
     names = {"norm": "norm", "fuse": "fuse", "pool": "pool", "precision": "precision", "dtype": "store_dtype"}
     fields = {field: asked[option] for option, field in names.items()}
-    return fields | choose_weights(asked["weights"], asked["random_weights"])
+    return fields | choose_backbone(*(asked[name] for name in BACKBONE_OPTIONS))
 
 
 def _check_use(probes: "list[Probe]", online: bool, stored: ImageFeatures | None) -> None:

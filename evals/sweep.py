@@ -10,7 +10,7 @@ from evals.datasets.loading import load_dataset
 from evals.datasets.splits import Splits, split_each_seed
 from evals.errors import DatasetError
 from evals.options import parse_probes
-from sail_encoder.backbones.registry import announce, check_features, choose_weights, load_for, resolve_features
+from sail_encoder.backbones.registry import announce, check_features, choose_backbone, load_for, resolve_features
 from sail_encoder.backbones.spec import VectorPooling
 from sail_encoder.io.devices import check_device
 from sail_encoder.io.refusals import check_writable
@@ -33,6 +33,9 @@ def sweep(
     model: str = "sail-tiny",
     weights: str | None = None,
     random_weights: bool = False,
+    max_tiles: int | None = None,
+    msac: bool = False,
+    project: bool = False,
     probes: str | dict[str, dict[str, Any] | None] | None = None,
     norm: bool = True,
     pool: VectorPooling = "mean",
@@ -58,6 +61,9 @@ def sweep(
         model: sail-tiny, a folder, a Hub name such as ByteDance-Seed/SAIL-7B, timm/NAME, or hf/NAME.
         weights: For a timm model, a file or folder of weights in place of its published ones.
         random_weights: Whether to leave the weights random; they are the same every time.
+        max_tiles: For SAIL-VL, tiles per image at most; by default what the checkpoint says.
+        msac: For SAIL-VL, whether to see images under a second grid of tiles too; features are the mean of both.
+        project: For SAIL-VL, whether to take the features that its language model receives.
         probes: Names separated by commas; in a file also their settings. Only those that take vectors; ridge, logistic
             (not for regression) and knn by default.
         norm: Whether to apply the model's final norm to every layer.
@@ -88,7 +94,7 @@ def sweep(
     chosen = {name: {**SETTINGS.get(name, {}), **settings} for name, settings in named.items()}
     (splits,) = split_each_seed(dataset, val_share, test_share, 1)
     asked_of_features = {"norm": norm, "pool": pool, "precision": precision}
-    asked_of_features |= choose_weights(weights, random_weights)
+    asked_of_features |= choose_backbone(weights, random_weights, max_tiles, msac, project)
     _, features = resolve_features(model, "all", resize, max_tokens, **asked_of_features)
     announce(model)
     from evals.layers import pool_layers

@@ -1,4 +1,5 @@
 import json
+import signal
 
 import pytest
 import torch
@@ -7,6 +8,12 @@ from helpers import GOLDEN, GOLDEN_IDS, golden_cases, small_config
 from sail_encoder import load_backbone
 from sail_encoder.io.hub import find_checkpoint
 from sail_encoder.models.sail.modeling_sail import SailForCausalLM
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible():
+    """A shell lets what it starts in the background ignore Ctrl-C, and Python then leaves it so."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -193,7 +193,7 @@ def workplace(tmp_path_factory):
     settings = {**FeatureSpec("sail-tiny", (0,)).to_json(), "root": str(folder)}
     (folder / "others" / "run.json").write_text(json.dumps({"settings": settings, "runs": []}))
     (folder / "head").mkdir()
-    source = {"backbone": "sail-tiny", "weights": "", "layers": [5]}
+    source = {"backbone": "sail-tiny", "weights": "", "layers": [5], "resize": "native"}
     head = {"kind": "linear", "settings": {"classes": ["a", "b"]}, "source": source}
     (folder / "head" / "head.json").write_text(json.dumps(head))
     return folder

@@ -50,7 +50,7 @@ def cache_grids(
             images,
             str(folder),
             model=source.model,
-            weights=source.options.get("weights"),
+            **source.options,
             random_weights=not source.pretrained,
             layers=",".join(map(str, source.layers)),
             norm=source.norm,

@@ -17,6 +17,9 @@ def train(
     model: str = "sail-tiny",
     weights: str | None = None,
     random_weights: bool = False,
+    max_tiles: int | None = None,
+    msac: bool = False,
+    project: bool = False,
     head: str = "linear",
     head_options: dict[str, Any] | None = None,
     layers: str = "-1",
@@ -70,6 +73,9 @@ def train(
             patches.
         weights: For a timm model, a file or folder of weights in place of its published ones.
         random_weights: Whether to leave the weights random; they are the same every time.
+        max_tiles: For SAIL-VL, tiles per image at most; by default what the checkpoint says.
+        msac: For SAIL-VL, whether to see images under a second grid of tiles too; features are the mean of both.
+        project: For SAIL-VL, whether to take the features that its language model receives.
         head: linear, upernet, or knn, which needs one pass over the data.
         head_options: Other arguments of the head, such as {"dropout": 0.1}.
         layers: Blocks that the head reads: -1, 0,11,23, last4 or even4; UperNet reads one or four.

@@ -15,7 +15,7 @@ from heads.contract import require_same_features
 from heads.dense import registry
 from heads.dense.registry import TrainedHead, build_dense_head
 from heads.registry import require_head
-from sail_encoder.backbones.registry import check_features, choose_weights, load_for, resolve_features
+from sail_encoder.backbones.registry import check_features, choose_backbone, load_for, resolve_features
 from sail_encoder.backbones.spec import BackboneSpec, FeatureSpec
 from sail_encoder.io.errors import UserError
 from sail_encoder.store.reading import FeatureFolder
@@ -47,7 +47,7 @@ def choose_features(request: TrainRequest) -> tuple[FeatureSpec, BackboneSpec]:
     require_head(request.head, registry.BUILT_IN, registry.GROUP)
     check_features(request.layers, request.resize, request.max_tokens)
     _check_place(request)
-    chosen = choose_weights(request.weights, request.random_weights)
+    chosen = choose_backbone(request.weights, request.random_weights, request.max_tiles, request.msac, request.project)
     spec, source = resolve_features(
         request.model, request.layers, request.resize, request.max_tokens, norm=request.norm, **chosen
     )

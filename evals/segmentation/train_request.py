@@ -38,6 +38,9 @@ class TrainRequest:
     model: str
     weights: str | None
     random_weights: bool
+    max_tiles: int | None
+    msac: bool
+    project: bool
     head: str
     head_options: dict[str, Any] | None
     layers: str

@@ -204,19 +204,34 @@ def resolve_features(
     return spec, FeatureSpec(model, indices, size=rule, **asked)
 
 
-def choose_weights(weights: str | None, random_weights: bool) -> dict[str, Any]:
-    """Fields of a `FeatureSpec` for the options `--weights` and `--random-weights`.
+def choose_backbone(
+    weights: str | None = None,
+    random_weights: bool = False,
+    max_tiles: int | None = None,
+    msac: bool = False,
+    project: bool = False,
+) -> dict[str, Any]:
+    """Fields of a `FeatureSpec` for the options of commands that say how a backbone is loaded.
+
+    Args:
+        weights: `--weights`, a file or folder in place of a model's own weights.
+        random_weights: `--random-weights`.
+        max_tiles: `--max-tiles`, of SAIL-VL.
+        msac: `--msac`, of SAIL-VL.
+        project: `--project`, of SAIL-VL.
 
     Raises:
-        UserError: If both are given, or there is no such file or folder.
+        UserError: If weights are to be read and random, or there is no such file or folder.
     """
-    if weights is None:
-        return {"pretrained": not random_weights}
-    if random_weights:
-        raise UserError("--weights and --random-weights exclude each other; leave one of them out")
-    if not Path(weights).exists():
-        raise UserError(f"no weights {weights}; name a safetensors file, a checkpoint, or their folder")
-    return {"options": {"weights": str(Path(weights).absolute())}}
+    tiling = {"max_tiles": max_tiles, "msac": msac or None, "project": project or None}
+    options: dict[str, Any] = {name: value for name, value in tiling.items() if value is not None}
+    if weights is not None:
+        if random_weights:
+            raise UserError("--weights and --random-weights exclude each other; leave one of them out")
+        if not Path(weights).exists():
+            raise UserError(f"no weights {weights}; name a safetensors file, a checkpoint, or their folder")
+        options["weights"] = str(Path(weights).absolute())
+    return {"pretrained": not random_weights, "options": options}
 
 
 def load_for(features: FeatureSpec, device: "str | torch.device" = "auto", name: str | None = None) -> "VisionBackbone":

@@ -174,7 +174,7 @@ class FeatureSpec:
         """
         renamed = {"backbone": "model", "dtype": "store_dtype", "resize": "size"}
         values = {renamed.get(name, name): value for name, value in written.items()}
-        values["size"] = Resize.parse(str(values.get("size", "native")), int(values.get("max_tokens", MAX_TOKENS)))
+        values["size"] = Resize.parse(str(values["size"]), int(values.get("max_tokens", MAX_TOKENS)))
         values["layers"] = tuple(int(layer) for layer in values["layers"])
         known = {field.name for field in fields(cls)}
         return cls(**{"model": "", **{name: value for name, value in values.items() if name in known}})

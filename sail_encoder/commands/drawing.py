@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from sail_encoder.backbones.registry import announce, load_backbone
+from sail_encoder.backbones.registry import announce, load_for
 from sail_encoder.backbones.spec import FeatureSpec
 from sail_encoder.images.decoding import Array, read_image
 from sail_encoder.images.geometry import Geometry
@@ -109,7 +109,7 @@ def read_photos(sources: Sequence[str], exif_rotate: bool, limit: int) -> tuple[
 def see(photos: Sequence[Photo], asked: FeatureSpec) -> list[Seen]:
     """Encodes images, with the model loaded up to the deepest layer that is asked for."""
     announce(asked.model)
-    backbone = load_backbone(asked.model, layers=asked.depth)
+    backbone = load_for(asked)
     different = {id(photo.image): photo.image for photo in photos}
     encoded = backbone.encode(list(different.values()), layers=asked.layers, resize=asked.size)
     seen = {

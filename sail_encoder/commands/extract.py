@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from sail_encoder.backbones.registry import announce, choose_weights, load_for, resolve_features
+from sail_encoder.backbones.registry import announce, choose_backbone, load_for, resolve_features
 from sail_encoder.backbones.spec import Pooling
 from sail_encoder.extraction.plan import Plan, forecast
 from sail_encoder.extraction.ray import check_devices, connect, extract_on_ray
@@ -26,6 +26,9 @@ def extract(
     model: str = "sail-tiny",
     weights: str | None = None,
     random_weights: bool = False,
+    max_tiles: int | None = None,
+    msac: bool = False,
+    project: bool = False,
     layers: str = "-1",
     norm: bool = True,
     pool: Pooling = "none",
@@ -53,6 +56,9 @@ def extract(
             transformers, by its name on the Hub or its folder), or raw/14 for raw patches.
         weights: For a timm model, a file or folder of weights in place of its published ones.
         random_weights: Whether to leave the weights random, as a baseline; they are the same every time.
+        max_tiles: For SAIL-VL, tiles per image at most; by default what the checkpoint says.
+        msac: For SAIL-VL, whether to see images under a second grid of tiles too; features are the mean of both.
+        project: For SAIL-VL, whether to take the features that its language model receives.
         layers: Blocks to take features from: -1, 0,11,23, all, last4 or even4.
         norm: Whether to apply the model's final norm; without it the raw residual stream is stored.
         pool: Whether to store the grid of patches (none), or one vector per image: mean, max or generalized mean (gem)
@@ -90,7 +96,7 @@ def extract(
     for note in listing.notes():
         print(note, file=sys.stderr)
     asked = {"norm": norm, "pool": pool, "exif_rotate": exif_rotate, "precision": precision, "store_dtype": dtype}
-    asked |= choose_weights(weights, random_weights)
+    asked |= choose_backbone(weights, random_weights, max_tiles, msac, project)
     plan = Plan(listing, *resolve_features(model, layers, resize, max_tokens, **asked))
     _check_folder(folder, plan, part, overwrite)
     cluster = connect() if engine == "ray" else None

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sail_encoder.backbones.registry import check_features, resolve_features
+from sail_encoder.backbones.registry import check_features, choose_backbone, resolve_features
 from sail_encoder.commands.drawing import DPI, Photo, Seen, check_drawing, is_numbers, panel_side, read_photo, see
 from sail_encoder.images.decoding import Array
 from sail_encoder.io.errors import require_positive
@@ -24,6 +24,11 @@ def match(
     strongest: int = 40,
     out: str = "match.png",
     model: str = "sail-tiny",
+    weights: str | None = None,
+    random_weights: bool = False,
+    max_tiles: int | None = None,
+    msac: bool = False,
+    project: bool = False,
     layer: str = "-1",
     resize: str = "auto",
     max_tokens: int | None = None,
@@ -42,6 +47,11 @@ def match(
         out: Picture to write: .png, .jpg, .svg or .pdf; .npy takes the pairs, [pairs, 5]: row and column in the first
             image, row and column in the second, and similarity.
         model: sail-tiny, a folder, a Hub name such as ByteDance-Seed/SAIL-7B, or timm/NAME.
+        weights: For a timm model, a file or folder of weights in place of its published ones.
+        random_weights: Whether to leave the weights random; they are the same every time.
+        max_tiles: For SAIL-VL, tiles per image at most; by default what the checkpoint says.
+        msac: For SAIL-VL, whether to see images under a second grid of tiles too; features are the mean of both.
+        project: For SAIL-VL, whether to take the features that its language model receives.
         layer: Block to take features from; negatives count from the end.
         resize: The model's own rule (auto), native, a side such as 224, or 448x672.
         max_tokens: Patches per image at most under the native rule; by default the model's own.
@@ -56,7 +66,9 @@ def match(
     check_features(layer, resize, max_tokens)
     require_positive("strongest", strongest)
     photos = [read_photo(first, exif_rotate), read_photo(second, exif_rotate)]
-    _, asked = resolve_features(model, layer, resize, max_tokens)
+    _, asked = resolve_features(
+        model, layer, resize, max_tokens, **choose_backbone(weights, random_weights, max_tiles, msac, project)
+    )
     seen = see(photos, asked)
     pairs, similarity = mutual_matches(*(one.grids[asked.layers[0]] for one in seen))
     count = len(pairs)

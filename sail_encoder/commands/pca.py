@@ -5,11 +5,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from sail_encoder.backbones.registry import check_features, family_of, resolve_features
+from sail_encoder.backbones.registry import check_features, choose_backbone, family_of, resolve_features
 from sail_encoder.backbones.spec import FeatureSpec
 from sail_encoder.commands.drawing import (
     DPI,
@@ -55,6 +56,11 @@ def pca(
     images: list[str] | None = None,
     out: str = "pca.png",
     models: str | None = None,
+    weights: str | None = None,
+    random_weights: bool = False,
+    max_tiles: int | None = None,
+    msac: bool = False,
+    project: bool = False,
     layers: str | None = None,
     features: str | None = None,
     foreground: str | None = None,
@@ -77,6 +83,11 @@ def pca(
             grids of different sizes.
         models: sail-tiny (the default), a folder, a Hub name such as ByteDance-Seed/SAIL-7B, timm/NAME, or several of
             them separated by commas.
+        weights: For a timm model, a file or folder of weights in place of its published ones.
+        random_weights: Whether to leave the weights random; they are the same every time.
+        max_tiles: For SAIL-VL, tiles per image at most; by default what the checkpoint says.
+        msac: For SAIL-VL, whether to see images under a second grid of tiles too; features are the mean of both.
+        project: For SAIL-VL, whether to take the features that its language model receives.
         layers: Blocks to take features from: -1 (the default), 0,11,23, all, last4 or even4. With --features by
             default all that are stored.
         features: A folder of sail extract, to draw what is stored there.
@@ -100,10 +111,14 @@ def pca(
         photos, count = read_photos(images or [], exif_rotate, limit)
         if not photos:
             raise UserError("nothing to draw; name images or folders, or a folder of sail extract with --features")
-        asked = _resolve((models or "sail-tiny").split(","), layers or "-1", resize, max_tokens)
+        chosen = choose_backbone(weights, random_weights, max_tiles, msac, project)
+        asked = _resolve((models or "sail-tiny").split(","), layers or "-1", resize, max_tokens, chosen)
         columns = [_Column(one.title, see(photos, one)) for one in asked]
     else:
-        _refuse_beside_features(models=models, resize=resize, max_tokens=max_tokens, exif_rotate=exif_rotate)
+        _refuse_beside_features(
+            models=models, weights=weights, random_weights=random_weights, msac=msac, project=project
+        )
+        _refuse_beside_features(max_tiles=max_tiles, resize=resize, max_tokens=max_tokens, exif_rotate=exif_rotate)
         photos, column, count = _read_stored(FeatureFolder(features), images, layers, limit)
         columns = [column]
     scores, masks = _analyse(columns, foreground is not None, threshold)
@@ -136,11 +151,13 @@ def _refuse_beside_features(**options: object) -> None:
         raise UserError(f"--{given[0]} has no effect with --features, which draws what is stored; leave one out")
 
 
-def _resolve(models: Sequence[str], layers: str, resize: str, max_tokens: int | None) -> list[FeatureSpec]:
+def _resolve(
+    models: Sequence[str], layers: str, resize: str, max_tokens: int | None, chosen: dict[str, Any]
+) -> list[FeatureSpec]:
     """What is asked of each model; those that need no heavy imports are looked at first."""
     names = [name.strip() for name in models]
     ordered = sorted(set(names), key=lambda name: (not family_of(name).is_light, name))
-    known = {name: resolve_features(name, layers, resize, max_tokens)[1] for name in ordered}
+    known = {name: resolve_features(name, layers, resize, max_tokens, **chosen)[1] for name in ordered}
     return [known[name] for name in names]
 
 

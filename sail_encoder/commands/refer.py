@@ -64,6 +64,29 @@ def refer(
     picture, _ = read_image(image, exif_rotate)
     inside = None if region is None else read_region(region, (picture.height, picture.width))
     read_config(model)
+    answer, masks = _ask(model, device, precision, picture, question, inside, max_new_tokens)
+    asked = {"image": image, "expression": expression, "region": region, "model": model, "answer": answer}
+    with explain_refusals(folder, "give the same command again"):
+        _write(folder, picture, masks, asked, earlier)
+    print(f"{answer}\nwrote {out}: {len(masks)} {'mask' if len(masks) == 1 else 'masks'} of {image}")
+    return 0
+
+
+def _ask(
+    model: str,
+    device: str,
+    precision: str,
+    picture: Image.Image,
+    question: str,
+    inside: Array | None,
+    max_new_tokens: int,
+) -> tuple[str, Array]:
+    """The answer of a model, and its masks, bool [q, height, width].
+
+    Raises:
+        CheckpointError: If the model cannot be loaded.
+        UserError: If there is no mask in the answer, or no room for one.
+    """
     announce(model)
     from sail_encoder.models.pixel_sail.answering import answer_with_masks
     from sail_encoder.models.pixel_sail.checkpoint import load_pixel_sail
@@ -74,13 +97,7 @@ def refer(
     if not len(masks):
         said = shorten(answer, 80, placeholder=" ...")
         raise UserError(f"the answer holds no [SEG], so there is no mask: '{said}'; word the expression otherwise")
-    asked = {"image": image, "expression": expression, "region": region, "model": model, "answer": answer}
-    with explain_refusals(folder, "give the same command again"):
-        for name in earlier - _write(folder, picture, masks, asked):
-            (folder / name).unlink(missing_ok=True)
-    print(answer)
-    print(f"wrote {out}: {len(masks)} {'mask' if len(masks) == 1 else 'masks'} of {image}")
-    return 0
+    return answer, masks
 
 
 def _check_folder(folder: Path, overwrite: bool) -> set[str]:
@@ -114,17 +131,18 @@ def _mask_name(index: int) -> str:
     return f"mask_{index}.png"
 
 
-def _write(folder: Path, picture: Image.Image, masks: Array, asked: dict[str, Any]) -> set[str]:
-    """Writes the answer, the masks, and what they look like; returns the names of the files."""
+def _write(folder: Path, picture: Image.Image, masks: Array, asked: dict[str, Any], earlier: set[str]) -> None:
+    """Writes the answer, the masks, and what they look like, in place of the files of an earlier answer."""
     names = [_mask_name(index) for index in range(len(masks))]
-    # The answer comes first, so that a later command knows the files even if this one is killed.
     size = {"height": picture.height, "width": picture.width}
     described = [{"file": name, **_describe(mask)} for name, mask in zip(names, masks, strict=True)]
+    # The answer comes first, so that a later command knows the files even if this one is killed.
     write_json(folder / ANSWER, {**asked, "image_size": size, "masks": described})
     for name, mask in zip(names, masks, strict=True):
         _save(Image.fromarray(mask.astype(np.uint8) * 255), folder / name)
     _save(Image.fromarray(overlay_masks(np.asarray(picture), masks)), folder / OVERLAY)
-    return {ANSWER, OVERLAY, *names}
+    for name in earlier - {ANSWER, OVERLAY, *names}:
+        (folder / name).unlink(missing_ok=True)
 
 
 def _describe(mask: Array) -> dict[str, Any]:

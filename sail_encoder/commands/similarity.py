@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from sail_encoder.backbones.registry import check_features, resolve_features
+from sail_encoder.backbones.registry import check_features, choose_backbone, resolve_features
 from sail_encoder.commands.drawing import (
     DPI,
     Photo,
@@ -39,6 +39,11 @@ def similarity(
     to: list[str] | None = None,
     out: str = "similarity.png",
     model: str = "sail-tiny",
+    weights: str | None = None,
+    random_weights: bool = False,
+    max_tiles: int | None = None,
+    msac: bool = False,
+    project: bool = False,
     layer: str = "-1",
     smooth: bool = False,
     resize: str = "auto",
@@ -59,6 +64,11 @@ def similarity(
         out: Picture to write: .png, .jpg, .svg or .pdf; .npy takes the similarities, [images, patches chosen, nh, nw],
             and .npz grids of different sizes.
         model: sail-tiny, a folder, a Hub name such as ByteDance-Seed/SAIL-7B, or timm/NAME.
+        weights: For a timm model, a file or folder of weights in place of its published ones.
+        random_weights: Whether to leave the weights random; they are the same every time.
+        max_tiles: For SAIL-VL, tiles per image at most; by default what the checkpoint says.
+        msac: For SAIL-VL, whether to see images under a second grid of tiles too; features are the mean of both.
+        project: For SAIL-VL, whether to take the features that its language model receives.
         layer: Block to take features from; negatives count from the end.
         smooth: Whether to interpolate between patches.
         resize: The model's own rule (auto), native, a side such as 224, or 448x672.
@@ -76,7 +86,9 @@ def similarity(
     if not patches and not points:
         raise UserError("no patch to compare with; name one with --at ROW,COLUMN or --at-pixel X,Y")
     photos = [read_photo(image, exif_rotate), *read_photos(to or [], exif_rotate, _TARGETS)[0]]
-    spec, asked = resolve_features(model, layer, resize, max_tokens)
+    spec, asked = resolve_features(
+        model, layer, resize, max_tokens, **choose_backbone(weights, random_weights, max_tiles, msac, project)
+    )
     size = (photos[0].image.height, photos[0].image.width)
     geometry = Geometry(size, size, spec.grid(size, asked.size))
     queries = [_check_patch(patch, geometry) for patch in patches]

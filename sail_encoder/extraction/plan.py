@@ -41,7 +41,7 @@ class Plan:
         features = self.features
         return {
             "model": features.model,
-            "weights": features.options.get("weights"),
+            **features.options,
             "random_weights": not features.pretrained,
             "layers": ",".join(map(str, features.layers)),
             "norm": features.norm,

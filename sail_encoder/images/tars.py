@@ -9,7 +9,7 @@ import numpy as np
 
 from sail_encoder.images.files import IMAGE_SUFFIXES, clean_name, is_hidden, suffix_of
 from sail_encoder.images.table import ImageBatch
-from sail_encoder.io.errors import SourceError
+from sail_encoder.io.errors import SourceError, UserError
 from sail_encoder.io.files import open_regular
 from sail_encoder.io.remote import is_remote, open_remote, remote_status
 
@@ -49,7 +49,7 @@ def open_tar(path: str) -> Iterator[tarfile.TarFile]:
             yield shard
     # Sizes that no file has end in errors of any kind.
     except (tarfile.TarError, ValueError, OverflowError, EOFError, OSError) as error:
-        if isinstance(error, SourceError) or getattr(error, "filename", None):
+        if isinstance(error, UserError) or getattr(error, "filename", None):
             raise
         raise SourceError(f"{path} is not an uncompressed tar file, or is damaged ({error})") from None
 

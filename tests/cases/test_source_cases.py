@@ -113,12 +113,12 @@ def fifo_as_a_list(folder):
 def test_only_regular_files_are_read(photos, tmp_path, make, status, words):
     """C1"""
     source = make(photos)
-    done = extract(source, tmp_path / "out", timeout=60)
+    done = extract(source, tmp_path / "out", timeout=300)
     assert done.returncode == status, done.stderr
     assert words in done.stderr
     if status == 1:
         assert "is a FIFO" in (tmp_path / "out" / "failures.csv").read_text()
-    assert extract(source, tmp_path / "dry", "--dry_run", "true", timeout=60).returncode == (2 if status == 2 else 0)
+    assert extract(source, tmp_path / "dry", "--dry_run", "true", timeout=300).returncode == (2 if status == 2 else 0)
 
 
 def test_of_members_of_one_name_the_last_counts(tmp_path):
@@ -239,7 +239,7 @@ def header_with(size):
 def test_impossible_sizes_in_a_tar(tmp_path, size):
     """F"""
     (tmp_path / "s.tar").write_bytes(header_with(size) + b"\0" * 10240)
-    assert says_one_line(extract(tmp_path / "s.tar", tmp_path / "out", timeout=60), "s.tar is")
+    assert says_one_line(extract(tmp_path / "s.tar", tmp_path / "out", timeout=300), "s.tar is")
 
 
 @pytest.mark.parametrize(

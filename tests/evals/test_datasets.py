@@ -22,7 +22,7 @@ from evals.errors import DatasetError
 from evals.scenes import TRAINING_SEEDS
 from sail_encoder.images.decoding import read_image
 from sail_encoder.images.sources import ImageList
-from sail_encoder.io.errors import ImageError
+from sail_encoder.io.errors import ImageError, SourceError
 
 
 def png(value=0, side=6):
@@ -244,7 +244,7 @@ def test_tables_that_cannot_be(tmp_path):
     with pytest.raises(DatasetError, match="split 'holdout' is unknown; allowed is train"):
         load_dataset(str(tmp_path / "list.csv"))
     write_csv(tmp_path / "list.csv", [{"where": "a.png", "label": "1"}])
-    with pytest.raises(DatasetError, match="name the one with the paths 'path'"):
+    with pytest.raises(SourceError, match="name the one with the paths 'path'"):
         load_dataset(str(tmp_path / "list.csv"))
     (tmp_path / "list.csv").write_text("path,label\n")
     with pytest.raises(DatasetError, match="has no rows"):

@@ -249,42 +249,31 @@ class PixelSailForCausalLM(PixelSailPreTrainedModel, SailForCausalLM):
     ) -> PixelSailOutput:
         """Predicts the next token at each position, and in training masks.
 
-        Inputs and errors are those of `SailForCausalLM.forward`, and besides:
-
-        Args:
-            input_ids: int64 [batch, length].
-            pixel_values: [total patches, 3 * patch_size**2].
-            image_grid_hw: [images, 2].
-            attention_mask: [batch, length].
-            position_ids: [3, batch, length].
-            past_key_values: Cache of earlier tokens.
-            inputs_embeds: [batch, length, hidden_size].
-            labels: [batch, length].
-            logits_to_keep: As there.
-            visual_prompts: int64 [total patches], see `mark_patches`.
-            mask_labels: Per image [q, height, width], 0 or 1, at any size: the masks of the `[SEG]` tokens that follow
-                the image, in their order; [0, height, width] where there is none.
-            kwargs: As there.
+        Inputs and errors are those of `SailForCausalLM.forward`, and two are added. `visual_prompts`, int64
+        [total patches], are the numbers of regions, see `mark_patches`. `mask_labels`, per image [q, height, width], 0
+        or 1, at any size, are the masks of the `[SEG]` tokens that follow the image, in their order; [0, height, width]
+        where there is none.
 
         Returns:
             As `SailForCausalLM.forward`. With `mask_labels` the loss is the weighted sum of those of text and masks.
 
         Raises:
-            ValueError: If masks and `[SEG]` tokens do not agree in number.
+            ValueError: If masks and `[SEG]` tokens do not agree in number, or nothing tells the tokens or the images.
         """
         if pixel_values is not None:
             pixel_values = mark_patches(pixel_values, visual_prompts)
-        if mask_labels is not None:
-            kwargs["output_hidden_states"] = True
+        keep_states = kwargs.pop("output_hidden_states", self.config.output_hidden_states)
+        options = {**kwargs, "output_hidden_states": keep_states or mask_labels is not None, "return_dict": True}
         # They are named one by one because `generate` and `Trainer` look for the names in this signature.
         inputs = input_ids, pixel_values, image_grid_hw, attention_mask, position_ids, past_key_values, inputs_embeds
-        outputs = PixelSailOutput(**super().forward(*inputs, labels, logits_to_keep, **{**kwargs, "return_dict": True}))
+        outputs = PixelSailOutput(**super().forward(*inputs, labels, logits_to_keep, **options))
         if mask_labels is None:
             return outputs
         if input_ids is None or image_grid_hw is None:
             raise ValueError("mask_labels need input_ids and image_grid_hw, to tell what they are the masks of")
         logits = self._training_logits(input_ids, image_grid_hw, outputs.hidden_states[-1], mask_labels)
-        return self._with_mask_losses(outputs, logits, mask_labels)
+        outputs.hidden_states = outputs.hidden_states if keep_states else None
+        return self._add_mask_losses(outputs, logits, mask_labels)
 
     def _training_logits(
         self, input_ids: Tensor, image_grid_hw: Tensor, states: Tensor, mask_labels: list[Tensor]
@@ -312,10 +301,9 @@ class PixelSailForCausalLM(PixelSailPreTrainedModel, SailForCausalLM):
             if len(seg)
         ]
 
-    def _with_mask_losses(
+    def _add_mask_losses(
         self, outputs: PixelSailOutput, logits: list[Tensor], mask_labels: list[Tensor]
     ) -> PixelSailOutput:
-        outputs.hidden_states = None
         outputs.text_loss = outputs.loss
         if not logits:
             return outputs

@@ -1,6 +1,7 @@
 """Regions of an image that a question is about: masks and boxes, and the patches that they cover."""
 
 import os
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
@@ -15,7 +16,7 @@ from sail_encoder.models.pixel_sail.tokens import VISUAL_PROMPTS
 Region: TypeAlias = str | os.PathLike[str] | Array | Sequence[float]
 """A mask, as an array [height, width] or the path of a picture, or a box (x0, y0, x1, y1) in pixels or as text."""
 
-_FORMS = "a box x0,y0,x1,y1 in pixels or the path of a mask"
+_FORMS = "a box x0,y0,x1,y1 in pixels, the path of a mask, or a mask [height, width]"
 
 
 def read_region(region: Region, image_size: Size) -> Array:
@@ -61,7 +62,8 @@ def _read_box(region: Region) -> tuple[float, ...]:
     except (TypeError, ValueError):
         box = ()
     if len(box) != 4 or not np.isfinite(box).all():
-        raise UserError(f"region {region} is not understood; give {_FORMS}")
+        named = f"of shape {list(region.shape)}" if isinstance(region, np.ndarray) else reprlib.repr(region)
+        raise UserError(f"region {named} is not understood; give {_FORMS}")
     return box
 
 

@@ -253,11 +253,11 @@ def test_overwriting_leaves_nothing_of_earlier_images_and_nothing_of_others_is_o
     copy = tmp_path / "run"
     shutil.copytree(head, copy)
     assert predict_folder(tmp_path / "b", head, copy, "--overwrite", "true") == 2
-    assert "holds a run of another command, which is not overwritten; use another --out" in capsys.readouterr().err
+    assert "is of sail segment train, so it is not overwritten; use another --out" in capsys.readouterr().err
     assert (copy / "run.json").read_bytes() == (head / "run.json").read_bytes()
     (out / "run.json").unlink()
     assert predict_folder(tmp_path / "b", head, out, "--overwrite", "true") == 2
-    assert "has no run.json, so what is in it is not overwritten" in capsys.readouterr().err
+    assert "has labels and no run.json, so it is no run of sail segment predict" in capsys.readouterr().err
 
 
 def test_names_of_label_maps_are_never_shared(runs, tmp_path):

@@ -201,6 +201,14 @@ def test_several_images_and_rows_in_training(small):
     assert_close(outputs.loss, sum(expected) + 0.1 * outputs.text_loss)
 
 
+def test_hidden_states_are_kept_if_asked_for(small):
+    ids, masks = torch.tensor([prompt_ids((1, 2), (SEG,))]), [torch.ones(1, 4, 4)]
+    image = {"pixel_values": random_patches([(1, 2)]), "image_grid_hw": torch.tensor([[1, 2]])}
+    assert small(ids, **image, mask_labels=masks).hidden_states is None
+    asked = small(ids, **image, mask_labels=masks, output_hidden_states=True).hidden_states
+    assert len(asked) == small.config.num_hidden_layers + 1
+
+
 def test_text_alone_counts_in_full(small):
     ids = torch.tensor([prompt_ids((1, 2), (5, 6, 7))])
     image = {"pixel_values": random_patches([(1, 2)]), "image_grid_hw": torch.tensor([[1, 2]])}

@@ -50,10 +50,11 @@ def test_a_path_with_a_comma(tmp_path):
     assert read_region(str(path), SIZE).sum() == 4
 
 
-@pytest.mark.parametrize("given", ["1,2,3", "1,2,3,x", "1,2,3,inf", (1, 2), "1,2,3,4,5"])
+@pytest.mark.parametrize("given", ["1,2,3", "1,2,3,x", "1,2,3,inf", (1, 2), "1,2,3,4,5", np.ones((60, 90, 3)), 7])
 def test_what_is_no_box(given):
-    with pytest.raises(UserError, match="is not understood; give a box x0,y0,x1,y1"):
+    with pytest.raises(UserError, match="is not understood; give a box x0,y0,x1,y1") as refused:
         read_region(given, SIZE)
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("given", ["0,0,91,60", "0,0,90,61", "-1,0,5,5", "5,5,5,6", "6,5,5,6"])
