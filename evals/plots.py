@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 INK, ACCENT, MUTED = "#222222", "#1b6ca8", "#b0b0b0"
 
+_COUNTED = 15
+"""Classes up to which there is room for counts in a confusion matrix."""
+
 
 def can_plot() -> bool:
     """Whether matplotlib is there; says what to do where it is not."""
@@ -60,7 +63,32 @@ def plot_confusion(result: Result) -> "Figure":
         ticks = range(len(result.classes))
         axes.set_xticks(ticks, result.classes, rotation=90)
         axes.set_yticks(ticks, result.classes)
+    if len(result.classes) <= _COUNTED:
+        for row, counts in enumerate(result.confusion):
+            for column, count in enumerate(counts):
+                color = "white" if shares[row][column] > 0.5 else INK
+                axes.text(column, row, f"{count:,}", ha="center", va="center", fontsize=6, color=color)
     figure.colorbar(picture, ax=axes, label="share of the true class")
+    return figure
+
+
+def plot_iou(title: str, scores: Mapping[str, float | None]) -> "Figure":
+    """IoU of each class as a bar, the highest first, and their mean as a line.
+
+    Args:
+        title: What stands above.
+        scores: IoU by class as a share; None where a class is neither present nor predicted.
+    """
+    rows = sorted(((iou, name) for name, iou in scores.items() if iou is not None), key=lambda row: row[0])
+    figure, axes = _axes(title)
+    figure.set_size_inches(5, 1.2 + 0.18 * max(5, len(rows)))
+    bars = axes.barh([name for _, name in rows], [100 * iou for iou, _ in rows], color=ACCENT, height=0.7)
+    axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=7, color=INK)
+    mean = sum(iou for iou, _ in rows) / max(1, len(rows))
+    axes.axvline(100 * mean, color=INK, linestyle="--", linewidth=0.8, label=f"mIoU {100 * mean:.1f}")
+    axes.set(xlabel="IoU in percent", xlim=(0, 108), xticks=range(0, 101, 20))
+    axes.tick_params("y", labelsize=7)
+    axes.legend(frameon=False, loc="lower right", fontsize=8)
     return figure
 
 

@@ -1,9 +1,11 @@
 """What a scored head leaves behind: a file for programs, a table for people, both with how the numbers were made."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evals.segmentation.run_folder import RESULTS
+from evals.plots import plot_iou, save
+from evals.segmentation.run_folder import IOU, RESULTS
 from evals.segmentation.scores import Scores, format_scores
 from sail_encoder.io.files import write_json
 
@@ -50,5 +52,9 @@ def write_report(
     ]
     if folder is not None:
         write_json(folder / RESULTS, {"scores": table, "protocol": way})
+        # Where matplotlib is not installed, the table says the same.
+        with suppress(ImportError):
+            classes = {name: row["IoU"] for name, row in table["classes"].items()}
+            save(plot_iou(f"{trained.kind} head on {source.title}", classes), folder / IOU)
         lines.append(f"results and pictures are in {folder}")
     return "\n".join(lines)

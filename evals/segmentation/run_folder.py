@@ -14,7 +14,8 @@ from sail_encoder.io.json_lines import LineLog
 from sail_encoder.io.runs import RUN, check_settings, require_own, write_run
 from sail_encoder.io.versions import versions
 
-RESULTS, CHECKPOINT, LOG, CURVES = "results.json", "checkpoint.pt", "log.jsonl", "curves.png"
+RESULTS, CHECKPOINT, LOG = "results.json", "checkpoint.pt", "log.jsonl"
+CURVES, IOU = "curves.png", "iou.png"
 OVERLAYS, LABELS, PICTURES = "overlays", "labels", "pictures.jsonl"
 TRAIN, EVAL, PREDICT = "segment train", "segment eval", "segment predict"
 """How run.json names the commands."""
@@ -56,7 +57,7 @@ def claim(folder: Path, settings: dict[str, Any], overwrite: bool) -> None:
         UserError: If a run with other settings is there, or something else is.
     """
     if overwrite:
-        files = (CHECKPOINT, LOG, CURVES, WEIGHTS, DESCRIPTION, RESULTS, PICTURES)
+        files = (CHECKPOINT, LOG, CURVES, IOU, WEIGHTS, DESCRIPTION, RESULTS, PICTURES)
         remove_run(folder, TRAIN, read_names(folder, PICTURES), files)
     check_run(folder, settings)
     write_run(folder, TRAIN, {"settings": _as_json(settings), "versions": versions()})

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from evals.segmentation.data import SegmentationData
-from evals.segmentation.pictures import compare, save_labels, save_picture
+from evals.segmentation.pictures import save_comparison, save_labels
 from evals.segmentation.run_folder import LABELS, OVERLAYS, PICTURES
 from evals.segmentation.scores import ConfusionMatrix, Scores
 from heads.dense.inference import Inference, predict
@@ -87,9 +87,9 @@ class Gallery:
             self.written.append(f"{LABELS}/{name}.png")
             save_labels(predicted, names, folder / LABELS / f"{name}.png")
         if number in self.chosen:
-            picture = compare(self.data.read_image(number), self.data.read_labels(number), predicted, names)
+            image, labels = self.data.read_image(number), self.data.read_labels(number)
             self.written.append(f"{OVERLAYS}/{name}.png")
-            save_picture(picture, folder / OVERLAYS / f"{name}.png")
+            save_comparison(image, labels, predicted, names, folder / OVERLAYS / f"{name}.png")
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:

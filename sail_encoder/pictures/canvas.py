@@ -24,7 +24,7 @@ VECTOR = (".svg", ".pdf")
 NUMBERS = (".npy", ".npz")
 
 _SMOOTHING = 4
-"""Sub-pixels per pixel in each direction of slanted lines and dots."""
+"""Sub-pixels per pixel in each direction of letters, slanted lines and dots."""
 
 Segment = tuple[float, float, float, float]
 """x and y of one end and of the other."""
@@ -100,8 +100,15 @@ class Bitmap(Canvas):
         self.page.paste(Image.fromarray(pixels), (left, top))
 
     def text(self, words: str, x: float, y: float, points: float, color: Color, align: str) -> None:
-        anchor = {"left": "lm", "center": "mm", "right": "rm"}[align]
-        self.pen.text((x, y), words, fill=color, font=_font(points * self.dpi / 72), anchor=anchor)
+        # Set larger and reduced: at few pixels Pillow moves letters to whole ones, and dots into their neighbors.
+        font = _font(points * self.dpi / 72)
+        width, height = font.getlength(words), sum(font.getmetrics())
+        mask = Image.new("L", (int(width / _SMOOTHING + 4) * _SMOOTHING, int(height / _SMOOTHING + 4) * _SMOOTHING))
+        left = x - {"left": 0, "center": 0.5, "right": 1}[align] * width / _SMOOTHING
+        corner = (int(left) - 1, int(y - mask.height / _SMOOTHING / 2))
+        inside = ((left - corner[0]) * _SMOOTHING, (y - corner[1]) * _SMOOTHING)
+        ImageDraw.Draw(mask).text(inside, words, fill=255, font=font, anchor="lm")
+        self.page.paste(color, corner, mask.reduce(_SMOOTHING))
 
     def segments(self, ends: Sequence[Segment], colors: Sequence[Color], points: float) -> None:
         width = points * self.dpi / 72
@@ -220,7 +227,7 @@ def save_numbers(arrays: dict[str, Array], lead: tuple[int, ...], out: Path) -> 
 
 def text_width(words: str, points: float, dpi: float) -> float:
     """Width of a line of text in pixels, with room for the somewhat wider font of another format."""
-    return 1.12 * float(_font(points * dpi / 72).getlength(words))
+    return 1.12 * float(_font(points * dpi / 72).getlength(words)) / _SMOOTHING
 
 
 def _shares(color: Color) -> tuple[float, ...]:
@@ -229,4 +236,5 @@ def _shares(color: Color) -> tuple[float, ...]:
 
 @cache
 def _font(pixels: float) -> Any:
-    return ImageFont.load_default(pixels)
+    """The font that comes with Pillow, `_SMOOTHING` times as large as asked for."""
+    return ImageFont.load_default(pixels * _SMOOTHING)

@@ -23,7 +23,10 @@ _EXACT = 1024
 """Channels up to which all eigenvectors are worth their time; beyond that the leading ones are iterated for."""
 
 _OUTLIERS = (2, 98)
-"""Percentiles that become the darkest and the brightest: SAIL has attention sinks, single patches far off the rest."""
+"""Percentiles between which nearly all of a color's range lies: SAIL has attention sinks, patches far off the rest."""
+
+_ROOM = 0.1
+"""Share of a color's range beyond each of them, so that where patches fall into two heaps not all colors are pure."""
 
 Grids = Sequence[Array]
 """A grid [nh, nw, channels] per image."""
@@ -107,15 +110,21 @@ def explained(column: Grids, masks: Grids | None = None) -> float:
 def as_colors(scores: Sequence[Sequence[Grids]], masks: Sequence[Grids] | None = None) -> list[list[list[Array]]]:
     """Scores as shares of red, green and blue, float32 in [0, 1].
 
-    Each component of a column is stretched between its 2nd and 98th percentile over all images, so that the same
-    patch has the same color wherever it stands in the column.
+    Each component of a column is stretched by its 2nd and 98th percentile over all images, so that the same patch has
+    the same color wherever it stands in the column.
 
     Args:
         scores: What `sheet_scores` returns.
         masks: Which patches decide how far to stretch.
     """
     return [
-        [_stretch(column, None if masks is None else masks[index]) for column in columns]
+        [
+            [
+                (_ROOM + (1 - 2 * _ROOM) * shares).clip(0, 1)
+                for shares in _stretch(column, masks[index] if masks else None)
+            ]
+            for column in columns
+        ]
         for index, columns in enumerate(scores)
     ]
 
@@ -140,7 +149,7 @@ def foreground_masks(first: Grids, threshold: float | None = None) -> list[Array
     border = np.concatenate([np.concatenate([grid[[0, -1]].ravel(), grid[:, [0, -1]].ravel()]) for grid in first])
     everywhere = np.concatenate([grid.ravel() for grid in first])
     side = -1 if border.mean() > everywhere.mean() else 1
-    shares = [grid[..., 0] for grid in _stretch([side * grid[..., None] for grid in first], None, clip=False)]
+    shares = [grid[..., 0] for grid in _stretch([side * grid[..., None] for grid in first], None)]
     cut = otsu(np.concatenate([grid.ravel() for grid in shares])) if threshold is None else threshold
     masks = [grid >= cut for grid in shares]
     left = sum(int(mask.sum()) for mask in masks)
@@ -199,7 +208,7 @@ def _leading_directions(patches: Array) -> Array:
     return np.pad(directions, ((0, 0), (0, COLORS - count))).astype(np.float32)
 
 
-def _stretch(column: Grids, masks: Grids | None, clip: bool = True) -> list[Array]:
+def _stretch(column: Grids, masks: Grids | None) -> list[Array]:
+    """Scores as shares of the way from the lower to the upper percentile."""
     low, high = np.percentile(_counted(column, masks), _OUTLIERS, axis=0)
-    shares = [(grid - low) / np.maximum(high - low, 1e-12) for grid in column]
-    return [(share.clip(0, 1) if clip else share).astype(np.float32) for share in shares]
+    return [((grid - low) / np.maximum(high - low, 1e-12)).astype(np.float32) for grid in column]

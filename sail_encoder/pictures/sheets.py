@@ -1,5 +1,6 @@
 """Sheets: pictures in rows and columns with titles, a color bar, a legend, frames, and lines from one to another."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,6 +79,12 @@ class Scale:
     high: float
     name: str
 
+    def format(self, value: float) -> str:
+        """A value with as many decimals, two to five, as tell it from its neighbors on the bar."""
+        step = (self.high - self.low) / (_TICKS - 1)
+        decimals = 2 if step <= 0 else min(5, max(2, math.ceil(-math.log10(step))))
+        return f"{value:.{decimals}f}"
+
 
 @dataclass(frozen=True)
 class Sheet:
@@ -155,7 +162,7 @@ class _Layout:
 
     def _bar_room(self, scale: Scale) -> int:
         """Width of the color bar with what is written at it."""
-        ticks = max(text_width(f"{value:.2f}", _NOTE, self.dpi) for value in (scale.low, scale.high))
+        ticks = max(text_width(scale.format(value), _NOTE, self.dpi) for value in (scale.low, scale.high))
         name = max(text_width(line, _NOTE, self.dpi) for line in scale.name.split("\n"))
         return round(max(self._pixels(_BAR_WIDTH + 5) + ticks, name))
 
@@ -245,7 +252,7 @@ class _Layout:
             right = self.bar_left + width
             canvas.segments([(right, y, right + self._pixels(2), y)], [INK], 0.6)
             value = scale.low + share * (scale.high - scale.low)
-            canvas.text(f"{value:.2f}", right + self._pixels(4), y, _NOTE, INK, "left")
+            canvas.text(scale.format(value), right + self._pixels(4), y, _NOTE, INK, "left")
 
 
 def shorten(words: str, width: float, points: float, dpi: float) -> str:

@@ -188,3 +188,8 @@ def test_numbers(tmp_path):
         save_numbers(arrays, (1, 2), tmp_path / "x.npy")
     save_numbers(arrays, (1, 2), tmp_path / "x.npz")
     assert np.load(tmp_path / "x.npz")["b"].shape == (4, 3)
+
+
+@pytest.mark.parametrize(("low", "high", "decimals"), [(-0.05, 1, 2), (0.9979, 0.9995, 4), (0.5, 0.5, 2), (0, 1e-9, 5)])
+def test_numbers_at_the_bar_are_told_apart(low, high, decimals):
+    assert Scale(low, high, "").format(low) == f"{low:.{decimals}f}"

@@ -54,7 +54,7 @@ def test_the_report_says_how_a_number_was_made(runs):
 def test_what_a_run_leaves(runs):
     folder = runs["online"]
     left = {path.name for path in folder.iterdir()}
-    assert {"head.safetensors", "head.json", "checkpoint.pt", "log.jsonl", "curves.png", "run.json"} <= left
+    assert {"head.safetensors", "head.json", "checkpoint.pt", "log.jsonl", "curves.png", "iou.png", "run.json"} <= left
     pictures = sorted((folder / "overlays").iterdir())
     assert len(pictures) == 8
     assert not [path for path in folder.rglob(".*") if path.is_file()]
@@ -334,6 +334,7 @@ def test_without_matplotlib_the_curves_are_left_out(data, tmp_path, monkeypatch,
     assert "no curves.png without matplotlib; pip install 'sail-encoder[plots]'" in capsys.readouterr().err
     assert (tmp_path / "results.json").exists()
     assert not (tmp_path / "curves.png").exists()
+    assert not (tmp_path / "iou.png").exists()
 
 
 def test_an_interrupted_extraction_ends_the_run(data, tmp_path, monkeypatch):

@@ -1,11 +1,14 @@
 """`sail pca`, `sail similarity` and `sail match`: pictures of what the features are, and the features themselves."""
 
 import re
+import shlex
+from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers import noise
 from PIL import Image
+from sklearn.datasets import load_sample_images
 
 from sail_cli import main
 from sail_encoder import load_backbone
@@ -257,3 +260,21 @@ def test_files_are_replaced_only_when_complete(photos, monkeypatch):
         match("a.png", "b.png", model="raw/14", out="x.png")
     assert (photos / "x.png").read_bytes() == b"earlier"
     assert sorted(path.name for path in photos.iterdir()) == ["a.png", "b.png", "photos", "x.png"]
+
+
+def test_commands_in_the_documentation_draw_what_is_beside_them(tmp_path, monkeypatch):
+    root = Path(__file__).parents[2]
+    page = (root / "docs" / "pictures.md").read_text()
+    (tmp_path / "demo" / "photographs").mkdir(parents=True)
+    for image, name in zip(load_sample_images().images, ("china", "flower"), strict=True):
+        Image.fromarray(image).save(tmp_path / "demo" / "photographs" / f"{name}.png")
+    monkeypatch.chdir(tmp_path)
+    [code] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(compile(code, "<pictures.md>", "exec"), {})
+    commands = re.findall(r"^sail (.*)$", page, re.MULTILINE)
+    assert len(commands) == 3
+    for command in commands:
+        assert main(shlex.split(command)) == 0
+        shown = root / "docs" / "pictures" / command.split()[-1]
+        assert shown.stat().st_size <= 150_000
+        assert pixels(command.split()[-1]).shape == pixels(shown).shape
