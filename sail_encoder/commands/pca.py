@@ -81,8 +81,8 @@ def pca(
         images: Image files, folders, globs or lists; with --features names of images in that folder, by default all.
         out: Picture to write: .png, .jpg, .svg or .pdf; .npy takes the scores, [images, columns, nh, nw, 3], and .npz
             grids of different sizes.
-        models: sail-tiny (the default), a folder, a Hub name such as ByteDance-Seed/SAIL-7B, timm/NAME, hf/NAME, or several
-            of them separated by commas.
+        models: sail-tiny (the default), a folder, a Hub name such as ByteDance-Seed/SAIL-7B, timm/NAME, hf/NAME, or
+            several of them separated by commas.
         weights: For a timm model, a file or folder of weights in place of its published ones.
         random_weights: Whether to leave the weights random; they are the same every time.
         max_tiles: For SAIL-VL, tiles per image at most; by default what the checkpoint says.
