@@ -95,17 +95,32 @@ def list_devices(devices: str) -> "list[torch.device]":
     return [choose_device(device) for device in split_devices(devices)]
 
 
+_SMALL_PRODUCT, _SLOW_SECONDS = 512, 0.1
+"""Side of the matrices that are tried first, and from which time on no larger ones are."""
+
+
 def measure_matrix_rate(device: "torch.device", dtype: "torch.dtype", size: int | None = None) -> float:
-    """Floating-point operations a second of a large matrix product, the best of several."""
+    """Floating-point operations a second of a large matrix product, the best of several.
+
+    One second is spent on repetitions, and the product is a small one where a processor has no units for the type, as
+    many have none for bfloat16.
+    """
     import torch
 
-    size = size or (8192 if device.type == "cuda" else 1536)
-    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    times = []
-    for _ in range(6):
+    def seconds_of(size: int) -> float:
+        left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
         start = time.perf_counter()
         float((left @ right)[0, 0])
-        times.append(time.perf_counter() - start)
+        return time.perf_counter() - start
+
+    begun = time.perf_counter()
+    if size is None:
+        seconds_of(_SMALL_PRODUCT)
+        is_slow = seconds_of(_SMALL_PRODUCT) > _SLOW_SECONDS
+        size = _SMALL_PRODUCT if is_slow else 8192 if device.type == "cuda" else 1536
+    times = [seconds_of(size)]
+    while len(times) < 6 and time.perf_counter() - begun < 1:
+        times.append(seconds_of(size))
     return 2 * size**3 / min(times)
 
 

@@ -8,8 +8,9 @@ import sys
 import pytest
 from helpers import save_images
 
+from sail_encoder.commands import worker
 from sail_encoder.commands.extract import extract
-from sail_encoder.extraction import worker, workers
+from sail_encoder.extraction import workers
 from sail_encoder.images.sources import ImageFile
 from sail_encoder.store.index import ImageStates, write_index
 from sail_encoder.store.reading import FeatureFolder
