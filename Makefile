@@ -43,7 +43,7 @@ endef
 
 # Needs uv, which resolves for all supported releases of Python at once.
 constraints:
-	uv pip compile --quiet --universal --python-version 3.10 --all-extras --no-emit-package sail-encoder \
+	uv pip compile --quiet --universal --python-version 3.10 --extra dev --no-emit-package sail-encoder \
 		--no-annotate --no-header --upgrade --output-file constraints.txt pyproject.toml
 
 # The model classes under transformers' own common tests, which come with its source distribution.
