@@ -106,6 +106,6 @@ def answer_streamed(chat: Chat, prompt: str, sampling: Sampling) -> int:
     """
     stop = threading.Event()
     streamer = _AnswerStreamer(chat, stop)
-    with Interrupt(streamer.stop_soon, notice="") as interrupt:
+    with Interrupt(streamer.stop_soon, notice="", ends_process=False) as interrupt:
         chat.ask(prompt, sampling=sampling, streamer=streamer, stop=stop)
     return interrupt.status

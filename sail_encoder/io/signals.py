@@ -26,6 +26,8 @@ class Interrupt:
     Args:
         stop: What to call to ask the work to stop.
         notice: What to print then, if anything.
+        ends_process: Whether the second signal ends the process; else it raises a `KeyboardInterrupt` where the work
+            is, for a process that goes on with something else.
 
     Attributes:
         number: The signal that came, 0 if none has.
@@ -34,8 +36,9 @@ class Interrupt:
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
     NOTICE = "stopping when what was begun is saved; once more to stop at once"
 
-    def __init__(self, stop: Callable[[], None], notice: str = NOTICE) -> None:
+    def __init__(self, stop: Callable[[], None], notice: str = NOTICE, ends_process: bool = True) -> None:
         self.stop = stop
+        self.ends_process = ends_process
         self.notice = notice
         self.number = 0
 
@@ -52,8 +55,10 @@ class Interrupt:
         return self
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.number:
+        if self.number and self.ends_process:
             os._exit(128 + number)
+        if self.number:
+            raise KeyboardInterrupt
         self.number = number
         self.stop()
         if self.notice:

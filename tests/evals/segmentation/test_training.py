@@ -141,7 +141,7 @@ def test_other_weights_of_the_same_name_are_refused(data, small_checkpoint, tmp_
 def test_folders_of_others_are_not_overwritten(data, small_checkpoint, tmp_path, capsys):
     (tmp_path / "overlays").mkdir()
     assert main(train(data, tmp_path, small_checkpoint, "--overwrite", "true")) == 2
-    assert "has no run.json, so what is in it is not overwritten" in capsys.readouterr().err
+    assert "has overlays and no run.json, so it is no run of sail segment train" in capsys.readouterr().err
     assert (tmp_path / "overlays").exists()
 
 
