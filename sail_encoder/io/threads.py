@@ -11,6 +11,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _END = object()
+_WAKING = 0.5
+"""Seconds after which a waiting thread looks whether a signal has come."""
 
 
 def map_ahead(function: Callable[[T], R], items: Iterable[T], pool: Executor, ahead: int) -> Iterator[R]:
@@ -42,7 +44,7 @@ def prefetch(items: Iterable[T], depth: int) -> Generator[T, None, None]:
     thread.start()
     try:
         while True:
-            item, error = ready.get()
+            item, error = _take(ready)
             if error is not None:
                 raise error
             if item is _END:
@@ -50,7 +52,17 @@ def prefetch(items: Iterable[T], depth: int) -> Generator[T, None, None]:
             yield item
     finally:
         stopped.set()
-        thread.join()
+        while thread.is_alive():
+            thread.join(_WAKING)
+
+
+def _take(ready: "queue.Queue[Any]") -> Any:
+    """Waits for an item, and wakes now and then: a signal that comes just before the wait begins would not end it."""
+    while True:
+        try:
+            return ready.get(timeout=_WAKING)
+        except queue.Empty:
+            continue
 
 
 def _put(ready: "queue.Queue[Any]", item: Any, stopped: threading.Event) -> bool:

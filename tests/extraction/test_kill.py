@@ -17,8 +17,8 @@ from sail_encoder.commands.extract import extract
 from sail_encoder.io.errors import StoreError
 from sail_encoder.io.json_lines import LineLog
 
-KILLS_AT_WORK = 20
-KILLS_AT_THE_END = 5
+KILLS_AT_WORK = 12
+KILLS_AT_THE_END = 4
 
 
 @pytest.fixture(scope="module")
