@@ -98,9 +98,9 @@ def _frame_at(
     before = max(((shown, decoded) for shown, decoded in key_frames if shown <= time), default=(0, 0))[1]
     for start, is_last in ((before, False), (stream.start_time or 0, True)):
         container.seek(start, stream=stream)
-        frames = (frame for frame in container.decode(stream) if frame.pts is not None)
+        frames = ((frame.pts, frame) for frame in container.decode(stream) if frame.pts is not None)
         first = next(frames, None)
         # Where the first frame is too late already, the search has gone too far, and the second goes through all.
-        if first is not None and (first.pts <= time or is_last):
-            return next((frame for frame in chain([first], frames) if frame.pts >= time), None)
+        if first is not None and (first[0] <= time or is_last):
+            return next((frame for shown, frame in chain([first], frames) if shown >= time), None)
     return None
