@@ -12,6 +12,16 @@ import pytest
 import torch
 from drawn_data import COLORS, write_data
 from helpers import noise
+from PIL import Image
+
+from evals.segmentation.inference_options import inference_of
+from heads.contract import HeadError
+from heads.dense.registry import load_dense_head
+from sail_cli import main
+from sail_encoder import load_backbone
+from sail_encoder.io.errors import UserError
+
+pytest.importorskip("mmseg")
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
@@ -20,16 +30,9 @@ from mmengine.runner import Runner, load_checkpoint
 from mmengine.structures import PixelData
 from mmseg.registry import DATASETS, MODELS
 from mmseg.structures import SegDataSample
-from PIL import Image
 
-from evals.segmentation.inference_options import inference_of
-from heads.contract import HeadError
-from heads.dense.registry import load_dense_head
 from heads.mmseg import NativeHead, SailBackbone
 from heads.mmseg.decode_head import export_head
-from sail_cli import main
-from sail_encoder import load_backbone
-from sail_encoder.io.errors import UserError
 
 CONFIGS = Path("configs/mmseg")
 CLASSES = [f"class {index}" for index in range(len(COLORS))]

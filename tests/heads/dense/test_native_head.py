@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+
+from heads.contract import HeadError
+
+pytest.importorskip("mmseg")
 from mmengine.registry import init_default_scope
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 
-from heads.contract import HeadError
 from heads.mmseg import NativeHead
 
 CHANNELS = [6, 8, 6, 8]
