@@ -79,12 +79,21 @@ def test_the_projector_reads_the_block_that_it_was_trained_on(tmp_path):
         load_backbone(str(folder), project=True, layers=1)
 
 
-def test_native_sizes_interpolate_positions_as_the_published_internvit(golden):
-    if golden.folder.name != "sail_vl_internvit":
-        pytest.skip("recorded for InternViT alone")
+def test_native_sizes_interpolate_positions_as_the_published_internvit():
+    golden = golden_set("sail_vl_internvit")
     recorded = golden.tensors()
     (states,) = load_backbone(str(golden.checkpoint)).get_intermediate_layers(recorded["wide_pixels"], 1)
     assert_close(states, recorded["wide_last_hidden_state"][:, 1:], **CLOSE)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (40, 1)])
+def test_images_of_one_pixel_a_side_have_features(backbone, size):
+    for rule in ("tiles", "native"):
+        (features,) = backbone.encode([noise(*size)], resize=rule)
+        assert features.image_size == size
+        assert features.grid.isfinite().all()
+    with pytest.raises(UserError, match="layer 99 does not exist"):
+        backbone.encode([noise(*size)], layers=99)
 
 
 def test_tiles_stand_in_the_grid_where_they_lie_in_the_image(backbone, wide):
