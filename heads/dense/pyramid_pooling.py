@@ -101,7 +101,13 @@ class AuxiliaryHead(nn.Module):
 
 
 def set_starting_weights(head: PyramidHead | AuxiliaryHead) -> None:
-    """Lets the classifier start from N(0, 0.01), as mmsegmentation's does; other layers keep PyTorch's start."""
+    """Lets a head start as mmsegmentation's does: the classifier from N(0, 0.01), all else as for ReLU (He et al.).
+
+    PyTorch's own start, which transformers' class keeps, is three to five times smaller.
+    """
+    for layer in head.modules():
+        if isinstance(layer, ConvNormReLU):
+            nn.init.kaiming_normal_(layer.conv.weight, mode="fan_out", nonlinearity="relu")
     for layer in head.classifier:
         if isinstance(layer, nn.Conv2d):
             nn.init.normal_(layer.weight, std=0.01)

@@ -7,7 +7,7 @@ from torch import Tensor
 from heads.contract import HeadError
 from heads.dense.contract import DenseHead
 from heads.dense.loss import upsampled_cross_entropy
-from heads.dense.pyramid import SCALES, SimpleFeaturePyramid
+from heads.dense.pyramid import SCALES, PyramidNorm, SimpleFeaturePyramid
 from heads.dense.pyramid_pooling import AuxiliaryHead, PyramidHead, set_starting_weights
 
 
@@ -22,6 +22,7 @@ class UperNetHead(DenseHead):
         auxiliary_channels: Width of the auxiliary head.
         auxiliary_weight: Weight of its loss; 0 leaves the auxiliary head out.
         auxiliary_level: Level of the pyramid that it sits on.
+        pyramid_norm: The norm inside the pyramid: `batch`, or `layer` as InternVL has it.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class UperNetHead(DenseHead):
         auxiliary_channels: int = 256,
         auxiliary_weight: float = 0.4,
         auxiliary_level: int = 2,
+        pyramid_norm: PyramidNorm = "batch",
     ) -> None:
         super().__init__()
         if not 0 <= auxiliary_level < len(SCALES):
@@ -45,9 +47,10 @@ class UperNetHead(DenseHead):
             "auxiliary_channels": auxiliary_channels,
             "auxiliary_weight": auxiliary_weight,
             "auxiliary_level": auxiliary_level,
+            "pyramid_norm": pyramid_norm,
         }
         self.auxiliary_weight, self.auxiliary_level = auxiliary_weight, auxiliary_level
-        self.pyramid = SimpleFeaturePyramid(in_channels)
+        self.pyramid = SimpleFeaturePyramid(in_channels, pyramid_norm)
         widths = self.pyramid.out_channels
         self.head = PyramidHead(widths, num_classes, channels, dropout)
         set_starting_weights(self.head)

@@ -6,7 +6,7 @@ from mmengine.model import BaseModule
 from mmseg.registry import MODELS
 from torch import Tensor
 
-from heads.dense.pyramid import SimpleFeaturePyramid
+from heads.dense.pyramid import PyramidNorm, SimpleFeaturePyramid
 
 
 @MODELS.register_module()
@@ -15,11 +15,12 @@ class FeaturePyramidNeck(BaseModule):
 
     Args:
         in_channels: Channels of each layer.
+        norm: The norm inside it, batch or layer.
     """
 
-    def __init__(self, in_channels: Sequence[int]) -> None:
+    def __init__(self, in_channels: Sequence[int], norm: PyramidNorm = "batch") -> None:
         super().__init__()
-        self.pyramid = SimpleFeaturePyramid(in_channels)
+        self.pyramid = SimpleFeaturePyramid(in_channels, norm)
 
     def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         return tuple(self.pyramid(inputs))

@@ -14,6 +14,7 @@ from evals.segmentation.train import train
 from evals.segmentation.train_request import TrainRequest
 from heads.dense.inference import Inference
 from sail_encoder.images.resizing import Resize
+from heads.dense.upernet import UperNetHead
 
 ROOT = Path(__file__).parents[2]
 RECORDED = ROOT / "tests/golden/recipes"
@@ -65,3 +66,19 @@ def probe_settings(name):
 def recipe_probe(name, kind, **changes):
     """The probe that `sail probe` builds for the recipe of a name."""
     return build_probe(kind, {**probe_settings(name)["probes"][kind], **changes}, "classification", 0, "cpu")
+
+
+def internvl_upernet(head):
+    """InternVL's UperNet with the recorded weights, as narrow as these, and without dropout."""
+    inputs = head["inputs"]
+    options = {
+        **segmentation_request("ade20k_upernet_internvl").head_options,
+        "channels": inputs["channels"],
+        "auxiliary_channels": inputs["auxiliary_channels"],
+        "dropout": 0.0,
+    }
+    made = UperNetHead([inputs["width"]] * 4, inputs["classes"], **options)
+    weights = {name: tensor(spec) for name, spec in inputs["weights"].items()}
+    missing = made.load_state_dict(weights, strict=False).missing_keys
+    assert all("running" in name or "tracked" in name for name in missing)
+    return made

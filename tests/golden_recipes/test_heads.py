@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from recipe_values import probe_settings, recipe_probe, recorded, segmentation_request, tensor
+from recipe_values import internvl_upernet, probe_settings, recipe_probe, recorded, segmentation_request, tensor
 
 from heads.dense.linear import LinearHead
+from heads.dense.upernet import UperNetHead
 
 
 @pytest.mark.parametrize("name", ["ade20k_linear_dinov3", "ade20k_linear_dinov2"])
@@ -26,6 +27,61 @@ def test_starting_weights_of_linear_segmentation(name):
     head = LinearHead([2048], 150).requires_grad_(False)
     assert float(head.classifier.weight.std()) == pytest.approx(values["classifier_std"], rel=0.02)
     assert float(head.classifier.bias.abs().max()) == values["classifier_bias"]
+
+
+def test_upernet():
+    values = recorded("ade20k_upernet_internvl")["head"]
+    head = internvl_upernet(values).eval().requires_grad_(False)
+    maps = [tensor(one) for one in values["inputs"]["maps"]]
+    levels = head.pyramid(maps)
+    for level, wanted in zip(levels, values["levels"], strict=True):
+        assert list(level.shape) == wanted["shape"]
+        assert float(level.mean()) == pytest.approx(wanted["mean"], abs=1e-4)
+        torch.testing.assert_close(level[0, 0, 0, :4], torch.tensor(wanted["first"]), atol=1e-4, rtol=0)
+    for logits, wanted in (
+        (head(maps), values["logits"]),
+        (head.auxiliary(levels[head.auxiliary_level]), values["auxiliary_logits"]),
+    ):
+        assert list(logits.shape) == wanted["shape"]
+        torch.testing.assert_close(logits[0, :, 0, 0], torch.tensor(wanted["first"]), atol=1e-3, rtol=1e-4)
+        torch.testing.assert_close(logits[1, :, -1, -1], torch.tensor(wanted["last"]), atol=1e-3, rtol=1e-4)
+
+
+def test_starting_weights_of_upernet():
+    values = recorded("ade20k_upernet_internvl")["starting_weights"]
+    torch.manual_seed(0)
+    options = segmentation_request("ade20k_upernet_internvl").head_options
+    head = UperNetHead([64] * 4, 150, **{**options, "channels": 128, "auxiliary_channels": 96})
+    parameters = dict(head.requires_grad_(False).named_parameters())
+    assert sorted(parameters) == sorted(one["name"] for one in values)
+    for one in values:
+        weight = parameters[one["name"]]
+        assert list(weight.shape) == one["shape"]
+        assert float(weight.std()) == pytest.approx(one["std"], rel=0.05), one["name"]
+        assert float(weight.mean()) == pytest.approx(one["mean"], abs=0.05 * max(one["std"], 1e-6)), one["name"]
+
+
+def test_both_pyramids_start_alike():
+    """The neck of mmsegmentation's configuration, beside its own head, and the head of our training."""
+    pytest.importorskip("mmseg")
+    from heads.mmseg.neck import FeaturePyramidNeck
+
+    torch.manual_seed(0)
+    neck = FeaturePyramidNeck([64] * 4, "layer").pyramid.state_dict()
+    torch.manual_seed(0)
+    ours = UperNetHead([64] * 4, 3, channels=8, auxiliary_weight=0, pyramid_norm="layer").pyramid.state_dict()
+    assert all(torch.equal(weight, ours[name]) for name, weight in neck.items())
+
+
+def test_what_is_decayed():
+    values, head = recorded("ade20k_upernet_internvl"), internvl_upernet(recorded("ade20k_upernet_internvl")["head"])
+    optimizer, _ = segmentation_request("ade20k_upernet_internvl").optimization.build(head)
+    names = {id(parameter): name for name, parameter in head.named_parameters()}
+    decays = {
+        group["weight_decay"]: sorted(names[id(one)] for one in group["params"]) for group in optimizer.param_groups
+    }
+    wanted = values["weight_decay"]
+    assert decays == {values["settings"]["weight_decay"]: wanted["decayed"], 0.0: wanted["not_decayed"]}
 
 
 @pytest.mark.parametrize("name", ["imagenet1k-dinov3-linear", "imagenet1k-internvl-linear"])

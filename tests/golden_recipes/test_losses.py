@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from recipe_values import draw, recipe_probe, recorded, segmentation_request, tensor
+from recipe_values import draw, internvl_upernet, recipe_probe, recorded, segmentation_request, tensor
 
 from evals.segmentation.batches import Batch
 from evals.segmentation.run import batch_loss
@@ -42,6 +42,17 @@ def test_linear_segmentation(name):
     assert found == pytest.approx(values["value"], rel=1e-5)
     ours = first_loss(head, replace(request, loss_over="labelled"), [inputs["maps"]], inputs["labels"])
     assert ours == pytest.approx(values["value"] / values["labelled_share"], rel=1e-3)
+
+
+def test_upernet(tmp_path):
+    values, optimization = (
+        recorded("ade20k_upernet_internvl"),
+        segmentation_request("ade20k_upernet_internvl").optimization,
+    )
+    head, maps, wanted = internvl_upernet(values["head"]), values["head"]["inputs"]["maps"], values["loss"]
+    assert first_loss(head, optimization, maps, wanted["labels"], tmp_path) == pytest.approx(wanted["total"], rel=1e-5)
+    head.auxiliary_weight = 0
+    assert first_loss(head, optimization, maps, wanted["labels"], tmp_path) == pytest.approx(wanted["head"], rel=1e-5)
 
 
 def dinov3_bank(values, **changes):

@@ -1,8 +1,9 @@
 """UperNet on four layers of frozen SAIL-7B.
 
 Source: the frozen-backbone "head tuning" of InternVL-6B (arXiv 2312.14238 and its published configuration): layers at
-every quarter of the depth, width 1536, auxiliary head of the same width on the second level; AdamW 4e-5, weight decay
-0.05 but for norms and biases, 80,000 iterations of 16 crops, in a line to zero under a warm-up of 1,500.
+every quarter of the depth without a final norm, a layer norm in the pyramid, width 1536, auxiliary head of the same
+width on the second level; AdamW 4e-5, weight decay 0.05 but for norms and biases, 80,000 iterations of 16 crops, in a
+line to zero under a warm-up of 1,500.
 """
 
 norm_cfg = dict(type="SyncBN", requires_grad=True)
@@ -11,8 +12,8 @@ model = dict(
     type="EncoderDecoder",
     # The backbone normalises; what is beyond the edge of an image gets a middle gray.
     data_preprocessor=dict(type="SegDataPreProcessor", bgr_to_rgb=True, pad_val=116, seg_pad_val=255),
-    backbone=dict(type="SailBackbone", model="ByteDance-Seed/SAIL-7B", out_indices=[7, 15, 23, 31]),
-    neck=dict(type="FeaturePyramidNeck", in_channels=[4096] * 4),
+    backbone=dict(type="SailBackbone", model="ByteDance-Seed/SAIL-7B", out_indices=[7, 15, 23, 31], norm=False),
+    neck=dict(type="FeaturePyramidNeck", in_channels=[4096] * 4, norm="layer"),
     decode_head=dict(
         type="UPerHead",
         in_channels=[4096] * 4,
