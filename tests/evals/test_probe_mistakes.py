@@ -31,6 +31,10 @@ def test_images_on_both_sides_are_told(pets, small_checkpoint, tmp_path, capsys)
             ["--online", "true", "--probes", "linear", "--crop", "30"],
             "not a multiple of the patch size 14; the nearest",
         ),
+        (
+            ["--online", "true", "--probes", "linear", "--crop", "28", "--test_resize", "27"],
+            "--test_resize cannot be 27; allowed is 28 or more, the side of the crops",
+        ),
         (["--config", "{config}"], "probe 'knn' has no setting 'temprature'; did you mean 'temperature'?"),
     ],
 )
@@ -77,7 +81,7 @@ def test_a_path_listed_twice_is_refused(sources, tmp_path, capsys):
         *(("folder", f"{name} {value}") for name, value in (("labels", "x"), ("label_column", "x"))),
         *((kind, "labels x") for kind in ("made", "table", "shards")),
         *(("made", "label_column x"), ("grids", "label_column x")),
-        *(("table", "crop 224"), ("made", "workers 0")),
+        *(("table", "crop 224"), ("made", "workers 0"), ("folder", "test_resize 256")),
         *(("grids", f"{name} x") for name in ("model", "layers", "resize")),
         *(("grids", "norm false"), ("grids", "dtype float32"), ("grids", "precision bfloat16")),
         *(("grids", "max_tokens 9"), ("grids", "baselines true"), ("vectors", "pool max")),

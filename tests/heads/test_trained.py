@@ -54,6 +54,28 @@ def test_many_learning_rates_at_once_are_each_alone(digits, optimizer, ema, batc
     np.testing.assert_allclose(together.scores(more), alone[best].scores(more), rtol=1e-3, atol=1e-4)
 
 
+def test_the_gradient_of_each_head_is_bounded_by_itself(digits):
+    X, y, more, _ = digits
+    settings = {"clip": 0.05, "steps": 15, "label_smoothing": 0.1, "schedule": "poly_mmseg"}
+    together = LinearProbe(learning_rates=RATES, **settings).fit(X, y, validation=(more, digits[3]))
+    alone = LinearProbe(learning_rates=together.chosen_, **settings).fit(X, y)
+    np.testing.assert_allclose(together.scores(more), alone.scores(more), rtol=1e-3, atol=1e-5)
+    free = LinearProbe(learning_rates=together.chosen_, **{**settings, "clip": 0.0}).fit(X, y)
+    assert np.abs(free.scores(more) - alone.scores(more)).max() > 0.01
+
+
+@pytest.mark.parametrize("batch_norm", [True, "affine"])
+def test_heads_norm_what_they_have_pooled_by_themselves(grids, batch_norm, tmp_path):
+    (X, y), settings = grids, {"norm_on": "pooled", "batch_norm": batch_norm, "steps": 20, "queries": 2}
+    together = AttentiveProbe(learning_rates=(1e-3, 1e-2), **settings).fit(X[:300], y[:300], validation=(X[300:], y[300:]))
+    alone = AttentiveProbe(learning_rates=together.chosen_, **settings).fit(X[:300], y[:300])
+    np.testing.assert_allclose(together.scores(X[300:]), alone.scores(X[300:]), rtol=1e-3, atol=1e-4)
+    together.save(tmp_path)
+    np.testing.assert_array_equal(AttentiveProbe.load(tmp_path).scores(X[300:]), together.scores(X[300:]))
+    on_patches = AttentiveProbe(learning_rates=together.chosen_, **{**settings, "norm_on": "patches"}).fit(X[:300], y[:300])
+    assert np.abs(on_patches.scores(X[300:]) - alone.scores(X[300:])).max() > 0.01
+
+
 def test_linear_is_plain_sgd(digits):
     X, y = digits[0], digits[1]
     probe = LinearProbe(learning_rates=(0.05,), epochs=2, least_steps=1, batch_size=100, seed=3).fit(X, y)
@@ -253,6 +275,10 @@ def test_attentive_of_aim_has_no_bias_and_that_of_internvl_a_norm_with_weights(g
         ({"steps": 0}, "steps is 0"),
         ({"batch_size": "32"}, "batch_size is '32'; give a positive whole number"),
         ({"weight_decay": -0.1}, "weight_decay is -0.1; give 0 or a positive number"),
+        ({"clip": -1}, "clip is -1; give 0 or a positive number"),
+        ({"label_smoothing": 1.0}, "label_smoothing is 1.0"),
+        ({"schedule": "poly"}, "schedule 'poly' is unknown; use cosine, cosine_dinov3, cosine_mae, cosine_timm or"),
+        ({"label_loss": "median"}, "label_loss 'median' is unknown; use mean or sum"),
         ({"momentum": 0, "nesterov": True}, "nesterov looks ahead by the momentum, which is 0"),
         ({"working_memory": 0}, "working_memory is 0"),
         ({"batch_norm": "sync"}, "batch_norm is 'sync'; use true, false or affine"),
@@ -278,6 +304,7 @@ def test_a_learning_rate_alone(digits):
         ({"queries": 0}, "queries is 0; give a positive whole number"),
         ({"heads": 1.5}, "heads is 1.5; give a positive whole number"),
         ({"heads": 2, "project_keys": False}, "without project_keys each query is a head"),
+        ({"norm_on": "classes"}, "norm_on is 'classes'; use patches or pooled"),
     ],
 )
 def test_settings_of_attention_that_cannot_be(settings, message):

@@ -359,6 +359,8 @@ EVAL = ["segment", "eval", "DATA", "--head", "HEAD"]
         ([*TRAIN, "--window", "56", "--stride", "57"], "--stride cannot be 57; allowed is 1 to 56"),
         ([*TRAIN, "--mode", "cached", "--distort", "true"], "--distort has no effect with --mode cached"),
         ([*TRAIN, "--mode", "cached", "--jitter", "[1,2]"], "--jitter has no effect with --mode cached"),
+        ([*TRAIN, "--mode", "cached", "--colors", "dinov3"], "--colors has no effect with --mode cached"),
+        ([*TRAIN, "--distort", "false", "--colors", "mmseg"], "--colors mmseg has no effect with --distort false"),
         ([*TRAIN, "--cache", "x"], "--cache has no effect with --mode online"),
         ([*TRAIN, "--jitter", "[2,1]"], "--jitter cannot be [2.0,1.0]"),
         ([*TRAIN, "--jitter", "[2]"], "--jitter cannot be [2]"),

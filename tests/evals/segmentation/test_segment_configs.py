@@ -72,6 +72,7 @@ def test_every_config_trains_and_is_scored(path, checkpoint, tmp_path, monkeypat
     assert protocol["head"] == settings["head"]
     assert len(protocol["layers"]) == (4 if settings["layers"] in ("even4", "last4", "all") else 1)
     assert protocol["resize"] == settings["resize"]
+    assert protocol["fit"] == settings.get("fit", "resize")
     if "window" in settings:
         assert tuple(protocol["window"]) == whole_patches("window", settings["window"], 14)
         assert protocol["stride"][0] == settings.get("stride", protocol["window"][0] * 2 // 3)

@@ -7,6 +7,7 @@ from helpers import noise
 from PIL import Image
 from torch.nn import functional as F
 
+from heads.dense import PADDING
 from heads.dense.inference import Canvas, Inference, predict, window_starts
 from heads.dense.linear import LinearHead
 from heads.dense.segmenter import Segmenter
@@ -62,6 +63,9 @@ WAYS = {
     "windows": Inference(Resize(), (140, 224), (98, 150)),
     "windows at an odd size": Inference(Resize(short=400), (140, 224), (101, 149)),
     "scales": Inference(Resize(), scales=(0.75, 1.0, 1.5), flip=True),
+    "padded": Inference(Resize(), flip=True, fit="pad"),
+    "padded windows at an odd size": Inference(Resize(short=401), (140, 224), (101, 149), flip=True, fit="pad"),
+    "padded scales": Inference(Resize(short=500), (560, 560), (300, 300), (0.75, 1.0), fit="pad"),
 }
 
 
@@ -72,9 +76,34 @@ def test_classes_land_on_their_pixels(way, size, color_segmenter):
     predicted = predict_one(color_segmenter, WAYS[way], image)
     assert predicted.shape == size
     safe = away_from_borders(labels, 20)
+    if WAYS[way].fit == "pad":
+        # The mean of a patch, by which this head tells its color, takes in the border; mirrored, it is at the left.
+        safe[-20:], safe[:, -20:], safe[:, :20] = False, False, False
     assert safe.mean() > 0.25
     assert (predicted == labels)[safe].all()
     assert (predicted == labels).mean() > 0.93
+
+
+def test_a_border_fills_up_whole_patches_and_is_not_scored():
+    image = Image.fromarray(noise(50, 75))
+    canvas = Canvas(image, Inference(Resize(), fit="pad"), 14, Image.Resampling.BILINEAR)
+    (tile,) = canvas.tiles
+    assert (canvas.sizes, tile.size, tile.pixels.resized_size) == ([(50, 75)], (50, 75), (56, 84))
+    corner = tile.pixels.patches[-1].reshape(3, 14, 14)
+    assert (corner[:, 8:, 5:] == np.array(PADDING)[:, None, None]).all()
+    np.testing.assert_array_equal(corner[:, :8, :5], np.asarray(image)[42:, 70:].transpose(2, 0, 1))
+    logits = torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(0))
+    canvas.add(tile, logits)
+    enlarged = F.interpolate(logits[None], (56, 84), mode="bilinear", align_corners=False)[0]
+    np.testing.assert_array_equal(canvas.labels(), enlarged[:, :50, :75].argmax(0))
+
+
+def test_an_image_of_too_many_patches_shrinks_though_it_would_be_padded():
+    way = Inference(Resize(max_tokens=12), fit="pad")
+    canvas = Canvas(Image.fromarray(noise(70, 75)), way, 14, Image.Resampling.BILINEAR)
+    assert canvas.sizes == [(42, 42)]
+    small = Canvas(Image.fromarray(noise(40, 50)), way, 14, Image.Resampling.BILINEAR)
+    assert small.sizes == [(40, 50)]
 
 
 def small_segmenter(backbone, classes=6, seed=0):
