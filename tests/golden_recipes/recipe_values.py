@@ -13,8 +13,8 @@ from evals.segmentation.inference_options import read_windows
 from evals.segmentation.train import train
 from evals.segmentation.train_request import TrainRequest
 from heads.dense.inference import Inference
-from sail_encoder.images.resizing import Resize
 from heads.dense.upernet import UperNetHead
+from sail_encoder.images.resizing import Resize
 
 ROOT = Path(__file__).parents[2]
 RECORDED = ROOT / "tests/golden/recipes"

@@ -75,7 +75,7 @@ def test_both_pyramids_start_alike():
 
 def test_what_is_decayed():
     values, head = recorded("ade20k_upernet_internvl"), internvl_upernet(recorded("ade20k_upernet_internvl")["head"])
-    optimizer, _ = segmentation_request("ade20k_upernet_internvl").optimization.build(head)
+    optimizer = segmentation_request("ade20k_upernet_internvl").recipe.build_optimizer([list(head.parameters())])
     names = {id(parameter): name for name, parameter in head.named_parameters()}
     decays = {
         group["weight_decay"]: sorted(names[id(one)] for one in group["params"]) for group in optimizer.param_groups

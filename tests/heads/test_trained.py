@@ -67,12 +67,16 @@ def test_the_gradient_of_each_head_is_bounded_by_itself(digits):
 @pytest.mark.parametrize("batch_norm", [True, "affine"])
 def test_heads_norm_what_they_have_pooled_by_themselves(grids, batch_norm, tmp_path):
     (X, y), settings = grids, {"norm_on": "pooled", "batch_norm": batch_norm, "steps": 20, "queries": 2}
-    together = AttentiveProbe(learning_rates=(1e-3, 1e-2), **settings).fit(X[:300], y[:300], validation=(X[300:], y[300:]))
+    together = AttentiveProbe(learning_rates=(1e-3, 1e-2), **settings).fit(
+        X[:300], y[:300], validation=(X[300:], y[300:])
+    )
     alone = AttentiveProbe(learning_rates=together.chosen_, **settings).fit(X[:300], y[:300])
     np.testing.assert_allclose(together.scores(X[300:]), alone.scores(X[300:]), rtol=1e-3, atol=1e-4)
     together.save(tmp_path)
     np.testing.assert_array_equal(AttentiveProbe.load(tmp_path).scores(X[300:]), together.scores(X[300:]))
-    on_patches = AttentiveProbe(learning_rates=together.chosen_, **{**settings, "norm_on": "patches"}).fit(X[:300], y[:300])
+    on_patches = AttentiveProbe(learning_rates=together.chosen_, **{**settings, "norm_on": "patches"}).fit(
+        X[:300], y[:300]
+    )
     assert np.abs(on_patches.scores(X[300:]) - alone.scores(X[300:])).max() > 0.01
 
 
