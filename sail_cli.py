@@ -41,22 +41,26 @@ COMMANDS = {
         "sail_encoder.commands.extract:extract", "Extracts features of images to .npy files.", ("source",)
     ),
     "probe": Command(
-        "evals.probe:probe", "Fits probes on features of labelled images, and reports what they reach.", ("data",)
+        "evals.commands.probe:probe",
+        "Fits probes on features of labelled images, and reports what they reach.",
+        ("data",),
     ),
     "sweep": Command(
-        "evals.sweep:sweep", "Probes every layer, from one pass over the images, and names the best.", ("data",)
+        "evals.commands.sweep:sweep",
+        "Probes every layer, from one pass over the images, and names the best.",
+        ("data",),
     ),
     "chat": Command("sail_encoder.commands.chat:chat", "Answers questions about images.", ("image", "prompt")),
     "segment train": Command(
-        "evals.segmentation.train:train",
+        "evals.commands.segment_train:train",
         "Trains a segmentation head on a frozen backbone, and scores it.",
         ("data",),
     ),
     "segment eval": Command(
-        "evals.segmentation.evaluate:evaluate", "Scores a segmentation head on a data set.", ("data",)
+        "evals.commands.segment_eval:evaluate", "Scores a segmentation head on a data set.", ("data",)
     ),
     "segment predict": Command(
-        "evals.segmentation.predict:predict", "Writes label maps of images, and overlays.", ("source",)
+        "evals.commands.segment_predict:predict", "Writes label maps of images, and overlays.", ("source",)
     ),
     "segment refer": Command(
         "sail_encoder.commands.refer:refer", "Writes masks of what an expression refers to.", ("image", "expression")

@@ -27,10 +27,9 @@ from PIL import Image
 
 from benchmarks.models import SIZES
 from evals.segmentation.augment import Augmentation
-from evals.segmentation.batches import Batches, CachedBatches, Crop, OnlineBatches
-from evals.segmentation.cache import cache_grids
+from evals.segmentation.batches import Batches, CachedBatches, Crop, OnlineBatches, cache_grids
 from evals.segmentation.data import SegmentationData
-from evals.segmentation.data_source import DataSource
+from evals.segmentation.sources import DataSource
 from heads.dense.registry import build_dense_head
 from heads.dense.segmenter import Segmenter
 from heads.recipe import Recipe

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import pytest
 
-from evals.probe import probe
+from evals.commands.probe import probe
 from sail_encoder.commands.arguments import SHIPPED, ArgumentReader, find_config, parameters_of, suggest
 from sail_encoder.commands.extract import extract
 from sail_encoder.io.errors import UserError

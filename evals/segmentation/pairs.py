@@ -13,6 +13,7 @@ from sail_encoder.images.sources import IMAGE_SUFFIXES
 from sail_encoder.io.files import irregular_entry, walk
 
 SplitName = Literal["train", "val"]
+LayoutName = Literal["folder", "ade20k", "cityscapes", "voc2012", "voc2012aug", "context59", "context60", "cocostuff"]
 
 MASK_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".bmp", ".gif"})
 """Formats that keep ids as they are; JPEG does not."""

@@ -9,10 +9,10 @@ import pytest
 import torch
 import yaml
 
+from evals.commands.probe import probe
 from evals.datasets.labelled import LabelledImages
 from evals.datasets.made import MADE
 from evals.options import parse_probes
-from evals.probe import probe
 from evals.probing import build_probe, check_stepwise, parts_for
 from heads.logistic import LogisticSolver
 from heads.targets import TargetSpace
@@ -63,7 +63,7 @@ def backbone(name):
 def reached(monkeypatch, tmp_path):
     """From the arguments of `sail probe` to what extraction, training and probes get of them."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("evals.probe.load_dataset", made_up)
+    monkeypatch.setattr("evals.commands.probe.load_dataset", made_up)
     monkeypatch.setattr("sail_encoder.backbones.registry.describe", backbone)
     seen = []
 
@@ -85,7 +85,7 @@ def reached(monkeypatch, tmp_path):
         return trained(one) if isinstance(one, TrainedProbe) else fitted(one, monkeypatch)
 
     for name, stand_in in (("_extract", extract), ("_run_probes", fit), ("_train_online", train)):
-        monkeypatch.setattr(f"evals.probe.{name}", stand_in)
+        monkeypatch.setattr(f"evals.commands.probe.{name}", stand_in)
 
     def run(arguments):
         seen.clear()

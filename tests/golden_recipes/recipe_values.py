@@ -8,10 +8,10 @@ import numpy as np
 import torch
 import yaml
 
+from evals.commands.segment_train import train
 from evals.probing import build_probe
-from evals.segmentation.inference_options import read_windows
-from evals.segmentation.train import train
-from evals.segmentation.train_request import TrainRequest
+from evals.segmentation.inference import read_windows
+from evals.segmentation.options import TrainRequest
 from heads.dense.inference import Inference
 from heads.dense.upernet import UperNetHead
 from sail_encoder.images.resizing import Resize

@@ -8,7 +8,7 @@ import torch
 from recipe_values import draw, internvl_upernet, recipe_probe, recorded, segmentation_request, tensor
 
 from evals.segmentation.batches import Batch
-from evals.segmentation.run import batch_loss
+from evals.segmentation.training import batch_loss
 from heads.bank import loss_of
 from heads.dense.linear import LinearHead
 from heads.trainer import Trainer

@@ -10,9 +10,8 @@ from helpers import unpatchify
 
 from evals.errors import DatasetError
 from evals.segmentation.augment import Augmentation
-from evals.segmentation.batches import CachedBatches, OnlineBatches, Sampler
-from evals.segmentation.cache import cache_grids
-from evals.segmentation.data_source import DataSource
+from evals.segmentation.batches import CachedBatches, OnlineBatches, Sampler, cache_grids
+from evals.segmentation.sources import DataSource
 from heads.dense import IGNORE
 from heads.dense.linear import LinearHead
 from heads.dense.segmenter import Segmenter

@@ -12,9 +12,9 @@ from helpers import noise
 from PIL import Image
 
 from evals.errors import DatasetError
-from evals.segmentation import class_names
-from evals.segmentation.data_source import DataSource
-from evals.segmentation.labels import ClassMap, palette
+from evals.segmentation import labels
+from evals.segmentation.labels import ADE20K, CITYSCAPES, COCO_STUFF, PASCAL_CONTEXT, VOC2012, ClassMap, palette
+from evals.segmentation.sources import DataSource
 from heads.dense import IGNORE
 from sail_cli import main
 
@@ -78,13 +78,13 @@ def cocostuff(root):
 @pytest.mark.parametrize(
     ("write", "layout", "counts", "names", "labels"),
     [
-        (ade20k, "ade20k", (1, 1), class_names.ADE20K, [IGNORE, 0, 149]),
-        (cityscapes, "cityscapes", (1, 1), class_names.CITYSCAPES, [IGNORE, 0, 18]),
-        (voc2012, "voc2012", (1, 1), class_names.VOC2012, [0, 20, IGNORE]),
-        (voc2012aug, "voc2012aug", (2, 1), class_names.VOC2012, [0, 20, IGNORE]),
-        (context, "context59", (1, 1), class_names.PASCAL_CONTEXT, [IGNORE, 0, 58]),
-        (context, "context60", (1, 1), ("background", *class_names.PASCAL_CONTEXT), [0, 1, 59]),
-        (cocostuff, "cocostuff", (1, 1), class_names.COCO_STUFF, [0, 80, 170, IGNORE]),
+        (ade20k, "ade20k", (1, 1), ADE20K, [IGNORE, 0, 149]),
+        (cityscapes, "cityscapes", (1, 1), CITYSCAPES, [IGNORE, 0, 18]),
+        (voc2012, "voc2012", (1, 1), VOC2012, [0, 20, IGNORE]),
+        (voc2012aug, "voc2012aug", (2, 1), VOC2012, [0, 20, IGNORE]),
+        (context, "context59", (1, 1), PASCAL_CONTEXT, [IGNORE, 0, 58]),
+        (context, "context60", (1, 1), ("background", *PASCAL_CONTEXT), [0, 1, 59]),
+        (cocostuff, "cocostuff", (1, 1), COCO_STUFF, [0, 80, 170, IGNORE]),
     ],
 )
 def test_official_layouts(write, layout, counts, names, labels, tmp_path):
@@ -98,10 +98,10 @@ def test_official_layouts(write, layout, counts, names, labels, tmp_path):
 
 
 def test_numbers_of_classes_are_those_of_the_data_sets():
-    counts = {name: len(getattr(class_names, name)) for name in ("ADE20K", "CITYSCAPES", "VOC2012", "COCO_STUFF")}
+    counts = {name: len(getattr(labels, name)) for name in ("ADE20K", "CITYSCAPES", "VOC2012", "COCO_STUFF")}
     assert counts == {"ADE20K": 150, "CITYSCAPES": 19, "VOC2012": 21, "COCO_STUFF": 171}
     for name in (*counts, "PASCAL_CONTEXT"):
-        names = getattr(class_names, name)
+        names = getattr(labels, name)
         assert len(set(names)) == len(names)
 
 
@@ -124,7 +124,7 @@ def test_folders_of_ade20k_are_no_plain_folders(tmp_path):
     ids = write_map(tmp_path, {"0": None, "1": "wall", "2": "building", "150": "flag"})
     (data,) = DataSource(root, class_map=str(ids)).open("train")
     assert data.read_labels(0)[0, :3].tolist() == [IGNORE, 0, 2]
-    assert DataSource(root, "ade20k").open("val")[0].class_map.names == list(class_names.ADE20K)
+    assert DataSource(root, "ade20k").open("val")[0].class_map.names == list(ADE20K)
 
 
 def test_any_folder(plain):
@@ -436,7 +436,7 @@ def test_what_the_check_would_have_found_is_told_while_reading(plain):
 
 
 def test_colors_are_those_of_pascal_voc():
-    colors = palette(class_names.VOC2012)
+    colors = palette(VOC2012)
     assert colors[0].tolist() == [0, 0, 0]
     assert colors[1].tolist() == [128, 0, 0]
     assert colors[15].tolist() == [192, 128, 128]

@@ -13,8 +13,8 @@ import torch
 from drawn_data import write_data
 from safetensors.torch import load_file, save_file
 
-from evals.segmentation.run_folder import LOG
-from evals.segmentation.train import train as segment_train
+from evals.commands.segment_train import train as segment_train
+from evals.segmentation.folders import LOG
 from heads.trainer import read_log
 from sail_cli import main
 from sail_encoder.io.errors import UserError

@@ -1,29 +1,39 @@
 """From the options of `sail segment train` to the objects that do the work."""
 
+import math
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from evals.segmentation.cache import cache_grids
+from torch import Tensor
+
+from evals.segmentation.batches import Batch, Batches, cache_grids
 from evals.segmentation.data import SegmentationData
-from evals.segmentation.data_source import DataSource
-from evals.segmentation.inference_options import read_windows, whole_patches
-from evals.segmentation.scene_data import SCENES, draw_scenes
-from evals.segmentation.train_request import TrainRequest
+from evals.segmentation.folders import CHECKPOINT, CURVES, LOG
+from evals.segmentation.inference import inference_of, read_windows, whole_patches
+from evals.segmentation.options import CountedPixels, TrainRequest
+from evals.segmentation.scores import Gallery, score, write_report
+from evals.segmentation.sources import SCENES, DataSource, draw_scenes
 from heads.contract import require_same_features
-from heads.dense import registry
-from heads.dense.registry import TrainedHead, build_dense_head
+from heads.dense import IGNORE, registry
+from heads.dense.contract import DenseHead, OnePassHead
+from heads.dense.registry import TrainedHead, build_dense_head, save_dense_head
+from heads.dense.segmenter import Segmenter
 from heads.registry import require_head
+from heads.trainer import Trainer, read_log
 from sail_encoder.backbones.registry import check_features, choose_backbone, load_for, resolve_features
 from sail_encoder.backbones.spec import BackboneSpec, FeatureSpec
 from sail_encoder.io.errors import UserError
+from sail_encoder.io.files import replacing
 from sail_encoder.store.reading import FeatureFolder
 
 if TYPE_CHECKING:
     from evals.segmentation.batches import Batches
     from heads.dense.contract import DenseHead
     from heads.dense.segmenter import Segmenter
+
 
 JITTER = (0.5, 2.0)
 _CACHE = "cache"
@@ -150,3 +160,107 @@ def build_batches(
     p = backbone.patch_size
     patches = (crop[0] // p, crop[1] // p)
     return CachedBatches(features, data, patches, p, flip, batch_size, seed, backbone.device)
+
+
+class Run:
+    """One run in its folder.
+
+    Args:
+        request: What was asked for.
+        segmenter: Backbone and head.
+        trained: The same head with its classes and windows.
+        validation: What it is scored on.
+    """
+
+    def __init__(
+        self, request: TrainRequest, segmenter: Segmenter, trained: TrainedHead, validation: SegmentationData
+    ) -> None:
+        self.request = request
+        self.folder = request.folder
+        self.segmenter = segmenter
+        self.trained = trained
+        self.validation = validation
+        self.inference = inference_of(trained, segmenter.backbone.patch_size)
+
+    def learn(self, batches: Batches, settings: Mapping[str, Any], images: int) -> int:
+        """Trains the head, from the last checkpoint if there is one, and saves it.
+
+        Args:
+            batches: Where batches come from.
+            settings: All that decides the head.
+            images: How many training images there are; a head without gradients sees each once.
+
+        Returns:
+            0, or the exit status where a signal has stopped it.
+        """
+        head, recipe = self.segmenter.head, self.request.recipe
+        if isinstance(head, OnePassHead):
+            count = min(recipe.all_steps, math.ceil(images / recipe.batch_size))
+            head.fit(((batch.maps, batch.labels) for batch in batches.between(0, count)), count)
+        elif status := self._train(head, batches, settings):
+            return status
+        save_dense_head(self.folder, self.trained)
+        return 0
+
+    def _train(self, head: DenseHead, batches: Batches, settings: Mapping[str, Any]) -> int:
+        request = self.request
+        trainer = Trainer(
+            head,
+            request.recipe,
+            lambda head, batch: batch_loss(head, batch, request.loss_over),
+            checkpoint=self.folder / CHECKPOINT,
+            log=self.folder / LOG,
+            settings=settings,
+        )
+        trainer.resume()
+        return trainer.run(
+            batches.between,
+            log_every=request.log_every,
+            save_every=request.save_every,
+            validate_every=request.validate_every,
+            validate=self._validate,
+        )
+
+    def _validate(self) -> dict[str, Any]:
+        scores = score(self.segmenter, self.inference, self.validation)
+        return {"mIoU": scores.mean_iou, "mAcc": scores.mean_accuracy, "aAcc": scores.pixel_accuracy}
+
+    def finish(self) -> str:
+        """Scores the head, writes results, pictures and curves, and returns the table."""
+        with Gallery(self.validation, self.folder, self.request.overlays) as keep:
+            scores = score(self.segmenter, self.inference, self.validation, keep)
+        self._draw_curves(scores.mean_iou)
+        return write_report(self.folder, scores, self.trained, self.inference, len(self.validation))
+
+    def _draw_curves(self, mean_iou: float) -> None:
+        lines = read_log(self.folder / LOG)
+        if not lines:
+            return
+        try:
+            draw_curves([*lines, {"step": lines[-1]["step"], "mIoU": mean_iou}], self.folder / CURVES)
+        except ImportError:
+            print("no curves.png without matplotlib; pip install 'sail-encoder[plots]'", file=sys.stderr)
+
+
+def batch_loss(head: DenseHead, batch: Batch, over: CountedPixels) -> Tensor:
+    """The loss of a batch; as a mean over all pixels it is smaller, the fewer of them have a label."""
+    loss = head.loss(batch.maps, batch.labels)
+    return loss * batch.labels.ne(IGNORE).float().mean() if over == "all" else loss
+
+
+def draw_curves(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draws loss, learning rate and mIoU over the steps.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+    """
+    from matplotlib.figure import Figure
+
+    names = [name for name in ("loss", "learning_rate", "mIoU") if any(name in line for line in lines)]
+    figure = Figure((4 * len(names), 3), layout="constrained")
+    for name, axes in zip(names, figure.subplots(1, len(names), squeeze=False)[0], strict=True):
+        steps, values = zip(*((line["step"], line[name]) for line in lines if name in line), strict=True)
+        axes.plot(steps, values, marker="." if len(steps) < 30 else None)
+        axes.set(title=name.replace("_", " "), xlabel="step")
+    with replacing(path) as unfinished:
+        figure.savefig(unfinished)

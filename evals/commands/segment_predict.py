@@ -4,9 +4,8 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from evals.segmentation.inference_options import check_inference, inference_of
-from evals.segmentation.option_checks import check_folder
-from evals.segmentation.run_folder import PREDICT, check_owner
+from evals.segmentation.folders import PREDICT, check_owner
+from evals.segmentation.inference import check_folder, check_inference, inference_of
 from heads.dense.registry import describe_dense_head, fingerprint_head, load_dense_head
 from sail_encoder.backbones.registry import announce
 from sail_encoder.images.sources import list_images
@@ -57,7 +56,7 @@ def predict(
     check_inference(model or features.model, window, stride, scales, device)
     listing = list_images(source)
     announce(model or features.model)
-    from evals.segmentation.label_folder import FAILURES, LabelFolder
+    from evals.segmentation.folders import FAILURES, LabelFolder
     from heads.dense.segmenter import load_segmenter
 
     trained = load_dense_head(head)

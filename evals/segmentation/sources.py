@@ -1,15 +1,92 @@
-"""From what a user says about a data set to data that was looked through."""
+"""The folder layouts in which data sets are published, and the one for any other: a folder of images, one of masks."""
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from pathlib import Path
 
+from PIL import Image
+from tqdm import tqdm
+
 from evals.errors import DatasetError
-from evals.segmentation.check import Inspected, check_samples, highest_id, inspect_samples
-from evals.segmentation.data import SegmentationData
-from evals.segmentation.labels import HIGHEST_ID, ClassMap, read_lines
-from evals.segmentation.layouts import LAYOUTS, LayoutName
-from evals.segmentation.pairs import SplitName
+from evals.scenes import CLASSES, draw_scene
+from evals.segmentation.data import Inspected, SegmentationData, check_samples, highest_id, inspect_samples
+from evals.segmentation.labels import (
+    ADE20K,
+    CITYSCAPES,
+    COCO_STUFF,
+    HIGHEST_ID,
+    PASCAL_CONTEXT,
+    VOC2012,
+    ClassMap,
+    read_lines,
+)
+from evals.segmentation.pairs import Layout, LayoutName, Part, SplitName
+from sail_encoder.io.files import replacing
+
+
+def _voc(listing: str, masks: str = "SegmentationClass", lists: str = "Segmentation") -> Part:
+    return Part("JPEGImages", masks, f"ImageSets/{lists}/{listing}.txt")
+
+
+def _context(class_map: ClassMap) -> Layout:
+    train, val = (_voc(split, "SegmentationClassContext", "SegmentationContext") for split in ("train", "val"))
+    return Layout([[train]], [[val]], class_map, ("VOCdevkit/VOC2010", "VOC2010"))
+
+
+def _cityscapes(split: str) -> list[list[Part]]:
+    return [[Part(f"leftImg8bit/{split}", f"gtFine/{split}", None, "_leftImg8bit", "_gtFine_labelIds")]]
+
+
+def _coco(split: str) -> list[list[Part]]:
+    places = product(("images/", ""), ("annotations/", "stuffthingmaps/"))
+    return [[Part(f"{images}{split}", f"{masks}{split}")] for images, masks in places]
+
+
+def _folder(*splits: str) -> list[list[Part]]:
+    return [
+        [Part(f"images/{split}", f"{masks}/{split}")]
+        for masks, split in product(("masks", "annotations", "labels"), splits)
+    ]
+
+
+_CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+_COCO_GAPS = (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90)
+"""Ids of COCO that no image has."""
+
+_VOC_FOLDERS = ("VOCdevkit/VOC2012", "VOC2012")
+LAYOUTS: dict[LayoutName, Layout] = {
+    "folder": Layout(_folder("train", "training"), _folder("val", "validation", "valid", "test")),
+    "ade20k": Layout(
+        [[Part("images/training", "annotations/training")]],
+        [[Part("images/validation", "annotations/validation")]],
+        ClassMap.of(ADE20K, first_id=1, ignored=(0,)),
+        ("ADEChallengeData2016",),
+    ),
+    "cityscapes": Layout(
+        _cityscapes("train"),
+        _cityscapes("val"),
+        ClassMap(dict.fromkeys((*range(34), 255), None) | dict(zip(_CITYSCAPES_IDS, CITYSCAPES, strict=True))),
+    ),
+    "voc2012": Layout([[_voc("train")]], [[_voc("val")]], ClassMap.of(VOC2012), _VOC_FOLDERS),
+    "voc2012aug": Layout(
+        [[_voc("trainaug", "SegmentationClassAug")], [_voc("train"), _voc("aug", "SegmentationClassAug")]],
+        [[_voc("val")]],
+        ClassMap.of(VOC2012),
+        _VOC_FOLDERS,
+    ),
+    "context59": _context(ClassMap.of(PASCAL_CONTEXT, 1, (0, 255))),
+    "context60": _context(ClassMap.of(("background", *PASCAL_CONTEXT))),
+    "cocostuff": Layout(
+        _coco("train2017"),
+        _coco("val2017"),
+        ClassMap({255: None} | dict(zip((i for i in range(182) if i not in _COCO_GAPS), COCO_STUFF, strict=True))),
+    ),
+}
+
 
 CLASS_FILE = "classes.txt"
 """In the folder of a data set: the names of its classes, one a line, in the order of their ids."""
@@ -131,3 +208,51 @@ class DataSource:
 
     def _number(self, names: Sequence[str], reduce_zero: bool) -> ClassMap:
         return ClassMap.of(names, int(reduce_zero), (self.ignore_label, 0) if reduce_zero else (self.ignore_label,))
+
+
+SCENES: dict[str, int | tuple[int, ...]] = {"scenes": 1, "scenes-several": (1, 2, 3, 4)}
+"""What stands for drawn scenes in place of a folder of data, and how many things they show."""
+
+SPLITS = {"training": range(100_000, 101_200), "validation": range(110_000, 110_200)}
+"""Seeds of the scenes of each split; none that `sail-tiny` was trained on."""
+
+
+def draw_scenes(folder: Path, name: str) -> None:
+    """Draws the images that are missing, with masks in which 0 does not count and the classes start at 1.
+
+    Args:
+        folder: Where they go, in the layout of ADE20K.
+        name: One of `SCENES`.
+    """
+    things = SCENES[name]
+    missing = [
+        (folder, split, seed)
+        for split, seeds in SPLITS.items()
+        for seed in seeds
+        if not _mask(folder, split, seed).exists()
+    ]
+    for split in SPLITS:
+        for kind in ("images", "annotations"):
+            (folder / kind / split).mkdir(parents=True, exist_ok=True)
+    with replacing(folder / CLASS_FILE) as unfinished:
+        unfinished.write_text("\n".join(CLASSES) + "\n", encoding="utf-8")
+    with ThreadPoolExecutor(os.cpu_count(), "draw") as pool:
+        list(tqdm(pool.map(partial(_draw, things), missing), "drawing", len(missing), unit="scene", disable=None))
+
+
+def _mask(folder: Path, split: str, seed: int) -> Path:
+    return folder / "annotations" / split / f"scene_{seed}.png"
+
+
+def _draw(things: int | tuple[int, ...], missing: tuple[Path, str, int]) -> None:
+    """Draws one scene; the mask, which says that it is done, comes last."""
+    folder, split, seed = missing
+    scene = draw_scene(seed, things)
+    mask = _mask(folder, split, seed)
+    _save(Image.fromarray(scene.image), folder / "images" / split / mask.name)
+    _save(Image.fromarray(scene.mask + 1), mask)
+
+
+def _save(image: Image.Image, path: Path) -> None:
+    with replacing(path) as unfinished:
+        image.save(unfinished)

@@ -4,13 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, cast
 
-from evals.segmentation.data_source import DataSource
-from evals.segmentation.inference_options import check_inference, inference_of
+from evals.segmentation.folders import EVAL, check_owner
+from evals.segmentation.inference import check_folder, check_inference, check_range, inference_of
 from evals.segmentation.labels import ClassMap
-from evals.segmentation.layouts import LayoutName
-from evals.segmentation.option_checks import check_folder, check_range
-from evals.segmentation.pairs import SplitName
-from evals.segmentation.run_folder import EVAL, check_owner
+from evals.segmentation.pairs import LayoutName, SplitName
+from evals.segmentation.sources import DataSource
 from heads.contract import SavedHead
 from heads.dense.registry import describe_dense_head, load_dense_head
 from sail_encoder.backbones.registry import announce
@@ -83,8 +81,7 @@ def evaluate(
     (dataset,) = source.open(split, check=check, classes=saved.settings["classes"], ids=ids)
     _check_classes(saved.settings["classes"], dataset.class_map.names)
     announce(model or features.model)
-    from evals.segmentation.report import write_report
-    from evals.segmentation.scoring import Gallery, score
+    from evals.segmentation.scores import Gallery, score, write_report
     from heads.dense.segmenter import load_segmenter
 
     trained = load_dense_head(head)

@@ -2,10 +2,10 @@
 
 from typing import Any, Literal
 
-from evals.segmentation import train_options
-from evals.segmentation.layouts import LayoutName
-from evals.segmentation.run_folder import TRAIN, check_owner, check_run, claim
-from evals.segmentation.train_request import CountedPixels, TrainRequest
+from evals.segmentation import training
+from evals.segmentation.folders import TRAIN, check_owner, check_run, claim
+from evals.segmentation.options import CountedPixels, TrainRequest
+from evals.segmentation.pairs import LayoutName
 from heads.recipe import OptimizerName
 from heads.schedules import ScheduleName
 from sail_encoder.backbones.registry import announce
@@ -129,21 +129,19 @@ def train(
     crop, window = str(crop), None if window is None else str(window)
     request = TrainRequest(**locals())
     check_owner(request.folder, TRAIN)
-    source, spec = train_options.choose_features(request)
-    train_options.check_head(request, [spec.embed_dim] * len(source.layers))
-    training_data, validation_data = train_options.open_data(request)
+    source, spec = training.choose_features(request)
+    training.check_head(request, [spec.embed_dim] * len(source.layers))
+    training_data, validation_data = training.open_data(request)
     announce(model)
-    from evals.segmentation.run import Run
-
     settings = request.decisive(training_data)
     if not overwrite:
         check_run(request.folder, settings)
-    features = train_options.cache(request, source, training_data) if mode == "cached" else None
-    segmenter, trained = train_options.build_segmenter(request, source, training_data)
+    features = training.cache(request, source, training_data) if mode == "cached" else None
+    segmenter, trained = training.build_segmenter(request, source, training_data)
     settings = {**settings, "weights": trained.source.weights}
     claim(request.folder, settings, overwrite)
-    batches = train_options.build_batches(request, segmenter, training_data, features)
-    run = Run(request, segmenter, trained, validation_data)
+    batches = training.build_batches(request, segmenter, training_data, features)
+    run = training.Run(request, segmenter, trained, validation_data)
     status = run.learn(batches, settings, len(training_data))
     if status:
         return status

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from evals.segmentation.data import SegmentationData
-from evals.segmentation.layouts import LayoutName
-from evals.segmentation.option_checks import HIGHEST_SEED, check_folder, check_range
-from evals.segmentation.scene_data import SCENES
+from evals.segmentation.inference import HIGHEST_SEED, check_folder, check_range
+from evals.segmentation.pairs import LayoutName
+from evals.segmentation.sources import SCENES
 from heads.recipe import OptimizerName, Recipe
 from heads.schedules import WARMUP_START, ScheduleName
 from sail_encoder.io.devices import check_device, choose_device, choose_dtype

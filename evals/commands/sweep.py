@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from evals.layers import LayerFeatures
     from evals.results import LayerResult
 
+
 SETTINGS: dict[str, dict[str, Any]] = {
     "ridge": {},
     "logistic": {"C": [1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0]},
