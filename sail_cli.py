@@ -5,6 +5,7 @@ Options and help come from the function's signature and docstring. A sub-command
 """
 
 import importlib
+import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,15 @@ from inspect import Parameter
 from typing import TYPE_CHECKING
 
 from sail_encoder import __version__
-from sail_encoder.commands.arguments import ArgumentReader, is_switch, parameters_of, suggest, takes_many
+from sail_encoder.commands.arguments import (
+    ArgumentReader,
+    call,
+    is_switch,
+    options_of,
+    parameters_of,
+    suggest,
+    takes_many,
+)
 from sail_encoder.io.errors import UserError, in_one_line
 
 if TYPE_CHECKING:
@@ -135,7 +144,7 @@ def _run(name: str, arguments: list[str]) -> int:
         parser = _build_parser(name, function, command)
         parser.set_defaults(values)
         parser.parse_args([reader.print_config])
-    return function(**values)
+    return call(function, values)
 
 
 def _build_parser(name: str, function: Callable[..., int], command: Command) -> "ArgumentParser":
@@ -148,7 +157,12 @@ def _build_parser(name: str, function: Callable[..., int], command: Command) -> 
         prog=f"sail {name}", usage=" ".join(["sail", name, *words, "[options]"]), epilog=_about_options(parameters)
     )
     parser.add_argument("--config", action="config", help="A YAML file with any of these options.")
-    parser.add_function_arguments(function, as_positional=False)
+    options = options_of(function)
+    if isinstance(options, type):
+        parser.description = (inspect.getdoc(function) or "").partition("\n\nReturns:")[0]
+        parser.add_class_arguments(options, as_positional=False)
+    else:
+        parser.add_function_arguments(options, as_positional=False)
     return parser
 
 

@@ -146,11 +146,11 @@ def ready_batches(online: OnlineBatches, setting: Setting) -> list[Batch]:
 
 
 def cached_batches(
-    segmenter: Segmenter, data: SegmentationData, device: str, setting: Setting, folder: Path
+    segmenter: Segmenter, data: SegmentationData, setting: Setting, folder: Path
 ) -> tuple[CachedBatches, float]:
     """Batches of cached grids, and the seconds that it took to extract these."""
     start = time.perf_counter()
-    features = cache_grids(data.samples, segmenter.source, folder, 1e3, "auto", device)
+    features = cache_grids(data.samples, segmenter.backbone, segmenter.source, folder)
     extraction = time.perf_counter() - start
     crop, place = (setting.crop, setting.crop), segmenter.backbone.device
     return CachedBatches(features, data, crop, PATCH, True, setting.batch_size, 0, place), extraction
@@ -164,7 +164,7 @@ def measure(size: str, device: str, images: int, rounds: int, setting: Setting) 
         segmenter = build_segmenter(size, device, folder / "model")
         online = OnlineBatches(segmenter, data, Augmentation((setting.crop * PATCH,) * 2), setting.batch_size, 0)
         packs = ready_batches(online, setting)
-        cached, extraction = cached_batches(segmenter, data, device, setting, folder / "cache")
+        cached, extraction = cached_batches(segmenter, data, setting, folder / "cache")
         times: dict[str, list[float]] = {"bare": [], "online": [], "cached": []}
         for _ in range(rounds):
             times["bare"].append(bare_forward(segmenter, packs, setting))

@@ -162,6 +162,16 @@ def _extract_pooled(
     plans = [Plan(dataset.images, backbone.spec, replace(wanted, pool=pool, fuse="concat")) for pool in pools]
     folders = [cache / f"{slug(wanted.title)}-{digest([plan.settings, dataset.name], 10)}" for plan in plans]
     plan, folder = _first_finished(list(zip(plans, folders, strict=True)))
+    return extract_missing(backbone, plan, folder)
+
+
+def extract_missing(backbone: "VisionBackbone", plan: Plan, folder: Path) -> FeatureFolder:
+    """Features of a plan, of which those that are not in the folder yet are extracted.
+
+    Raises:
+        StoreError: If the disk cannot hold them.
+        SystemExit: If a signal has stopped it; the status says which.
+    """
     print(forecast(plan, WHOLE, folder, overwrite=False), file=sys.stderr)
     run = run_plan(backbone, plan, folder)
     if run.status:

@@ -12,6 +12,7 @@ from PIL import Image
 import sail_cli
 from sail_cli import COMMANDS, main
 from sail_encoder import __version__
+from sail_encoder.commands.arguments import options_of
 
 HELP = Path(__file__).parent / "golden" / "help.txt"
 
@@ -54,9 +55,10 @@ def test_every_option_is_typed_and_explained(name, capsys):
         main([*name.split(), "--help"])
     assert ended.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    for parameter in inspect.signature(function).parameters.values():
+    options = options_of(function)
+    for parameter in inspect.signature(options).parameters.values():
         assert parameter.annotation is not inspect.Parameter.empty
-        assert f"{parameter.name}: " in function.__doc__
+        assert f"{parameter.name}: " in options.__doc__
         assert f"--{parameter.name}" in text
 
 

@@ -9,8 +9,8 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, redirect_stdout
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -21,17 +21,18 @@ import torch
 from torch import Tensor
 
 from evals.errors import DatasetError
+from evals.features import extract_missing
 from evals.segmentation.augment import Augmentation, choose_crop, pad
 from evals.segmentation.data import SegmentationData
 from evals.segmentation.pairs import Sample
 from heads.dense import IGNORE
 from heads.dense.segmenter import Segmenter
+from sail_encoder.backbones.base import VisionBackbone
 from sail_encoder.backbones.batch import Prepared
-from sail_encoder.backbones.registry import describe
-from sail_encoder.backbones.spec import FeatureSpec
-from sail_encoder.commands.extract import extract
+from sail_encoder.backbones.spec import BackboneSpec, FeatureSpec
 from sail_encoder.extraction.cost import feature_bytes, look_at_some
 from sail_encoder.extraction.loader import PackedLoader
+from sail_encoder.extraction.plan import Plan
 from sail_encoder.images.decoding import Array
 from sail_encoder.images.resizing import Resize, Size
 from sail_encoder.images.sources import list_images
@@ -231,66 +232,23 @@ def _to_device(values: np.ndarray[Any, Any], device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
-_STOPPED = 128
-"""Exit statuses from here on mean that a signal came."""
-
-
-def cache_grids(
-    samples: Sequence[Sample], source: FeatureSpec, folder: Path, budget_gb: float, precision: str, device: str
-) -> FeatureFolder:
-    """Extracts what is missing of the grids of these images.
-
-    What it will need is said, and held against the budget, before anything is computed. Killed, it goes on where it
-    was. Grids are stored in float16, a file an image, so that a crop reads no more than its rows.
+def check_budget(samples: Sequence[Sample], spec: BackboneSpec, source: FeatureSpec, budget_gb: float) -> None:
+    """Says what cached grids of these images take on disk, and holds it against the budget before anything is computed.
 
     Args:
         samples: The images.
+        spec: What the backbone is.
         source: Which features.
-        folder: Where to keep them, in a folder of their own; other runs on the same features find them there.
-        budget_gb: What they may take on disk, in units of 10^9 bytes.
-        precision: Precision of weights and computation.
-        device: `auto`, or devices as in `sail extract`.
+        budget_gb: What they may take, in units of 10^9 bytes.
 
     Raises:
         UserError: If the budget does not hold them.
-        SystemExit: If a signal has stopped the extraction.
     """
-    images = [str(sample.image) for sample in samples]
-    folder /= _name(images, source, precision)
-    _check_budget(images, source, folder, budget_gb)
-    # What extraction prints at its end is not the result of this command.
-    with redirect_stdout(sys.stderr):
-        status = extract(
-            images,
-            str(folder),
-            model=source.model,
-            **source.options,
-            random_weights=not source.pretrained,
-            layers=",".join(map(str, source.layers)),
-            norm=source.norm,
-            resize=str(source.size),
-            max_tokens=source.size.max_tokens,
-            precision=precision,  # type: ignore[arg-type]
-            devices=device,
-        )
-    if status >= _STOPPED:
-        raise SystemExit(status)
-    return FeatureFolder(folder)
-
-
-def _name(images: list[str], source: FeatureSpec, precision: str) -> str:
-    """A name for these features of these images."""
-    paths = [os.path.abspath(image) for image in images]
-    return digest([source.to_json(), precision, paths], 12)
-
-
-def _check_budget(images: list[str], source: FeatureSpec, folder: Path, budget_gb: float) -> None:
-    spec = describe(source.model, **source.options).at(source.layers)
-    tokens = look_at_some(list_images(images).images, spec, source.size).patches
-    needed = len(images) * feature_bytes(tokens, spec.embed_dim, len(source.layers), "float16")
+    tokens = look_at_some(list_images([str(sample.image) for sample in samples]).images, spec, source.size).patches
+    needed = len(samples) * feature_bytes(tokens, spec.embed_dim, len(source.layers), source.store_dtype)
     text = (
-        f"cached features of {len(images):,} images, about {tokens:,.0f} patches of {spec.embed_dim:,} channels in "
-        f"{len(source.layers)} layers each, take {format_bytes(needed)} in {folder}"
+        f"cached features of {len(samples):,} images, about {tokens:,.0f} patches of {spec.embed_dim:,} channels in "
+        f"{len(source.layers)} layers each, take {format_bytes(needed)}"
     )
     if needed > budget_gb * 1e9:
         raise UserError(
@@ -298,3 +256,24 @@ def _check_budget(images: list[str], source: FeatureSpec, folder: Path, budget_g
             "or --mode online"
         )
     print(f"{text}; the budget is {budget_gb:g} GB", file=sys.stderr)
+
+
+def cache_grids(samples: Sequence[Sample], backbone: VisionBackbone, source: FeatureSpec, cache: Path) -> FeatureFolder:
+    """Extracts what is missing of the grids of these images: a file per image, so that a crop reads only its rows.
+
+    Args:
+        samples: The images.
+        backbone: The backbone.
+        source: Which features.
+        cache: Folder of all caches; these grids have one of their own in it, named after all that decides them, where
+            other runs on the same features find them.
+
+    Raises:
+        SystemExit: If a signal has stopped the extraction; the same command goes on where it was.
+    """
+    precision = str(backbone.dtype).removeprefix("torch.")
+    plan = Plan(
+        list_images([str(sample.image) for sample in samples]), backbone.spec, replace(source, precision=precision)
+    )
+    paths = [os.path.abspath(sample.image) for sample in samples]
+    return extract_missing(backbone, plan, cache / digest([plan.settings, paths], 12))

@@ -1,162 +1,61 @@
-"""From the options of `sail segment train` to the objects that do the work."""
+"""A run of `sail segment train`: backbone, head and batches, learning, and the report at its end."""
 
 import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from evals.segmentation.batches import Batch, Batches, cache_grids
+from evals.segmentation.augment import Augmentation
+from evals.segmentation.batches import Batch, Batches, CachedBatches, OnlineBatches, cache_grids
 from evals.segmentation.data import SegmentationData
 from evals.segmentation.folders import CHECKPOINT, CURVES, LOG
 from evals.segmentation.inference import inference_of, read_windows, whole_patches
-from evals.segmentation.options import CountedPixels, TrainRequest
+from evals.segmentation.options import JITTER, CountedPixels, TrainOptions, build_head
 from evals.segmentation.scores import Gallery, score, write_report
-from evals.segmentation.sources import SCENES, DataSource, draw_scenes
-from heads.contract import require_same_features
-from heads.dense import IGNORE, registry
+from heads.dense import IGNORE
 from heads.dense.contract import DenseHead, OnePassHead
-from heads.dense.registry import TrainedHead, build_dense_head, save_dense_head
+from heads.dense.registry import TrainedHead, save_dense_head
 from heads.dense.segmenter import Segmenter
-from heads.registry import require_head
 from heads.trainer import Trainer, read_log
-from sail_encoder.backbones.registry import check_features, choose_backbone, load_for, resolve_features
-from sail_encoder.backbones.spec import BackboneSpec, FeatureSpec
-from sail_encoder.io.errors import UserError
+from sail_encoder.backbones.registry import load_for
+from sail_encoder.backbones.spec import FeatureSpec
 from sail_encoder.io.files import replacing
-from sail_encoder.store.reading import FeatureFolder
 
-if TYPE_CHECKING:
-    from evals.segmentation.batches import Batches
-    from heads.dense.contract import DenseHead
-    from heads.dense.segmenter import Segmenter
-
-
-JITTER = (0.5, 2.0)
-_CACHE = "cache"
-_SHOWN = 10
-
-
-def choose_features(request: TrainRequest) -> tuple[FeatureSpec, BackboneSpec]:
-    """Which features the head reads, and of which backbone; checks all that can be before torch is imported.
-
-    The fingerprint of the weights is not known yet.
-    """
-    online = request.mode == "online"
-    for name, needed in (("jitter", "online"), ("distort", "online"), ("colors", "online"), ("cache", "cached")):
-        if getattr(request, name) is not None and (needed == "online") != online:
-            raise UserError(f"--{name} has no effect with --mode {request.mode}; leave it out, or use {needed}")
-    if request.colors is not None and request.distort is False:
-        raise UserError(f"--colors {request.colors} has no effect with --distort false; leave one of them out")
-    low, high = request.jitter or JITTER
-    if not 0 < low <= high:
-        raise UserError(f"--jitter cannot be [{low},{high}]; allowed are two factors above 0, the lower one first")
-    require_head(request.head, registry.BUILT_IN, registry.GROUP)
-    check_features(request.layers, request.resize, request.max_tokens)
-    _check_place(request)
-    chosen = choose_backbone(request.weights, request.random_weights, request.max_tiles, request.msac, request.project)
-    spec, source = resolve_features(
-        request.model, request.layers, request.resize, request.max_tokens, norm=request.norm, **chosen
-    )
-    whole_patches("crop", request.crop, spec.patch_size)
-    read_windows(request.window, request.stride, spec.patch_size)
-    return source, spec
-
-
-def _check_place(request: TrainRequest) -> None:
-    """Makes sure that there are data, before they are looked through."""
-    if request.data not in SCENES:
-        _data_source(request).check_place("train", "val")
-    elif request.layout not in ("folder", "ade20k"):
-        raise UserError(f"--layout cannot be {request.layout} with drawn scenes, which have their own; leave it out")
-
-
-def _data_source(request: TrainRequest) -> DataSource:
-    return DataSource(request.data, request.layout, request.class_map, request.reduce_zero_label, request.ignore_label)
-
-
-def check_head(request: TrainRequest, in_channels: list[int]) -> None:
-    """Builds the head without memory, to find what is wrong with its options before the data are looked through."""
-    import torch
-
-    with torch.device("meta"):
-        _build_head(request, in_channels, 2)
-
-
-def open_data(request: TrainRequest) -> tuple[SegmentationData, SegmentationData]:
-    """The training and the validation data, looked through."""
-    source = _data_source(request)
-    if request.data in SCENES:
-        source = replace(source, root=str(_draw_scenes(request)), layout="ade20k")
-    training, validation = source.open("train", "val", check=request.check)
-    classes = training.class_map.names
-    print(
-        f"{len(training):,} training and {len(validation):,} validation images, {len(classes)} classes: "
-        f"{', '.join(classes[:_SHOWN])}{', ...' if len(classes) > _SHOWN else ''}",
-        file=sys.stderr,
-    )
-    return training, validation
-
-
-def _draw_scenes(request: TrainRequest) -> Path:
-    """Draws the scenes into the run's own folder."""
-    folder = request.folder / request.data
-    draw_scenes(folder, request.data)
-    return folder
-
-
-def cache(request: TrainRequest, source: FeatureSpec, data: SegmentationData) -> FeatureFolder:
-    """The grids of all training images; made before the backbone is loaded here, so that it is not held twice."""
-    folder = Path(request.cache or request.folder / _CACHE)
-    return cache_grids(data.samples, source, folder, request.cache_gb, request.precision, request.device)
+CACHE = "cache"
+"""Folder of cached grids in that of a run, unless the options name another."""
 
 
 def build_segmenter(
-    request: TrainRequest, source: FeatureSpec, data: SegmentationData
-) -> "tuple[Segmenter, TrainedHead]":
+    options: TrainOptions, source: FeatureSpec, data: SegmentationData
+) -> tuple[Segmenter, TrainedHead]:
     """The frozen backbone and a new head, which is a function of the seed."""
-    import torch
-
-    from heads.dense.segmenter import Segmenter
-
-    backbone = load_for(replace(source, precision=request.precision), request.device)
+    backbone = load_for(replace(source, precision=options.precision), options.device)
     source = replace(source, weights=backbone.fingerprint(source.depth - 1))
-    torch.manual_seed(request.seed)
+    torch.manual_seed(options.seed)
     classes, ids = data.class_map.names, data.class_map.ids
-    head = _build_head(request, [backbone.embed_dim] * len(source.layers), len(classes))
-    windows = read_windows(request.window, request.stride, backbone.patch_size)
-    trained = TrainedHead(request.head, head, source, classes, request.mode, *windows, request.fit, data.layout, ids)
+    head = build_head(options, [backbone.embed_dim] * len(source.layers), len(classes))
+    windows = read_windows(options.window, options.stride, backbone.patch_size)
+    trained = TrainedHead(options.head, head, source, classes, options.mode, *windows, options.fit, data.layout, ids)
     return Segmenter(backbone, head, source), trained
 
 
-def _build_head(request: TrainRequest, in_channels: list[int], num_classes: int) -> "DenseHead":
-    options = request.head_options or {}
-    for name in ("kind", "in_channels", "num_classes"):
-        if name in options:
-            raise UserError(f"--head_options cannot set {name}, which model, layers and data decide; leave it out")
-    return build_dense_head(request.head, in_channels, num_classes, **options)
-
-
-def build_batches(
-    request: TrainRequest, segmenter: "Segmenter", data: SegmentationData, features: FeatureFolder | None
-) -> "Batches":
-    """Batches through the backbone, or of the features that were cached."""
-    from evals.segmentation.augment import Augmentation
-    from evals.segmentation.batches import CachedBatches, OnlineBatches
-
+def build_batches(options: TrainOptions, segmenter: Segmenter, data: SegmentationData) -> Batches:
+    """Batches through the backbone, or of grids that are extracted first where the cache lacks them."""
     backbone, source = segmenter.backbone, segmenter.source
-    crop = whole_patches("crop", request.crop, backbone.patch_size)
-    flip, batch_size, seed = request.flip, request.batch_size, request.seed
-    if features is None:
-        distort = request.distort is not False
+    crop = whole_patches("crop", options.crop, backbone.patch_size)
+    flip, batch_size, seed = options.flip, options.batch_size, options.seed
+    if options.mode == "online":
+        distort = options.distort is not False
         augmentation = Augmentation(
-            crop, source.size, request.jitter or JITTER, flip, distort, request.colors or "mmseg"
+            crop, source.size, options.jitter or JITTER, flip, distort, options.colors or "mmseg"
         )
         return OnlineBatches(segmenter, data, augmentation, batch_size, seed)
-    require_same_features(source, replace(source, weights=features.spec.weights))
+    features = cache_grids(data.samples, backbone, source, Path(options.cache or options.folder / CACHE))
     p = backbone.patch_size
     patches = (crop[0] // p, crop[1] // p)
     return CachedBatches(features, data, patches, p, flip, batch_size, seed, backbone.device)
@@ -166,17 +65,17 @@ class Run:
     """One run in its folder.
 
     Args:
-        request: What was asked for.
+        options: What was asked for.
         segmenter: Backbone and head.
         trained: The same head with its classes and windows.
         validation: What it is scored on.
     """
 
     def __init__(
-        self, request: TrainRequest, segmenter: Segmenter, trained: TrainedHead, validation: SegmentationData
+        self, options: TrainOptions, segmenter: Segmenter, trained: TrainedHead, validation: SegmentationData
     ) -> None:
-        self.request = request
-        self.folder = request.folder
+        self.options = options
+        self.folder = options.folder
         self.segmenter = segmenter
         self.trained = trained
         self.validation = validation
@@ -193,7 +92,7 @@ class Run:
         Returns:
             0, or the exit status where a signal has stopped it.
         """
-        head, recipe = self.segmenter.head, self.request.recipe
+        head, recipe = self.segmenter.head, self.options.recipe
         if isinstance(head, OnePassHead):
             count = min(recipe.all_steps, math.ceil(images / recipe.batch_size))
             head.fit(((batch.maps, batch.labels) for batch in batches.between(0, count)), count)
@@ -203,11 +102,11 @@ class Run:
         return 0
 
     def _train(self, head: DenseHead, batches: Batches, settings: Mapping[str, Any]) -> int:
-        request = self.request
+        options = self.options
         trainer = Trainer(
             head,
-            request.recipe,
-            lambda head, batch: batch_loss(head, batch, request.loss_over),
+            options.recipe,
+            lambda head, batch: batch_loss(head, batch, options.loss_over),
             checkpoint=self.folder / CHECKPOINT,
             log=self.folder / LOG,
             settings=settings,
@@ -215,9 +114,9 @@ class Run:
         trainer.resume()
         return trainer.run(
             batches.between,
-            log_every=request.log_every,
-            save_every=request.save_every,
-            validate_every=request.validate_every,
+            log_every=options.log_every,
+            save_every=options.save_every,
+            validate_every=options.validate_every,
             validate=self._validate,
         )
 
@@ -227,7 +126,7 @@ class Run:
 
     def finish(self) -> str:
         """Scores the head, writes results, pictures and curves, and returns the table."""
-        with Gallery(self.validation, self.folder, self.request.overlays) as keep:
+        with Gallery(self.validation, self.folder, self.options.overlays) as keep:
             scores = score(self.segmenter, self.inference, self.validation, keep)
         self._draw_curves(scores.mean_iou)
         return write_report(self.folder, scores, self.trained, self.inference, len(self.validation))

@@ -10,6 +10,7 @@ import reprlib
 import types
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import is_dataclass
 from inspect import Parameter
 from pathlib import Path
 from types import MappingProxyType
@@ -28,7 +29,7 @@ class ArgumentReader:
     """Reads what stands behind a command.
 
     Args:
-        function: Its parameters are the options.
+        function: Its parameters are the options, or the fields of the dataclass that it takes.
         positional: Those that are also given by a word without an option; a list takes all words that are left.
         synonyms: Other spellings of options, and the names of their parameters.
 
@@ -239,9 +240,22 @@ def convert(name: str, value: Any, annotation: Any) -> Any:
     raise UserError(f"--{name} cannot be {shown}; allowed is {_allowed(annotation)}")
 
 
+def options_of(function: Callable[..., int]) -> Callable[..., Any]:
+    """The dataclass that holds the options of a command where its function takes one, or else the function itself."""
+    parameters = list(inspect.signature(function, eval_str=True).parameters.values())
+    alone = parameters[0].annotation if len(parameters) == 1 else None
+    return alone if isinstance(alone, type) and is_dataclass(alone) else function
+
+
 def parameters_of(function: Callable[..., int]) -> Mapping[str, Parameter]:
-    """The parameters of a function by name, with their types."""
-    return inspect.signature(function, eval_str=True).parameters
+    """The options of a command by name, with their types."""
+    return inspect.signature(options_of(function), eval_str=True).parameters
+
+
+def call(function: Callable[..., int], values: Mapping[str, Any]) -> int:
+    """Runs a command with these options, and returns its exit status."""
+    options = options_of(function)
+    return function(**values) if options is function else function(options(**values))
 
 
 def takes_many(parameter: Parameter) -> bool:

@@ -1,6 +1,5 @@
 """Recorded values of published recipes, the arrays that they were recorded with, and our own recipes of those names."""
 
-import inspect
 import json
 from pathlib import Path
 
@@ -8,10 +7,9 @@ import numpy as np
 import torch
 import yaml
 
-from evals.commands.segment_train import train
 from evals.probing import build_probe
 from evals.segmentation.inference import read_windows
-from evals.segmentation.options import TrainRequest
+from evals.segmentation.options import TrainOptions
 from heads.dense.inference import Inference
 from heads.dense.upernet import UperNetHead
 from sail_encoder.images.resizing import Resize
@@ -48,10 +46,8 @@ def blobs(inputs, part):
 
 def segmentation_request(name, **changes):
     """What `sail segment train` is asked for by the recipe of a name."""
-    defaults = {key: one.default for key, one in inspect.signature(train).parameters.items()}
     settings = yaml.safe_load((ROOT / f"configs/segmentation/{name}.yaml").read_text())
-    given = {**defaults, "data": "data", "out": "out", **settings, **changes}
-    return TrainRequest(**given)
+    return TrainOptions(**{"data": "data", "out": "out", **settings, **changes})
 
 
 def inference(request, patch_size):

@@ -44,15 +44,12 @@ def test_linear_segmentation(name):
     assert ours == pytest.approx(values["value"] / values["labelled_share"], rel=1e-3)
 
 
-def test_upernet(tmp_path):
-    values, optimization = (
-        recorded("ade20k_upernet_internvl"),
-        segmentation_request("ade20k_upernet_internvl").optimization,
-    )
+def test_upernet():
+    values, options = recorded("ade20k_upernet_internvl"), segmentation_request("ade20k_upernet_internvl")
     head, maps, wanted = internvl_upernet(values["head"]), values["head"]["inputs"]["maps"], values["loss"]
-    assert first_loss(head, optimization, maps, wanted["labels"], tmp_path) == pytest.approx(wanted["total"], rel=1e-5)
+    assert first_loss(head, options, maps, wanted["labels"]) == pytest.approx(wanted["total"], rel=1e-5)
     head.auxiliary_weight = 0
-    assert first_loss(head, optimization, maps, wanted["labels"], tmp_path) == pytest.approx(wanted["head"], rel=1e-5)
+    assert first_loss(head, options, maps, wanted["labels"]) == pytest.approx(wanted["head"], rel=1e-5)
 
 
 def dinov3_bank(values, **changes):

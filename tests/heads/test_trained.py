@@ -281,7 +281,7 @@ def test_attentive_of_aim_has_no_bias_and_that_of_internvl_a_norm_with_weights(g
         ({"weight_decay": -0.1}, "weight_decay is -0.1; give 0 or a positive number"),
         ({"clip": -1}, "clip is -1; give 0 or a positive number"),
         ({"label_smoothing": 1.0}, "label_smoothing is 1.0"),
-        ({"schedule": "poly"}, "schedule 'poly' is unknown; use cosine, cosine_dinov3, cosine_mae, cosine_timm or"),
+        ({"schedule": "linear"}, "schedule 'linear' is unknown; use poly, cosine, constant, trapezoid, cosine_dinov3"),
         ({"label_loss": "median"}, "label_loss 'median' is unknown; use mean or sum"),
         ({"momentum": 0, "nesterov": True}, "nesterov looks ahead by the momentum, which is 0"),
         ({"working_memory": 0}, "working_memory is 0"),

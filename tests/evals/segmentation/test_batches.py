@@ -10,7 +10,7 @@ from helpers import unpatchify
 
 from evals.errors import DatasetError
 from evals.segmentation.augment import Augmentation
-from evals.segmentation.batches import CachedBatches, OnlineBatches, Sampler, cache_grids
+from evals.segmentation.batches import CachedBatches, OnlineBatches, Sampler, cache_grids, check_budget
 from evals.segmentation.sources import DataSource
 from heads.dense import IGNORE
 from heads.dense.linear import LinearHead
@@ -34,8 +34,8 @@ def segmenter():
 
 
 @pytest.fixture(scope="module")
-def cached(data, tmp_path_factory):
-    return cache_grids(data.samples, SOURCE, tmp_path_factory.mktemp("cache"), 1.0, "auto", "cpu")
+def cached(data, segmenter, tmp_path_factory):
+    return cache_grids(data.samples, segmenter.backbone, SOURCE, tmp_path_factory.mktemp("cache"))
 
 
 def make(kind, segmenter, data, cached, seed=0):
@@ -100,21 +100,21 @@ def test_mirrored_grids_have_mirrored_labels(data, cached):
     assert 1 <= mirrored <= 6
 
 
-def test_the_cache_is_stored_in_float16_and_made_once(data, cached, capsys):
+def test_the_cache_is_stored_in_float16_and_made_once(data, segmenter, cached):
     assert cached.read(cached.entries[0]).dtype == np.float16
     stamps = {path: path.stat().st_mtime_ns for path in cached.folder.rglob("*.npy")}
     assert len(stamps) == 7
-    cache_grids(data.samples, SOURCE, cached.folder.parent, 1.0, "auto", "cpu")
+    cache_grids(data.samples, segmenter.backbone, SOURCE, cached.folder.parent)
     assert stamps == {path: path.stat().st_mtime_ns for path in cached.folder.rglob("*.npy")}
-    cache_grids(data.samples, replace(SOURCE, size=Resize(short=42)), cached.folder.parent, 1.0, "auto", "cpu")
+    cache_grids(data.samples, segmenter.backbone, replace(SOURCE, size=Resize(short=42)), cached.folder.parent)
     assert len(list(cached.folder.parent.iterdir())) == 2
+
+
+def test_what_the_cache_takes_is_said_and_held_against_the_budget(data, segmenter, capsys):
+    check_budget(data.samples, segmenter.backbone.spec, SOURCE, 1.0)
     assert "the budget is 1 GB" in capsys.readouterr().err
-
-
-def test_a_budget_that_is_too_small_is_told_before_anything_is_stored(data, tmp_path):
     with pytest.raises(UserError, match=r"more than the 1e-05 GB of --cache_gb"):
-        cache_grids(data.samples, SOURCE, tmp_path / "cache", 1e-5, "auto", "cpu")
-    assert not (tmp_path / "cache").exists()
+        check_budget(data.samples, segmenter.backbone.spec, SOURCE, 1e-5)
 
 
 def test_images_that_the_cache_lacks_are_told(data, cached, tmp_path):

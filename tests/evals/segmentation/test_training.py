@@ -13,8 +13,8 @@ import torch
 from drawn_data import write_data
 from safetensors.torch import load_file, save_file
 
-from evals.commands.segment_train import train as segment_train
 from evals.segmentation.folders import LOG
+from evals.segmentation.options import TrainOptions
 from heads.trainer import read_log
 from sail_cli import main
 from sail_encoder.io.errors import UserError
@@ -158,4 +158,4 @@ def test_folders_of_others_are_not_overwritten(data, small_checkpoint, tmp_path,
 def test_recipes_that_are_not_possible(change, message):
     options = {"data": "data", "out": "out", "steps": 10, "batch_size": 2, "warmup": 0}
     with pytest.raises(UserError, match=message):
-        segment_train(**{**options, **change})
+        TrainOptions(**{**options, **change})
