@@ -119,7 +119,7 @@ def search_with_faiss(train: Array, queries: Array) -> Any:
 
 
 def fit_mapped(kind: str, path: str, labels: Array, working_memory: int, ready: Any, go: Any) -> None:
-    """Fits a probe on a few rows of a memory-mapped array, which loads its code, and when told to on all rows."""
+    """Fits a probe on a few rows of a memory-mapped array, which loads its code, and where asked to on all rows."""
     mapped = np.load(path, mmap_mode="r")
     probes = {"ridge": RidgeProbe, "knn": KNNProbe, "logistic": LogisticProbe}
     settings: dict[str, dict[str, Any]] = {

@@ -1,6 +1,6 @@
 """The way of the published example, written from its description, to measure against.
 
-One image at a time; a dense additive mask; a cache that is concatenated anew at each step; keys and values repeated for
+One image at a time; a dense additive mask; a cache that is concatenated at each step; keys and values repeated for
 all heads; rotary tables made again in each layer; logits of all positions in float32.
 """
 

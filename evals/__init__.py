@@ -1,1 +1,1 @@
-"""What measures: data sets, protocols and reports."""
+"""Evaluations: data sets, protocols and reports."""

@@ -1,4 +1,4 @@
-"""Crops of images and their features, for probes that see every image anew in each epoch."""
+"""Crops of images and their features, for probes that see another crop of an image in each epoch."""
 
 from collections.abc import Iterable, Sequence
 from functools import partial

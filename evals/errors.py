@@ -1,4 +1,4 @@
-"""Errors of measuring that a user can mend."""
+"""Errors of measuring that a user can correct."""
 
 from sail_encoder.io.errors import UserError
 

@@ -54,7 +54,7 @@ class ImageFeatures:
 
     @property
     def has_grids(self) -> bool:
-        """Whether patches were stored."""
+        """Tells whether patches were stored."""
         return not self.folder.is_pooled
 
     def vectors(self, keys: Sequence[str]) -> "Selection":
@@ -82,7 +82,7 @@ class ImageFeatures:
         return np.concatenate(layers, -1) if self.spec.fuse == "concat" else np.stack(layers).mean(0, dtype=np.float32)
 
     def source(self, takes: str) -> FeatureSpec:
-        """What a head that is fitted on these is to remember."""
+        """Features as a head that is fitted on them remembers them."""
         stored = self.folder.spec
         pool = "none" if takes == "grids" else self.spec.pool if stored.pool == "none" else stored.pool
         return replace(stored, model=self.spec.model, pool=pool, fuse=self.spec.fuse)

@@ -17,7 +17,7 @@ from sail_encoder.backbones.spec import FeatureSpec
 from sail_encoder.extraction.loader import PackedLoader
 from sail_encoder.images.decoding import Array
 from sail_encoder.images.sources import ImageFile
-from sail_encoder.io.threads import Behind
+from sail_encoder.io.threads import BackgroundWriter
 
 BATCHES_TO_COPY = 2
 
@@ -64,7 +64,7 @@ def pool_layers(
     loader = PackedLoader(backbone, prepare)
     pool_batch = partial(_pool_batch, backbone, features)
     with ThreadPoolExecutor(1, "copy") as copying, tqdm(total=len(images), unit="img", disable=None) as bar:
-        to_copy = Behind(copying, BATCHES_TO_COPY)
+        to_copy = BackgroundWriter(copying, BATCHES_TO_COPY)
         for group, batch, result in loader.run([images], pool_batch):
             bar.update(len(group))
             if batch is not None and result is not None:

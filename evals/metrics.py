@@ -1,4 +1,4 @@
-"""What is reported of a probe on the test set: scikit-learn's metrics, with the conventions of torchmetrics.
+"""Metrics of a probe on the test set: scikit-learn's, with the conventions of torchmetrics.
 
 DINOv2 and DINOv3 report torchmetrics' MulticlassAccuracy. It differs where classes are absent or scores are equal.
 """

@@ -59,7 +59,7 @@ _STORED = ("model", *BACKBONE_OPTIONS, "layers", "norm", "precision", *_EXTRACTE
 
 @dataclass(frozen=True)
 class CropOptions:
-    """How images are cropped.
+    """Rule by which images are cropped.
 
     Attributes:
         side: Of the crops, in pixels.

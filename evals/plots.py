@@ -19,7 +19,7 @@ _COUNTED = 15
 
 
 def can_plot() -> bool:
-    """Whether matplotlib is there; says what to do where it is not."""
+    """Tells whether matplotlib is there; says what to do where it is not."""
     if importlib.util.find_spec("matplotlib"):
         return True
     print("no plots, since matplotlib is not installed: pip install 'sail-encoder[plots]'", file=sys.stderr)

@@ -67,7 +67,7 @@ def build_probe(
 
 
 def head_task(dataset: LabelledImages) -> Task:
-    """What a head calls the task; several labels are told by the form of the targets."""
+    """Name that heads have for the task; several labels are recognised by the form of the targets."""
     return "regression" if dataset.task == "regression" else "classification"
 
 
@@ -133,7 +133,7 @@ def decisive_settings(probe: Probe) -> dict[str, Any]:
 
 
 def parts_for(splits: Splits, choose_on: ChooseOn) -> tuple[Array, Array, Array]:
-    """What is fitted on, what hyper-parameters are chosen on, and what is reported."""
+    """Parts to fit on, to choose hyper-parameters on, and to report on."""
     if choose_on == "test":
         return np.union1d(splits.train, splits.val), splits.test, splits.test
     return splits.train, splits.val, splits.test

@@ -49,7 +49,7 @@ def write_sweep(out: Path, layers: LayerFeatures, results: Sequence[LayerResult]
         settings: What the run was asked for.
 
     Returns:
-        A table by layer, in Markdown, and behind it a line that names the best layers.
+        A table by layer, in Markdown, followed by a line that names the best layers.
     """
     best = best_layers(results)
     table = sweep_table(layers, results)

@@ -1,4 +1,4 @@
-"""What probes have reached, and the log that keeps each result, so that a run that was stopped goes on."""
+"""Results of probes, and the log that keeps each of them, so that a run that was stopped goes on."""
 
 import time
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from sail_encoder.io.json_lines import LineLog
 
 @dataclass(frozen=True)
 class Result:
-    """What one probe has reached on one set of features with one seed.
+    """Result of one probe on one set of features with one seed.
 
     Attributes:
         features: Name of the features.
@@ -55,7 +55,7 @@ class Result:
 
 @dataclass(frozen=True)
 class LayerResult:
-    """What one probe has reached on one layer.
+    """Result of one probe on one layer.
 
     Attributes:
         layer: Index of the block.

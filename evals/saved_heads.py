@@ -19,7 +19,7 @@ def save_with_result(folder: Path, probe: Probe, source: FeatureSpec, key: str) 
 
 
 def holds_head_of(folder: Path, key: str) -> bool:
-    """Whether a folder holds the head of the result with this key."""
+    """Tells whether a folder holds the head of the result with this key."""
     if not all((folder / name).exists() for name in (WEIGHTS, DESCRIPTION, RESULT)):
         return False
     result = read_json(folder / RESULT)

@@ -76,7 +76,7 @@ class Thing:
 
 
 def with_article(name: str) -> str:
-    """The name behind "a" or "an"."""
+    """Name with "a" or "an"."""
     return f"an {name}" if name[0] in "aeiou" else f"a {name}"
 
 
@@ -185,7 +185,7 @@ def _place(down: float, across: float) -> str:
 
 
 def _coverage(shape: str, extent: tuple[int, ...], row: float, column: float, radius: float, angle: float) -> Array:
-    """How much of each pixel the shape covers, float32 in [0, 1]."""
+    """Share of each pixel that the shape covers, float32 in [0, 1]."""
     scale = _SUPERSAMPLING
     image = Image.new("L", (extent[1] * scale, extent[0] * scale))
     turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])

@@ -1,4 +1,4 @@
-"""What `sail-tiny` has learned, measured on drawn scenes that it never saw.
+"""Evaluation of `sail-tiny` on drawn scenes that it never saw.
 
     python -m evals.tiny --out runs/tiny.json
 

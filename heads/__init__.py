@@ -1,1 +1,1 @@
-"""What sits on features: probes and segmentation heads."""
+"""Heads on features: probes and segmentation heads."""

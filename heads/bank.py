@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from heads.targets import Kind
 
 LabelLoss = Literal["mean", "sum"]
-"""Whether the losses of an image's labels are averaged or added up."""
+"""Reduction of the losses of an image's labels: average or sum."""
 
 
 class HeadBank(nn.Module):

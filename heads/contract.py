@@ -1,4 +1,4 @@
-"""What all heads share: which features they were fitted on, and how they are saved and loaded."""
+"""Base of all heads: the features that they were fitted on, saving and loading."""
 
 import json
 from collections.abc import Iterator
@@ -42,7 +42,7 @@ def require_same_features(fitted: FeatureSpec, others: FeatureSpec) -> None:
 
 @dataclass(frozen=True)
 class SavedHead:
-    """What is in a saved head's folder.
+    """Content of a saved head's folder.
 
     Attributes:
         kind: Name of the head in the registry.

@@ -1,4 +1,4 @@
-"""What the scikit-learn estimators among the probes share: one hyper-parameter, chosen on validation, then a refit."""
+"""Base of the probes over scikit-learn's estimators: one hyper-parameter, chosen on validation, then a refit."""
 
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
@@ -134,7 +134,7 @@ class VectorProbe(Probe, BaseEstimator):
         return self._check(X, reset=False)
 
     def _check(self, X: Any, reset: bool) -> Array:
-        """What scikit-learn asks of features: two dimensions, numbers, finite, as many columns as before."""
+        """Checks what scikit-learn asks of features: two dimensions, numbers, finite, as many columns as before."""
         try:
             options = {"dtype": "numeric", "ensure_all_finite": False, "skip_check_array": isinstance(X, Selection)}
             X = validate_data(self, X=as_array(X), reset=reset, **options)
@@ -145,7 +145,7 @@ class VectorProbe(Probe, BaseEstimator):
 
 
 def is_classifier(probe: VectorProbe) -> bool:
-    """Whether scikit-learn may ask a probe for what only classifiers have."""
+    """Tells whether scikit-learn may ask a probe for what only classifiers have."""
     return probe.task == "classification"
 
 

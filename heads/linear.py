@@ -71,7 +71,7 @@ class VectorBatches:
 
 
 class LinearBank(HeadBank):
-    """Linear maps that are computed as one product, behind one batch norm.
+    """Linear maps that are computed as one product, after one batch norm.
 
     Args:
         dim: C.

@@ -22,12 +22,12 @@ def check_batch_norm(batch_norm: BatchNorm) -> None:
 
 
 def build_norm(dim: int, batch_norm: BatchNorm) -> nn.Module:
-    """What all heads of a bank share: statistics, no weights."""
+    """Norm that all heads of a bank share: statistics, no weights."""
     return nn.BatchNorm1d(dim, affine=False, eps=1e-6) if batch_norm else nn.Identity()
 
 
 class Affine(nn.Module):
-    """A scale and a shift of each feature, which a head learns for itself behind the norm that it shares with others.
+    """A scale and a shift of each feature, which a head learns for itself after the norm that it shares with others.
 
     Args:
         dim: C.

@@ -71,7 +71,7 @@ class AttentionPool(nn.Module):
         return torch.einsum("npc,pdc->npd", pooled, slices).flatten(1)
 
     def _matchers(self) -> Tensor:
-        """What patches are multiplied with [C, parts, queries of a part] to give the logits of attention.
+        """Factors [C, parts, queries of a part] on patches that give the logits of attention.
 
         The queries of a part are averaged after the softmax.
         """
@@ -91,7 +91,7 @@ def pad_patches(patches: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
         counts: Patches of each image [images], on the CPU.
 
     Returns:
-        [images, longest, C] with zeros behind each image, and where these are: bool [images, longest].
+        [images, longest, C] with zeros after each image, and where these are: bool [images, longest].
     """
     longest = int(counts.max())
     present = torch.arange(longest) < counts[:, None]

@@ -1,4 +1,4 @@
-"""What all probes have in common: the small contract that `sail probe`, the registry and other packages rely on."""
+"""Contract of all probes, on which `sail probe`, the registry and other packages rely."""
 
 import warnings
 from abc import ABC, abstractmethod
@@ -50,7 +50,7 @@ class Probe(ABC):
 
     Attributes:
         kind: Its name in the registry.
-        takes: `vectors`, a matrix [n, C] with a row an image; or `grids`, a sequence of [nh, nw, C], one an image.
+        takes: `vectors`, a matrix [n, C] with a row per image; or `grids`, a sequence of [nh, nw, C], one per image.
         task: `classification` or `regression`.
         seed: What chance depends on.
         device: Where it computes; `auto` takes a GPU where there is one.
@@ -95,7 +95,7 @@ class Probe(ABC):
 
     @abstractmethod
     def scores(self, X: Any) -> Array:
-        """Scores [n, outputs], one column a class, a label or a number; higher means more likely."""
+        """Scores [n, outputs], one column per class, label or number; higher means more likely."""
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
@@ -103,7 +103,7 @@ class Probe(ABC):
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
-        """What was learned, by name."""
+        """Learned tensors by name."""
 
     @abstractmethod
     def restore(self, tensors: dict[str, Tensor]) -> None:

@@ -54,7 +54,7 @@ class Processes:
         return DistributedDataParallel(module)
 
     def gather(self, part: Any) -> list[Any]:
-        """What each process has, in order of rank."""
+        """Values of all processes, in order of rank."""
         parts = [part] * self.count
         if self.count > 1:
             dist.all_gather_object(parts, part)

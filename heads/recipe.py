@@ -1,4 +1,4 @@
-"""How weights are trained by gradient descent: optimizer, learning rates over time, steps and batches."""
+"""Recipe of a training by gradient descent: optimizer, learning rates over time, steps and batches."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,10 +18,10 @@ OptimizerName = Literal["adamw", "sgd", "lars"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How weights are trained, checked.
+    """Recipe of a training, checked.
 
     Attributes:
-        learning_rates: Highest value of the learning rate; one a head where several are trained at once.
+        learning_rates: Highest value of the learning rate; one per head where several are trained at once.
         steps: How many steps, or None if epochs are counted, see `for_samples`.
         epochs: Passes over the training set.
         least_steps: How many steps at least: small sets are passed more often.
@@ -97,7 +97,7 @@ class Recipe:
 
     @property
     def all_steps(self) -> int:
-        """How many steps the training has.
+        """Number of steps of the training.
 
         Raises:
             HeadError: If that depends on the training set.
@@ -107,7 +107,7 @@ class Recipe:
         return self.steps
 
     def factor(self, step: int) -> float:
-        """What learning rates are multiplied with in a step, 0 to 1."""
+        """Factor on the learning rates in a step, 0 to 1."""
         steps = self.all_steps
         rising = int(self.warmup) if self.warmup >= 1 else round(self.warmup * steps)
         if self.schedule in WHOLE:

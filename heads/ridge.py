@@ -97,7 +97,7 @@ class RidgeProbe(VectorProbe):
 
 
 class Regressands:
-    """What ridge regresses on, less its mean: numbers, or a column of +1 and -1 for each class or label.
+    """Targets of ridge, less their mean: numbers, or a column of +1 and -1 for each class or label.
 
     Columns are made for some rows at a time: of many classes they are larger than the features.
 

@@ -87,7 +87,7 @@ class Rows:
         return whole
 
     def rows_per_block(self, bytes_per_row: int) -> int:
-        """How many rows the working memory holds."""
+        """Number of rows that the working memory holds."""
         return max(1, self.working_memory // max(1, bytes_per_row))
 
     def blocks(self, dtype: torch.dtype, rows: int | None = None) -> Iterator[tuple[slice, Tensor]]:

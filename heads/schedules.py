@@ -34,7 +34,7 @@ def cosine_dinov3(step: int, steps: int, warmup: int) -> float:
 
 
 def cosine_timm(step: int, steps: int, warmup: int) -> float:
-    """Half a cosine that counts the warm-up's steps too: timm's, moved on behind each step as InternVL does.
+    """Half a cosine that counts the warm-up's steps too: timm's, moved on after each step as InternVL does.
 
     A step sees the rate of the one before, and the first one that of the warm-up's beginning, which is zero.
     """

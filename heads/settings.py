@@ -1,4 +1,4 @@
-"""What settings of heads may be: a mistake is told in one line, before there are features."""
+"""Checks of the settings of heads: one line for a mistake, before there are features."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -100,7 +100,7 @@ def _is_positive(value: Any, whole: bool) -> bool:
 
 
 def _is_number(value: Any, whole: bool = False) -> bool:
-    """Whether a value is a finite number, Python's or NumPy's; True and False are none."""
+    """Tells whether a value is a finite number, Python's or NumPy's; True and False are none."""
     if isinstance(value, bool) or not isinstance(value, Real) or not isfinite(value):
         return False
     return not whole or isinstance(value, Integral)

@@ -1,4 +1,4 @@
-"""What a head predicts: a class, several labels at once, or numbers; and how scores become predictions."""
+"""Targets of a head: a class, several labels at once, or numbers; and how scores become predictions."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -92,7 +92,7 @@ class TargetSpace:
 
     @property
     def width(self) -> int:
-        """Columns of scores: one a class, a label or a number."""
+        """Columns of scores: one per class, label or number."""
         return len(self.classes) if self.kind != "regression" else len(self.mean)
 
     def encode(self, targets: Any) -> Array:
@@ -138,7 +138,7 @@ class TargetSpace:
         return scores[:, 0] if self.flat else scores
 
     def quality(self, scores: Array, encoded: Array) -> float:
-        """How good scores are, more is better: accuracy, mean average precision, or R².
+        """Quality of scores, more is better: accuracy, mean average precision, or R².
 
         Args:
             scores: [n, width].

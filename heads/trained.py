@@ -1,4 +1,4 @@
-"""What the probes trained by gradient descent share: several learning rates at once, the best chosen on validation."""
+"""Base of the probes trained by gradient descent: several learning rates at once, the best chosen on validation."""
 
 from abc import abstractmethod
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -122,7 +122,7 @@ class TrainedProbe(Probe):
 
     @property
     def recipe(self) -> Recipe:
-        """How it is trained.
+        """Recipe of its training.
 
         Raises:
             HeadError: If a setting is not possible.
@@ -176,7 +176,7 @@ class TrainedProbe(Probe):
         return bank
 
     def trainer(self, bank: HeadBank, samples: int, **keeping: Any) -> Trainer:
-        """What trains a bank by features and encoded targets of a batch.
+        """Trainer of a bank by features and encoded targets of a batch.
 
         Args:
             bank: The heads.
@@ -197,7 +197,7 @@ class TrainedProbe(Probe):
             return self.build(dim, self.targets_.width, count).to(self.torch_device)
 
     def qualities(self, outputs: Array, encoded: Array) -> list[float]:
-        """How good each head of a bank is.
+        """Quality of each head of a bank.
 
         Args:
             outputs: Its scores of the validation set [heads, images, outputs].
@@ -241,7 +241,7 @@ class TrainedProbe(Probe):
 
     @abstractmethod
     def dim_of(self, tensors: Mapping[str, Tensor]) -> int:
-        """C, told from the tensors of a bank."""
+        """Channels, from the tensors of a bank."""
 
 
 def _require_equal(dim: int, fitted: int) -> None:

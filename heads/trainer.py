@@ -87,7 +87,7 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        """Whether all steps are done."""
+        """Tells whether all steps are done."""
         return self.step == self.recipe.all_steps
 
     def _groups(self) -> list[dict[str, Any]]:
@@ -218,7 +218,7 @@ class Trainer:
             )
 
     def _parts(self) -> dict[str, Any]:
-        """What a checkpoint holds the state of."""
+        """Objects whose state a checkpoint holds."""
         optimizers = {f"optimizer {index}": optimizer for index, optimizer in enumerate(self.optimizers)}
         average = {"average": self.average} if self.average else {}
         return {"module": self.module, **optimizers, **average}

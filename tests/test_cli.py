@@ -119,7 +119,7 @@ def test_mistakes_are_one_line_with_status_2(arguments, message, capsys, tmp_pat
         (["similarity", "x.png", "--at", "99,0"], "--at 99,0: patch (99, 0) is outside the"),
         (["pca", "x.png", "--out", "x.png/a.png"], "cannot write x.png: File exists"),
         (["convert", "sail-tiny", "x.png"], "x.png is a file; name a new folder"),
-        (["convert", "sail-tiny", "x.png/a"], "Not a directory; mend that or name another folder"),
+        (["convert", "sail-tiny", "x.png/a"], "Not a directory; correct that or name another folder"),
         (["demo", "--out", "x.png"], "cannot write x.png/photographs: Not a directory"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What `sail-tiny` is and what it is taught: its tokenizer, its sizes, and the drawn scenes of each training step."""
+"""Recipe of `sail-tiny`: its tokenizer, its sizes, and the drawn scenes of each training step."""
 
 import math
 from collections.abc import Iterator
@@ -192,7 +192,7 @@ def choose_scenes(rng: Generator, step: int) -> tuple[Stage, tuple[int, int], in
 
 
 def count_images(steps: int) -> int:
-    """How many scenes a training of so many steps sees."""
+    """Number of scenes that a training of so many steps sees."""
     return sum(choose_scenes(np.random.default_rng((7, step)), step)[-1] for step in range(steps))
 
 
@@ -253,7 +253,7 @@ def normalize(patches: Tensor) -> Tensor:
 
 
 def summary(**figures: Any) -> dict[str, Any]:
-    """What stands beside the weights about where they come from."""
+    """Notes beside the weights about where they come from."""
     about = (
         "A demonstration model of 5 million parameters, trained on drawn scenes (tools/pretrain_tiny.py), so that "
         "every command works without a download. It is not a strong model: use ByteDance-Seed/SAIL-7B for real work."

@@ -1,4 +1,4 @@
-"""`sail probe`: what features know, told by heads that are fitted on them."""
+"""`sail probe`: what features know, measured by heads that are fitted on them."""
 
 import sys
 from collections.abc import Iterator
@@ -83,7 +83,7 @@ def probe(
             (not for regression), ridge, knn and attentive.
         layers: Blocks to take features from: -1, 0,11,23, all, last4 or even4.
         norm: Whether to apply the model's final norm.
-        fuse: What to do with several layers: one behind the other (concat), or their mean.
+        fuse: What to do with several layers: one after the other (concat), or their mean.
         pool: What becomes the vector that all probes but attentive see: mean, max or generalized mean (gem) of the
             patches, the class token (cls), or that followed by the mean (cls_mean), as DINOv2 and DINOv3 have it.
         resize: The model's own rule (auto), native, short512 (the shorter side), a side such as 224, or 448x672.

@@ -103,14 +103,14 @@ def _as_in_training(
     reduce_zero_label: bool | None,
     ignore_label: int | None,
 ) -> tuple[DataSource, ClassMap | None]:
-    """How to read masks, and what their ids meant in training where no option says that it is different here."""
+    """Way to read masks, and the meaning of their ids in training where no option says otherwise."""
     known = cast("LayoutName", saved.fitted.get("layout") or "folder")
     known_ids = saved.fitted.get("ids")
     source = DataSource(
         data, layout or known, class_map, bool(reduce_zero_label), 255 if ignore_label is None else ignore_label
     )
-    told = (class_map, reduce_zero_label, ignore_label) != (None, None, None)
-    if told or known_ids is None or source.layout != known:
+    is_given = (class_map, reduce_zero_label, ignore_label) != (None, None, None)
+    if is_given or known_ids is None or source.layout != known:
         return source, None
     return source, ClassMap(dict(known_ids))
 

@@ -29,7 +29,7 @@ def predict(
     """Writes label maps of images, and overlays.
 
     A label map is an index PNG of the image's own size; classes.txt names the indices. Killed or stopped, the same
-    command goes on with the images that are missing; run again, it also predicts anew those that have changed.
+    command goes on with the images that are missing; run again, it also predicts those that have changed.
 
     Args:
         source: Image files, folders, globs, lists (.txt, .csv, .tsv, .parquet) or .tar shards.

@@ -1,1 +1,1 @@
-"""Where labelled images come from: folders, tables, shards, and sets that are made on the spot."""
+"""Sources of labelled images: folders, tables, shards, and sets that are made on the spot."""

@@ -30,7 +30,7 @@ def image_folder(folder: Path) -> LabelledImages:
 
 
 def is_imagenet(folder: Path) -> bool:
-    """Whether training images are in folders of synsets, and validation images in none."""
+    """Tells whether training images are in folders of synsets, and validation images in none."""
     train, val = folder / "train", folder / "val"
     if not (train.is_dir() and val.is_dir()):
         return False
@@ -43,7 +43,7 @@ def imagenet(folder: Path, labels: Path | None = None) -> LabelledImages:
 
     Args:
         folder: The folder of `train` and `val`.
-        labels: The devkit (a folder or .tar.gz), or a list of the synsets of the validation images, one a line in
+        labels: The devkit (a folder or .tar.gz), or a list of the synsets of the validation images, one per line in
             their order, `name synset` a line, or the LOC_val_solution.csv of Kaggle. Looked for beside the images
             where left out.
 

@@ -20,7 +20,7 @@ _ROWS = 256
 
 
 def is_saved_dataset(folder: Path) -> bool:
-    """Whether Hugging Face's `save_to_disk` has written the folder; told by its files, without the library."""
+    """Tells whether Hugging Face's `save_to_disk` has written the folder, by its files, without the library."""
     return (folder / "dataset_dict.json").exists() or (folder / "state.json").exists()
 
 

@@ -76,7 +76,7 @@ _PART_NAME = re.compile(rf"({'|'.join(sorted(PARTS, key=len, reverse=True))})([-
 
 
 def part_of(name: str) -> str:
-    """Which part of a set a folder's name says, an empty string for none."""
+    """Part of a set that a folder's name says, an empty string for none."""
     match = _PART_NAME.fullmatch(name.lower())
     return PARTS[match[1]] if match else ""
 

@@ -62,7 +62,7 @@ def _by_table(folder: FeatureFolder, table: Path, column: str | None, task: Kind
 
 
 def _sources(folder: FeatureFolder) -> ImageList:
-    """Where the images were; none are read again."""
+    """Places of the images; none are read again."""
     return ImageList(str(folder.settings["root"]), [])
 
 

@@ -23,7 +23,7 @@ _MOST_OF_A_CROP = 0.75
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How a training image becomes a crop, as in mmsegmentation's pipelines.
+    """Way from a training image to a crop, as in mmsegmentation's pipelines.
 
     Attributes:
         crop: (height, width) of the crops in pixels.

@@ -49,7 +49,7 @@ _BATCHES_AHEAD = 2
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """What a head is trained on.
+    """Batch that a head is trained on.
 
     Attributes:
         maps: For each layer float32 [n, C, nh, nw].

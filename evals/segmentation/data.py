@@ -80,7 +80,7 @@ def read_ids(path: Path) -> Array:
 
 
 def mask_problem(mask: Image.Image) -> str | None:
-    """What is wrong with a mask whose pixels are neither 8-bit levels nor palette indices, from its header alone."""
+    """Fault of a mask whose pixels are neither 8-bit levels nor palette indices, from its header alone."""
     mode = mask.mode
     if mode == "P":
         return None
@@ -113,7 +113,7 @@ _MANY_MISSING = 10
 
 @dataclass(frozen=True)
 class Inspected:
-    """What was found in one sample.
+    """Findings in one sample.
 
     Attributes:
         sample: Which one.
@@ -196,7 +196,7 @@ def _shorten(words: Sequence[str]) -> str:
 def highest_id(inspected: Sequence[Inspected], ignored: Iterable[int]) -> int:
     """The highest id in any mask, those that do not count left out.
 
-    Ids below it that no mask has are told, since a stray pixel may have made it the highest.
+    Ids below it that no mask has are printed, since a stray pixel may have made it the highest.
 
     Raises:
         DatasetError: If no pixel counts, or so many ids are missing that the highest is hardly a class.

@@ -1,6 +1,6 @@
 """A folder of predicted label maps, which a killed run leaves in a state that the next one goes on from.
 
-`journal.jsonl` says of each label map which file it was made of, so that an image that has changed is predicted anew.
+`journal.jsonl` says of each label map which file it was made of, so that an image that has changed is predicted again.
 """
 
 import csv
@@ -28,7 +28,7 @@ from sail_encoder.io.errors import ImageError, UserError
 from sail_encoder.io.files import replacing
 from sail_encoder.io.json_lines import LineLog
 from sail_encoder.io.runs import RUN, check_settings, require_own, write_run
-from sail_encoder.io.threads import Behind
+from sail_encoder.io.threads import BackgroundWriter
 from sail_encoder.io.versions import versions
 
 FAILURES, JOURNAL = "failures.csv", "journal.jsonl"
@@ -88,18 +88,18 @@ class LabelFolder:
         return is_known and has_overlay and self._label_map(name).exists()
 
     def _predict(self, predictions: Iterable[Tensor], todo: Sequence[_Item], journal: LineLog) -> None:
-        """Writes predictions behind the model; of an image that cannot be read, nothing earlier is left."""
+        """Writes predictions in the background; of an image that cannot be read, nothing earlier is left."""
         progress = tqdm(zip(todo, predictions, strict=True), "predicting", len(todo), unit="img", disable=None)
         with ThreadPoolExecutor(1, "write") as pool:
-            behind = Behind(pool, _WAITING)
+            writer = BackgroundWriter(pool, _WAITING)
             for (name, image, entry), labels in progress:
                 if image.key in self.failures:
                     for path in (self._label_map(name), self._overlay(name)):
                         path.unlink(missing_ok=True)
                     continue
-                behind.submit(self._write, name, image, labels.cpu().numpy())
-                behind.submit(journal.append, entry)
-            behind.drain()
+                writer.submit(self._write, name, image, labels.cpu().numpy())
+                writer.submit(journal.append, entry)
+            writer.drain()
 
     def _label_map(self, name: str) -> Path:
         return self.folder / LABELS / f"{name}.png"

@@ -98,7 +98,7 @@ def inference_of(
     flip: bool = False,
     fit: "Fit | None" = None,
 ) -> "Inference":
-    """How a head looks at images: as it was trained to, unless the options say otherwise.
+    """Way in which a head looks at images: as it was trained to, unless the options say otherwise.
 
     Args:
         trained: The head.

@@ -22,7 +22,7 @@ HIGHEST_ID = 255
 
 @dataclass(frozen=True)
 class ClassMap:
-    """Which class each id in a mask stands for.
+    """Classes that the ids in a mask stand for.
 
     Attributes:
         ids: The name of the class of each known id, None where its pixels do not count. Several ids may share a name.

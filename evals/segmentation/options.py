@@ -84,7 +84,7 @@ class TrainOptions:
         optimizer: adamw, or sgd with momentum 0.9.
         learning_rate: Its highest value.
         weight_decay: As the optimizer has it.
-        schedule: How the learning rate falls behind the warm-up: poly (in a line to 0), cosine or constant; or as in
+        schedule: How the learning rate falls after the warm-up: poly (in a line to 0), cosine or constant; or as in
             the code of a published recipe: poly_mmseg, cosine_dinov3, cosine_timm or cosine_mae.
         warmup: Steps in which the learning rate rises.
         decay_norms: Whether weight decay applies to norms and biases too.
@@ -172,12 +172,12 @@ class TrainOptions:
 
     @property
     def folder(self) -> Path:
-        """Where the run is kept."""
+        """Folder of the run."""
         return Path(self.out)
 
     @property
     def recipe(self) -> Recipe:
-        """How the head is trained; the warm-up is mmsegmentation's."""
+        """Recipe of the training; the warm-up is mmsegmentation's."""
         return Recipe(
             (self.learning_rate,),
             steps=self.steps,
@@ -209,7 +209,7 @@ class TrainOptions:
 
 
 def choose_features(options: TrainOptions) -> tuple[FeatureSpec, BackboneSpec]:
-    """Which features the head reads, and of which backbone; checks all that can be before torch is imported.
+    """Features that the head reads, and their backbone; checks all that can be before torch is imported.
 
     The fingerprint of the weights is not known yet.
     """

@@ -44,7 +44,7 @@ class Part:
         images: Relative to the root.
         masks: Relative to the root.
         listing: A text file with the names that are meant; all images of the folder where it is None.
-        image_ending: What an image's name has behind the name of the sample.
+        image_ending: What an image's name has after the name of the sample.
         mask_ending: What a mask's name has there.
     """
 
@@ -55,14 +55,14 @@ class Part:
     mask_ending: str = ""
 
     def is_in(self, root: Path) -> bool:
-        """Whether all of it is there."""
+        """Tells whether all of it is there."""
         needed = [self.images, self.masks, *([self.listing] if self.listing else [])]
         return all((root / path).exists() for path in needed)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a data set is laid out.
+    """Layout of a data set.
 
     Attributes:
         train: Ways in which the training images may be stored, each as parts that are taken together.
@@ -149,7 +149,7 @@ def _walk(folder: Path) -> Iterator[str]:
         yield from (entry.path for entry in walk(folder) if irregular_entry(entry) is None)
     except OSError as error:
         raise DatasetError(
-            f"{error.filename} cannot be read ({error.strerror}); mend its permissions, or move it away"
+            f"{error.filename} cannot be read ({error.strerror}); change its permissions, or move it away"
         ) from None
 
 

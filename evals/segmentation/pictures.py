@@ -50,7 +50,7 @@ def save_comparison(image: Image.Image, labels: Array, predicted: Array, names: 
 
 
 def _is_clear(labels: Array, names: Sequence[str]) -> Array:
-    """Where the image is left as it is."""
+    """Mask of the pixels where the image is left as it is."""
     has_background = names and names[0] == "background"
     return (labels == IGNORE) | (labels == 0) if has_background else labels == IGNORE
 

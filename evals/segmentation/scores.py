@@ -24,7 +24,7 @@ from heads.dense.segmenter import Segmenter
 from sail_encoder.images.decoding import Array
 from sail_encoder.io.files import write_json
 from sail_encoder.io.json_lines import LineLog
-from sail_encoder.io.threads import Behind, map_ahead
+from sail_encoder.io.threads import BackgroundWriter, map_ahead
 
 if TYPE_CHECKING:
     from heads.dense.inference import Inference
@@ -161,7 +161,7 @@ def score(segmenter: Segmenter, inference: Inference, data: SegmentationData, ke
 class Gallery:
     """Keeps label maps as files: of some images a comparison with the mask, of all of them index PNGs if wanted.
 
-    Files are written in a thread behind the model; `with` waits for them.
+    Files are written in a background thread; `with` waits for them.
 
     Args:
         data: Images and masks.
@@ -181,12 +181,12 @@ class Gallery:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.written = LineLog(self.folder / PICTURES)
         self.pool = ThreadPoolExecutor(1, "write")
-        self.behind = Behind(self.pool, _WAITING)
+        self.writer = BackgroundWriter(self.pool, _WAITING)
         return None if self.folder is None else partial(self._keep, self.folder)
 
     def _keep(self, folder: Path, number: int, predicted: Tensor) -> None:
         if self.label_maps or number in self.chosen:
-            self.behind.submit(self._write, folder, number, predicted.cpu().numpy())
+            self.writer.submit(self._write, folder, number, predicted.cpu().numpy())
 
     def _write(self, folder: Path, number: int, predicted: Array) -> None:
         name, names = self.data.samples[number].name, self.data.class_map.names
@@ -201,7 +201,7 @@ class Gallery:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             if kind is None:
-                self.behind.drain()
+                self.writer.drain()
         finally:
             self.pool.shutdown(cancel_futures=True)
             if self.folder is not None:

@@ -94,7 +94,7 @@ CLASS_FILE = "classes.txt"
 
 @dataclass(frozen=True)
 class DataSource:
-    """Where a data set is and how it is to be read.
+    """Place of a data set and the way to read it.
 
     Attributes:
         root: Its folder.

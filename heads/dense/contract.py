@@ -1,4 +1,4 @@
-"""What every dense head is: feature maps in, class logits out."""
+"""Contract of dense heads: feature maps in, class logits out."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence

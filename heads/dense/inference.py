@@ -31,7 +31,7 @@ _NO_LIMIT = 2**31
 
 @dataclass(frozen=True)
 class Inference:
-    """How an image becomes a label map.
+    """Way from an image to a label map.
 
     Attributes:
         resize: The size at which the image is looked at; with windows its limit of tokens does not apply.
@@ -82,7 +82,7 @@ class Tile:
 
     @property
     def has_border(self) -> bool:
-        """Whether it is larger than the part."""
+        """Tells whether it is larger than the part."""
         return self.pixels.shape[:2] != self.size
 
 
@@ -156,7 +156,7 @@ class Canvas:
         return most_likely([self._view(index) for index in range(len(self.sizes))], self.size)
 
     def _is_smaller_added_up(self) -> bool:
-        """Whether the sum of all views and one of them take less memory than all of them beside each other.
+        """Tells whether the sum of all views and one of them take less memory than all of them beside each other.
 
         It does not where the image is much larger than its views. Maps of patches take next to nothing.
         """
@@ -202,7 +202,7 @@ def _with_border(part: Array, p: int) -> Array:
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
-    """Where windows begin that cover a length: every stride, the last one moved back to end with it."""
+    """Starts of windows that cover a length: every stride, the last one moved back to end with it."""
     return sorted({min(start, length - window) for start in range(0, length - window + stride, stride)})
 
 

@@ -32,7 +32,7 @@ class Segmenter:
 
     @property
     def num_classes(self) -> int:
-        """How many classes the head tells apart."""
+        """Number of classes of the head."""
         return int(self.head.settings["num_classes"])
 
     @torch.no_grad()

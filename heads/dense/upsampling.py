@@ -18,7 +18,7 @@ CHUNK_ELEMENTS = {"cpu": 2**21, "cuda": 2**26}
 
 
 def rows_at_a_time(width: int, classes: int, device: torch.device) -> int:
-    """How many rows of enlarged logits make a block."""
+    """Number of rows of enlarged logits that make a block."""
     return max(1, CHUNK_ELEMENTS.get(device.type, 2**24) // (width * classes))
 
 

@@ -41,7 +41,7 @@ class VisionBackbone(ABC):
 
     @property
     def name(self) -> str:
-        """What it was loaded as."""
+        """Name that it was loaded as."""
         return self.spec.name
 
     @property
@@ -62,7 +62,7 @@ class VisionBackbone(ABC):
     @property
     @abstractmethod
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
 
     @property
     @abstractmethod
@@ -121,7 +121,7 @@ class VisionBackbone(ABC):
         """Memory that a token needs on its way through a block, as an estimate."""
 
     def constants(self) -> dict[str, Any]:
-        """What features depend on beside the weights and the normalisation of pixels, as JSON."""
+        """Values that features depend on beside the weights and the normalisation of pixels, as JSON."""
         return {}
 
     def encode(

@@ -1,4 +1,4 @@
-"""What passes through a backbone: an image as its family takes it, several of them together, and their features."""
+"""Values that pass through a backbone: an image as its family takes it, several together, and their features."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace

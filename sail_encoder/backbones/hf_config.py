@@ -193,7 +193,7 @@ def read_vision_config(folder: Path) -> tuple[str, dict[str, Any]]:
 
 
 def is_part_of_whole(folder: Path) -> bool:
-    """Whether a folder holds a larger model that has the vision model as a part."""
+    """Tells whether a folder holds a larger model that has the vision model as a part."""
     return _read_config(folder).get("model_type") in WHOLES
 
 
@@ -211,7 +211,7 @@ def _check_sizes(config: dict[str, Any], path: Path) -> None:
 
 
 def has_fixed_positions(model_type: str, config: dict[str, Any]) -> bool:
-    """Whether a model takes images of its own size alone."""
+    """Tells whether a model takes images of its own size alone."""
     return ARCHITECTURES[model_type].positions == "fixed" and not config.get("is_native")
 
 

@@ -1,4 +1,4 @@
-"""Which layers: one way of counting, timm's, for every backbone and every command."""
+"""Numbers of layers: one way of counting, timm's, for every backbone and every command."""
 
 import re
 from collections.abc import Sequence

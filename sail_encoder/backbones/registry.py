@@ -36,7 +36,7 @@ class Family:
         describe: `module:function` that takes (name, revision, **options) and returns a `BackboneSpec`.
         load: `module:function` that takes (name, device, dtype, layers, revision, pretrained, **options) and returns a
             `VisionBackbone`.
-        prefix: What names of this family begin with; empty for checkpoints, which are told apart by their config.json.
+        prefix: What names of this family begin with; empty for checkpoints, which are recognised by their config.json.
         model_types: Of checkpoints, what config.json gives as `model_type`, or else as its architecture.
         options: Names of its own options.
         is_light: Whether `describe` needs neither torch nor timm.

@@ -136,7 +136,7 @@ class SailVLBackbone(VisionBackbone):
         return Encoded({layer: hidden.flatten(0, 1) for layer, hidden in patches.items()})
 
     def _project(self, states: dict[int, Tensor], pixel_values: Tensor) -> dict[int, Tensor]:
-        """What the language model receives, from the states of the block that its projector was trained on."""
+        """Input of the language model, from the states of the block that its projector was trained on."""
         last = self.num_layers - 1
         if states.keys() != {last}:
             raise UserError(f"projected features are those of layer {last} alone; leave --layers at -1")
@@ -145,7 +145,7 @@ class SailVLBackbone(VisionBackbone):
         return {last: model.project(hidden, (pixel_values.shape[2] // p, pixel_values.shape[3] // p))}
 
     def final_norm(self, states: Tensor) -> Tensor:
-        # Projected features have the norm behind them, where the model has it there.
+        # Projected features are already normalised, where the model normalises.
         return states if self.projector is not None else self.tower.final_norm(states)
 
     def named_weights(self, last_layer: int) -> Iterable[tuple[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""What is known of a backbone before and after its weights are loaded, and what features of it are."""
+"""Description of a backbone before and after its weights are loaded, and of features of it."""
 
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -118,7 +118,7 @@ MEANING = ("weights", "layers", "norm", "pool", "fuse", "options")
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """What features are: one class from the command line to `run.json` and `head.json`.
+    """Description of features, from the command line to `run.json` and `head.json`.
 
     Attributes:
         model: Name of the backbone.

@@ -153,7 +153,7 @@ class AnswerFile:
 
 
 def _answers(line: dict[str, Any], query: Query) -> bool:
-    """Whether a line repeats a question in full."""
+    """Tells whether a line repeats a question in full."""
     return {key: value for key, value in line.items() if key not in RESULTS} == query.as_line()
 
 
@@ -162,7 +162,7 @@ def _is_answer(line: Any) -> bool:
 
 
 def _may_become_answer(start: bytes) -> bool:
-    """Whether a kill may have left this of a line."""
+    """Tells whether a kill may have left this of a line."""
     return start.startswith(_LINE_START) or _LINE_START.startswith(start)
 
 

@@ -85,7 +85,7 @@ class Context:
     cache: DynamicCache
 
     def fits(self, ids: list[int]) -> bool:
-        """Whether a conversation begins with it."""
+        """Tells whether a conversation begins with it."""
         return ids[: len(self.ids)] == self.ids
 
 
@@ -121,7 +121,7 @@ class Engine(ABC):
 
     family: ClassVar[ChatFamily]
     images_lead: ClassVar[bool] = False
-    """Whether images stand before all text of their turn, so that they can be encoded before a question is asked."""
+    """Images stand before all text of their turn, so that they can be encoded before a question."""
     placeholder: ClassVar[str]
     """Text that stands for an image in the chat template."""
     markers: ClassVar[tuple[str, ...]] = ()
@@ -304,7 +304,7 @@ class Engine(ABC):
         return Context([], DynamicCache(config=self.config))
 
     def _disturb_each_other(self, rows: Sequence[list[int]], known: Sequence[int], new_tokens: int) -> bool:
-        """Whether prompts in one batch would change each other's answers."""
+        """Tells whether prompts in one batch would change each other's answers."""
         texts = [len(row) - prefix for row, prefix in zip(rows, known, strict=True)]
         window = getattr(self.config, "sliding_window", None)
         # Padding between an image and its question takes a place in the window.

@@ -121,7 +121,7 @@ def _parse(line: str, where: str, placeholders: Sequence[str]) -> Query:
 
 
 def _read_shown(fields: dict[str, Any]) -> dict[str, Any]:
-    """What a line shows: `image`, `images` or `video`, as far as it is there."""
+    """Images of a line: `image`, `images` or `video`, as far as it is there."""
     shown = {key: fields[key] for key in SHOWN if fields.get(key) is not None}
     if len(shown) > 1:
         raise UserError(f"{' and '.join(shown)} do not go together; give one of them")
@@ -148,5 +148,5 @@ def _check_others(query: Query) -> None:
 
 
 def _is_slip(key: str, name: str) -> bool:
-    """Whether a key is probably a name with one slip in it, such as `imgae` or `image1`, and no other word."""
+    """Tells whether a key is probably a name with one slip in it, such as `imgae` or `image1`, and no other word."""
     return abs(len(key) - len(name)) <= 1 and bool(get_close_matches(key, [name], cutoff=0.8))

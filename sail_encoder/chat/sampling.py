@@ -1,4 +1,4 @@
-"""How an answer is chosen among all that a model might say."""
+"""Sampling: the choice of an answer among all that a model might say."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +8,7 @@ from sail_encoder.io.errors import UserError
 
 @dataclass(frozen=True)
 class Sampling:
-    """How an answer is chosen.
+    """Choice of an answer.
 
     Attributes:
         max_new_tokens: Longest answer.

@@ -1,4 +1,4 @@
-"""What is typed behind a command, as values of the parameters of its function.
+"""Arguments of a command, as values of the parameters of its function.
 
 Options and words are named here, so that a mistake is known to concern one of them; jsonargparse turns the text of each
 into a value of its type.
@@ -26,7 +26,7 @@ _SHOWN = 80
 
 
 class ArgumentReader:
-    """Reads what stands behind a command.
+    """Reader of the arguments of a command.
 
     Args:
         function: Its parameters are the options, or the fields of the dataclass that it takes.
@@ -77,7 +77,7 @@ class ArgumentReader:
 
     def _read_option(self, argument: str, rest: deque[str]) -> None:
         option, separator, text = argument.partition("=")
-        # A single hyphen names no option, so that what stands behind it is looked for, but never found.
+        # A single hyphen names no option, so that its name is looked for, but never found.
         name = _name_of(option) if option.startswith("--") else ""
         name = self.synonyms.get(name, name)
         if name == "print_config":
@@ -199,7 +199,7 @@ def _load_yaml(path: Path) -> dict[str, tuple[Any, Any]]:
 
 
 def _as_typed(value: Any, written: Any, annotation: Any) -> Any:
-    """What an option would be given for a value of a YAML file: to a text, -1 is no number and [0, 11] no list."""
+    """Value of a YAML file as an option would be given it: to a text, -1 is no number and [0, 11] no list."""
     choices = _choices(annotation)
     if isinstance(value, (bool, int, float)) or (isinstance(value, list) and list[str] in choices):
         return written
@@ -259,12 +259,12 @@ def call(function: Callable[..., int], values: Mapping[str, Any]) -> int:
 
 
 def takes_many(parameter: Parameter) -> bool:
-    """Whether a parameter is a list."""
+    """Tells whether a parameter is a list."""
     return any(get_origin(choice) is list for choice in _choices(parameter.annotation))
 
 
 def is_switch(parameter: Parameter) -> bool:
-    """Whether a parameter is true or false, so that its option needs no value."""
+    """Tells whether a parameter is true or false, so that its option needs no value."""
     return set(_choices(parameter.annotation)) <= {bool, type(None)}
 
 
@@ -277,7 +277,7 @@ def suggest(word: str, known: Iterable[str]) -> str:
 
 
 def _is_option(argument: str) -> bool:
-    """Whether an argument is an option; a number below zero is a value, and so is what is longer than a name."""
+    """Tells whether an argument is an option; a number below zero is a value, and so is what is longer than a name."""
     return argument.startswith("--") or (argument.startswith("-") and argument[1:2].isalpha())
 
 
@@ -299,7 +299,7 @@ def _choices(annotation: Any) -> tuple[Any, ...]:
 
 
 def _allowed(annotation: Any) -> str:
-    """What a type allows, in words."""
+    """Values that a type allows, in words."""
     choices = _choices(annotation)
     if len(choices) > 1:
         return " or ".join(map(_allowed, choices))

@@ -93,7 +93,7 @@ def convert(
 
 @dataclass(frozen=True)
 class _Content:
-    """What is written.
+    """Content of a converted checkpoint.
 
     Attributes:
         checkpoint: Where it comes from.
@@ -110,7 +110,7 @@ class _Content:
     files: tuple[str, ...] = ()
 
     def split(self, shard_bytes: int) -> "StateDictSplit":
-        """Which tensor goes into which file of so many bytes at most."""
+        """Split of the tensors into files of so many bytes at most."""
         import torch
         from huggingface_hub import split_torch_state_dict_into_shards
 

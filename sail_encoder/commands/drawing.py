@@ -1,4 +1,4 @@
-"""What the commands that draw share: photographs and their features, each image encoded once per model."""
+"""Base of the commands that draw: photographs and their features, each image encoded once per model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -61,7 +61,7 @@ def check_drawing(out: Path, dpi: int) -> None:
 
 
 def is_numbers(out: Path) -> bool:
-    """Whether the numbers are wanted, not a picture of them."""
+    """Tells whether the numbers are wanted, not a picture of them."""
     return out.suffix.lower() in NUMBERS
 
 

@@ -1,4 +1,4 @@
-"""What a run will cost: patches, FLOPs, time and disk, told before it starts."""
+"""Cost of a run before it starts: patches, FLOPs, time and disk."""
 
 from typing import Literal
 

@@ -49,7 +49,7 @@ def _has_language_model(known: str) -> bool:
 
 
 def _published_rows(known: str, vision: "BackboneSpec") -> dict[str, str]:
-    """What is known of a published model without its files."""
+    """Rows about a published model, known without its files."""
     rows = {"published as": f"https://huggingface.co/{known}", "licence": "see its card there"}
     language_model = published.SAIL_VL.get(known, (None, None))[1]
     if language_model is None:
@@ -64,7 +64,7 @@ def _published_rows(known: str, vision: "BackboneSpec") -> dict[str, str]:
 
 
 def _checkpoint_rows(model: str, family: str) -> dict[str, str]:
-    """What the files of a checkpoint tell; weights that are not on this machine stay where they are."""
+    """Rows about the files of a checkpoint; weights that are not on this machine stay where they are."""
     from sail_encoder.io.hub import find_checkpoint, holds_weights
 
     folder = find_checkpoint(hub_name(model), weights=False)

@@ -154,7 +154,7 @@ def _refuse_beside_features(**options: object) -> None:
 def _resolve(
     models: Sequence[str], layers: str, resize: str, max_tokens: int | None, chosen: dict[str, Any]
 ) -> list[FeatureSpec]:
-    """What is asked of each model; those that need no heavy imports are looked at first."""
+    """Features that are asked of each model; those that need no heavy imports are looked at first."""
     names = [name.strip() for name in models]
     ordered = sorted(set(names), key=lambda name: (not family_of(name).is_light, name))
     known = {name: resolve_features(name, layers, resize, max_tokens, **chosen)[1] for name in ordered}

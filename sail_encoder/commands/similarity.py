@@ -114,7 +114,7 @@ def _named(photos: Sequence[Photo], queries: Sequence[Size], maps: Sequence[Sequ
 
 
 def _words(texts: Sequence[str] | None) -> list[str]:
-    """Patches or points that are separated by spaces, with or without one behind the comma."""
+    """Patches or points that are separated by spaces, with or without one after the comma."""
     return [word for text in texts or () for word in re.sub(r"\s*,\s*", ",", text).split()]
 
 

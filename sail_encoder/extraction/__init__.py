@@ -1,1 +1,1 @@
-"""The machinery behind `sail extract`: read ahead, encode, write behind, stop cleanly, use several devices."""
+"""Extraction from a list of images to a store: reading ahead, encoding, writing, clean stops, devices."""

@@ -130,7 +130,7 @@ class PackedLoader(Generic[T]):
             yield [Loaded(group[0].item, None, reason)], None, None
 
     def _try(self, function: Callable[[Batch], R], batch: Batch) -> R | None:
-        """What the function returns, None where it did not fit into memory."""
+        """Result of the function, None where it did not fit into memory."""
         try:
             return function(batch)
         except (RuntimeError, MemoryError) as error:

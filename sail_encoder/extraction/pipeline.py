@@ -16,7 +16,7 @@ from sail_encoder.backbones.spec import FeatureSpec
 from sail_encoder.extraction.loader import Group, PackedLoader
 from sail_encoder.images.decoding import Array
 from sail_encoder.images.sources import ImageFile
-from sail_encoder.io.threads import Behind
+from sail_encoder.io.threads import BackgroundWriter
 from sail_encoder.store.records import Record
 from sail_encoder.store.store import FeatureStore
 
@@ -78,7 +78,7 @@ class Pipeline:
     def run(self, stretches: Sequence[Sequence[ImageFile]]) -> None:
         """Encodes all images, or those up to the moment at which `stop` is set; what was begun is finished."""
         with ThreadPoolExecutor(1, "write") as writer, closing(self.loader.run(stretches, self._encode)) as encoded:
-            writing = Behind(writer, BATCHES_TO_WRITE)
+            writing = BackgroundWriter(writer, BATCHES_TO_WRITE)
             for group, batch, result in encoded:
                 writing.submit(self._save, group, batch, result)
                 if self.stop.is_set():

@@ -1,4 +1,4 @@
-"""What a run is to do: the images, the backbone, what is asked of each image, and what it will write."""
+"""Plan of a run: the images, the backbone, the features of each image, and the space that they take."""
 
 import shutil
 from dataclasses import dataclass

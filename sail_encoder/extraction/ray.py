@@ -31,7 +31,7 @@ _LOOK_EVERY = 0.2
 
 @dataclass(frozen=True)
 class Cluster:
-    """What a Ray cluster offers.
+    """Offer of a Ray cluster.
 
     Attributes:
         tasks: How many shares run at once: one for each GPU, or for each machine where there is no GPU.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Resources:
-    """What a run may take of the machine; neither changes what is stored.
+    """Resources that a run may take of the machine; neither changes what is stored.
 
     Attributes:
         token_budget: Patches in one forward pass; `auto` is what memory allows.
@@ -40,7 +40,7 @@ class Resources:
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a run has ended.
+    """End of a run.
 
     Attributes:
         progress: What this run has done.

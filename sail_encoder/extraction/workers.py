@@ -1,4 +1,4 @@
-"""One process a device, each with its share of the images."""
+"""One process per device, each with its share of the images."""
 
 import json
 import signal
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 CRASHED = 70
-"""Exit status of a worker behind a traceback; Python's own, 1, is that of a run with failures recorded."""
+"""Exit status of a worker that ended in a traceback; Python's own, 1, is that of a run with failures recorded."""
 
 _NOT_DONE = 2
 """Exit status of a run that goes on when its command is given again."""
@@ -33,17 +33,17 @@ class Worker:
     share: Share
     device: str
     process: "subprocess.Popen[bytes]"
-    told: bool = False
+    reported: bool = False
 
     def tell(self, number: int) -> None:
         """Passes a signal on, once: a second one would cut the work short."""
-        if not self.told:
-            self.told = True
+        if not self.reported:
+            self.reported = True
             with suppress(ProcessLookupError):
                 self.process.send_signal(number)
 
     def conclude(self) -> int:
-        """The exit status once the process has ended, and a line of what a user has not been told yet."""
+        """The exit status once the process has ended, and a line of what has not been printed yet."""
         code, who = self.process.wait(), f"shard {self.share} on {self.device}"
         if code < 0:
             print(f"{who} was killed by signal {-code} ({_name(-code)}); the same command goes on", file=sys.stderr)

@@ -40,7 +40,7 @@ class ImageFile:
         return replace(self, size=status.size, modified=status.modified)
 
     def open(self) -> str | bytes:
-        """What Pillow can read: the path, or the bytes of a member of a tar shard or of a file elsewhere.
+        """Source that Pillow can read: the path, or the bytes of a member of a tar shard or of a file elsewhere.
 
         Raises:
             ImageError: If it is a FIFO, a socket or a device.
@@ -106,5 +106,5 @@ def clean_name(name: str) -> str:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a cleaned name or a folder in it begins with a dot, such as `._x.jpg`, which macOS leaves in archives."""
+    """Tells whether a cleaned name or a folder in it begins with a dot, as `._x.jpg` of macOS does."""
     return name.startswith(".") or "/." in name

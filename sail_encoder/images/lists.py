@@ -20,7 +20,7 @@ PATH_COLUMNS = ("path", "image", "image_path", "file", "filename", "filepath", "
 LIST_SUFFIXES = frozenset({".txt", ".csv", ".tsv", ".parquet"})
 
 _LOOKED_AT = 100
-"""Lines by which a list of paths is told from one of paths and labels."""
+"""Lines that decide whether a list holds paths, or paths and labels."""
 
 _WITH_LABEL = re.compile(rf"(.*({'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES)))}))(\s*,\s*|\s+)[^/]+", re.IGNORECASE)
 
@@ -83,7 +83,7 @@ def _first_and_last(batch: ImageBatch) -> tuple[bytes, bytes]:
 
 
 def _read_entries(file: BinaryIO, path: str) -> Iterator[list[str]]:
-    """What stands in a list, without empty entries, some at a time."""
+    """Entries of a list, without empty ones, some at a time."""
     entries: Iterator[str]
     if suffix_of(path) == ".parquet":
         entries = chain.from_iterable(_read_parquet(file, path))

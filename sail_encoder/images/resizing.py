@@ -23,7 +23,7 @@ _LONGEST = 40
 
 @dataclass(frozen=True)
 class Resize:
-    """How images are brought to a size that patches tile.
+    """Rule that brings images to a size that patches tile.
 
     Attributes:
         fixed: (height, width) for all images, squashed to it whatever their aspect. None is the native rule: keep

@@ -1,4 +1,4 @@
-"""Where images come from: files, folders, globs, lists and tar shards, each image under a name of its own.
+"""Sources of images: files, folders, globs, lists and tar shards, each image under a name of its own.
 
 The name (`key`) of an image is its path below the deepest folder that holds all sources; it says where the features go.
 """
@@ -182,7 +182,7 @@ class _Listing:
                     yield entry.path[start:]
         except OSError as error:
             raise SourceError(
-                f"cannot list {error.filename}: {error.strerror}; mend that, or name what is beside it"
+                f"cannot list {error.filename}: {error.strerror}; repair that, or name what is beside it"
             ) from None
 
     def _add_batch(self, batch: ImageBatch) -> None:

@@ -91,6 +91,6 @@ def _place(member: tarfile.TarInfo, members: dict[str, tarfile.TarInfo]) -> tupl
 
 
 def _link_target(member: tarfile.TarInfo) -> str:
-    """What a link in a tar shard stands for: a hard link names it from the top, another from where it is itself."""
+    """Target of a link in a tar shard: a hard link names it from the top, another from where it is itself."""
     folder = "" if member.islnk() else os.path.dirname(member.name)
     return os.path.normpath(os.path.join(folder, member.linkname))

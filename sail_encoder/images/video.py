@@ -22,7 +22,7 @@ VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".m
 
 
 def is_video(path: str) -> bool:
-    """Whether a path is that of a video, by its suffix."""
+    """Tells whether a path is that of a video, by its suffix."""
     return Path(path).suffix.lower() in VIDEO_SUFFIXES
 
 

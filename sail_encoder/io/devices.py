@@ -1,4 +1,4 @@
-"""Which device and which precision; torch is imported only to see what this machine has."""
+"""Devices and precisions; torch is imported only to see what this machine has."""
 
 import re
 import time

@@ -1,4 +1,4 @@
-"""Errors that a user can mend: commands print them as one line, without a traceback."""
+"""Errors that a user can correct: commands print them as one line, without a traceback."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

@@ -22,7 +22,7 @@ WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 
 
 def holds_weights(folder: Path) -> bool:
-    """Whether there are weights in a folder."""
+    """Tells whether there are weights in a folder."""
     return any(any(folder.glob(files)) for files in WEIGHTS)
 
 

@@ -52,7 +52,7 @@ class LineLog:
 
     @property
     def cut_off(self) -> bytes:
-        """What stands behind the last whole line."""
+        """Bytes after the last whole line."""
         self.file.seek(self.end_of_lines())
         return self.file.read()
 
@@ -92,7 +92,7 @@ class LineLog:
         raise StoreError(f"{self.path} was deleted or replaced while it was written; give the same command again")
 
     def end_of_lines(self) -> int:
-        """Where the next line goes, behind the last whole one."""
+        """Offset of the next line, after the last whole one."""
         end = self.file.seek(0, os.SEEK_END)
         while end:
             start = max(0, end - 2**16)

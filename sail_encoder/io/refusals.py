@@ -1,4 +1,4 @@
-"""What the file system refuses, told in one line."""
+"""Refusals of the file system, in one line."""
 
 import errno
 import os
@@ -19,7 +19,7 @@ def explain_refusals(folder: Path, what_next: str = "the same command goes on") 
 
     Args:
         folder: Where it writes.
-        what_next: What helps once the cause is mended.
+        what_next: What helps once the cause is removed.
 
     Raises:
         StoreError: In place of an OSError, with what is full or forbidden, and what to do.
@@ -33,7 +33,7 @@ def explain_refusals(folder: Path, what_next: str = "the same command goes on") 
             raise StoreError(f"{folder}: {reason}, {free} free; free some, then {what_next}") from error
         place = error.filename or folder
         raise StoreError(
-            f"cannot write {place}: {reason}; mend that or name another folder, then {what_next}"
+            f"cannot write {place}: {reason}; correct that or name another folder, then {what_next}"
         ) from error
 
 
@@ -42,7 +42,7 @@ def check_writable(folder: Path, what_next: str = "give the same command again")
 
     Args:
         folder: The folder; nothing is made.
-        what_next: What helps once the cause is mended.
+        what_next: What helps once the cause is removed.
 
     Raises:
         StoreError: If a file is in its place or above it, or it may not be written.

@@ -35,7 +35,7 @@ _VERSIONS = ("ETag", "etag", "blob_id", "generation", "mtime", "LastModified", "
 
 
 class FileStatus(NamedTuple):
-    """What is known of a file without reading it.
+    """Status of a file, known without reading it.
 
     Attributes:
         size: Bytes.
@@ -54,7 +54,7 @@ def protocol_of(path: str) -> str | None:
 
 
 def is_remote(path: str) -> bool:
-    """Whether a path names a protocol."""
+    """Tells whether a path names a protocol."""
     return protocol_of(path) is not None
 
 

@@ -16,7 +16,7 @@ _MARKS_OF_THE_FIRST_FORMAT = {
     "segment predict": {"inference"},
     "segment train": {"training_images"},
 }
-"""Settings by which the runs of that version are told."""
+"""Settings by which runs of that version are recognised."""
 
 
 def read_run(folder: Path) -> dict[str, Any] | None:

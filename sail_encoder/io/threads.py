@@ -1,4 +1,4 @@
-"""Work ahead of, and behind, the thread that runs the model."""
+"""Reading ahead of the thread that runs the model, and writing in its background."""
 
 import queue
 import threading
@@ -75,10 +75,10 @@ def _put(ready: "queue.Queue[Any]", item: Any, stopped: threading.Event) -> bool
     return False
 
 
-class Behind:
+class BackgroundWriter:
     """Runs functions in one thread, in order, with at most `depth` of them waiting.
 
-    The first error is raised by the next call, and nothing that is queued behind it runs.
+    The first error is raised by the next call, and nothing that is queued after it runs.
     """
 
     def __init__(self, pool: Executor, depth: int) -> None:

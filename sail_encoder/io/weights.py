@@ -24,7 +24,7 @@ FILE_NAMES = ("model.safetensors", "pytorch_model.bin")
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What is known of a stored tensor without reading it."""
+    """Description of a stored tensor, known without reading it."""
 
     file: Path
     shape: tuple[int, ...]

@@ -25,7 +25,7 @@ MARKS: tuple[Color, ...] = (
     (230, 159, 0),
     (86, 180, 233),
 )
-"""Colors of outlines that are told apart with every kind of color vision (Okabe & Ito 2008)."""
+"""Colors of outlines that every kind of color vision distinguishes (Okabe & Ito 2008)."""
 
 _LIGHTNESS = (0.28, 0.93)
 _HUE = (280, 105)

@@ -67,7 +67,7 @@ class Link:
 
 @dataclass(frozen=True)
 class Scale:
-    """What the colors of the ramp stand for.
+    """Values that the colors of the ramp stand for.
 
     Attributes:
         low: Value of the darkest color.
@@ -120,7 +120,7 @@ def draw_sheet(sheet: Sheet, out: Path, dpi: float) -> None:
 
 
 class _Layout:
-    """Where everything on a sheet stands, in pixels."""
+    """Places of everything on a sheet, in pixels."""
 
     def __init__(self, sheet: Sheet, dpi: float) -> None:
         self.sheet, self.dpi = sheet, dpi

@@ -1,4 +1,4 @@
-"""What the journals say of all images, a column each, and the tables that a run leaves of it beside its features."""
+"""State of all images as the journals have it, a column each, and the tables that a run leaves of it."""
 
 import csv
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -49,7 +49,7 @@ _PAIRS = 64
 
 @dataclass(frozen=True)
 class Totals:
-    """How far a run has come.
+    """Counts of a run: done, failed and to do.
 
     Attributes:
         done: Images of the share whose features are stored.
@@ -67,12 +67,12 @@ class Totals:
 
 
 def grid_file(key: str) -> str:
-    """Where the grid of an image is stored, below the run's folder."""
+    """Path of the file with the grid of an image, below the run's folder."""
     return f"features/{key}.npy"
 
 
 class ImageStates:
-    """What is known of each image of a list, in 60 bytes, and of images of earlier runs that are no longer listed.
+    """State of each image of a list, in 60 bytes, and of images of earlier runs that are no longer listed.
 
     Args:
         images: The list.
@@ -216,7 +216,7 @@ def _are_unchanged(pairs: Sequence[tuple[Record, ImageFile | None]]) -> list[boo
 
 
 def write_index(folder: Path, states: ImageStates, work: Path | None = None) -> None:
-    """Writes index.parquet, a row an image; a failed image and a pending one have no file."""
+    """Writes index.parquet, a row per image; a failed image and a pending one have no file."""
     from pyarrow import parquet
 
     with replacing(folder / INDEX, work) as unfinished, parquet.ParquetWriter(unfinished, _schema()) as writer:

@@ -154,7 +154,7 @@ class FeatureFolder:
 
     @property
     def is_pooled(self) -> bool:
-        """Whether there is one vector an image, and no grid."""
+        """Tells whether there is one vector per image, and no grid."""
         return self.spec.pool != "none"
 
     def __len__(self) -> int:
@@ -283,7 +283,7 @@ _AGAIN = "the same sail extract writes it again"
 
 
 def _read_spec(run: dict[str, Any], path: Path) -> FeatureSpec:
-    """What run.json says of the features; the model is the one that the last report names."""
+    """Features as run.json describes them; the model is the one that the last report names."""
     reports = run.get("runs")
     last = reports[-1] if isinstance(reports, list) and reports else None
     model = str(last["model"]) if isinstance(last, dict) and "model" in last else "an unknown model"

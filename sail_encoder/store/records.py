@@ -18,7 +18,7 @@ _PACKS_AT_ONCE = 256
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What is known of one image.
+    """Record of one image.
 
     Attributes:
         key: Its name, see `ImageFile`.
@@ -79,13 +79,13 @@ class Record:
 
     @property
     def status(self) -> Literal["done", "failed", "pending"]:
-        """How far the image has come."""
+        """State of the image."""
         if self.error is not None:
             return "failed"
         return "pending" if self.file is None else "done"
 
     def is_of(self, image: ImageFile) -> bool:
-        """Whether the image has not changed since, as far as both are known."""
+        """Tells whether the image has not changed since, as far as both are known."""
         status = image.with_status()
         unchanged = None in (self.modified, status.modified) or self.modified == status.modified
         return unchanged and self.size == status.size
@@ -117,12 +117,12 @@ def _tuple_of_ints(values: list[Any], length: int | None) -> tuple[int, ...]:
 
 
 def is_below(file: str) -> bool:
-    """Whether a relative path stays below the folder it is joined to."""
+    """Tells whether a relative path stays below the folder it is joined to."""
     return not any(part in ("", ".", "..") for part in file.split("/")) and "\0" not in file
 
 
 def list_journals(folder: Path) -> list[Path]:
-    """The journals of all shares, the one that was written last behind the others."""
+    """Journals of all shares, the one that was written last at the end."""
     paths = (path for path in folder.glob("journal*.jsonl") if re.fullmatch(r"journal(_\d+_of_\d+)?\.jsonl", path.name))
     return sorted(paths, key=lambda path: (path.stat().st_mtime_ns, path.name))
 

@@ -1,4 +1,4 @@
-"""The two shapes in which features are stored: a file an image, or shards with a row an image.
+"""The two shapes in which features are stored: a file per image, or shards with a row per image.
 
 Only files that the journals name are ever replaced; what another program has left stays as it is.
 """
@@ -35,13 +35,13 @@ _REFUSED_NAMES = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
 
 
 class Sink(Protocol):
-    """Where a run puts its arrays."""
+    """Destination of the arrays of a run."""
 
     def write(self, records: Sequence[Record], arrays: Sequence[Array]) -> list[Record]:
         """Stores one array a record, and returns the records with their places."""
 
     def is_intact(self, record: Record) -> bool:
-        """Whether what a record points to is there."""
+        """Tells whether what a record points to is there."""
 
     def settle(self) -> None:
         """Called when the records of the last write are in the journal."""
@@ -54,7 +54,7 @@ class Sink(Protocol):
 
 
 class FileSink:
-    """`features/<key>.npy`, one file an image.
+    """`features/<key>.npy`, one file per image.
 
     Before the files of a pack are put into their places, `placing.json` among the unfinished ones names them, so that
     what a kill leaves between that and the journal is known to be ours.
@@ -140,10 +140,10 @@ def read_placing(work: Path) -> set[str]:
 
 
 class ShardSink:
-    """Shards `<name>_00000.npy` and so on, a row an image.
+    """Shards `<name>_00000.npy` and so on, a row per image.
 
     Rows are appended to a raw file, which gets its header and its place when the shard is complete. A run that was
-    killed goes on behind the last row that the journal knows of.
+    killed goes on after the last row that the journal knows of.
 
     Args:
         folder: The folder of the run.

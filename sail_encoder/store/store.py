@@ -1,6 +1,6 @@
 """The folder that a run leaves, written so that a kill at any moment loses nothing and leaves no half-written file.
 
-It holds `features/<key>.npy` for each image, or shards `features_00000.npy` with a row an image; `journal.jsonl`, the
+It holds `features/<key>.npy` for each image, or shards `features_00000.npy` with a row per image; `journal.jsonl`, the
 truth about what is complete; and, derived from it, `index.parquet`, `failures.csv` and `run.json`. Work in progress
 lies in `.work`, which a finished run removes.
 """
@@ -224,7 +224,7 @@ def _remove_leftovers(work: Path) -> None:
 
 
 def has_run(folder: Path) -> bool:
-    """Whether there is a run to delete.
+    """Tells whether there is a run to delete.
 
     Raises:
         StoreError: If the folder holds features but no run.json of ours, so that they may not be ours.

@@ -111,7 +111,7 @@ def _describe(pid: Any) -> dict[str, Any]:
 
 
 def _is_running(pid: Any) -> bool:
-    """Whether a process of that number runs, where there is no /proc."""
+    """Tells whether a process of that number runs, where there is no /proc."""
     if os.path.isdir("/proc/self"):
         return False
     try:

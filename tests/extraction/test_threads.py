@@ -3,7 +3,7 @@ from threading import Event
 
 import pytest
 
-from sail_encoder.io.threads import Behind
+from sail_encoder.io.threads import BackgroundWriter
 
 
 def test_nothing_that_is_queued_runs_behind_a_failure():
@@ -14,10 +14,10 @@ def test_nothing_that_is_queued_runs_behind_a_failure():
         raise OSError("the disk is full")
 
     with ThreadPoolExecutor(1) as pool:
-        behind = Behind(pool, 2)
-        behind.submit(fail)
-        behind.submit(done.append, "queued")
+        writer = BackgroundWriter(pool, 2)
+        writer.submit(fail)
+        writer.submit(done.append, "queued")
         begin.set()
         with pytest.raises(OSError, match="the disk is full"):
-            behind.drain()
+            writer.drain()
     assert not done

@@ -61,7 +61,7 @@ def test_more_sources_than_a_command_line_holds(run, photos, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("ending", "status", "told"),
+    ("ending", "status", "printed"),
     [
         ("raise SystemExit(0)", 0, ""),
         ("raise SystemExit(1)", 1, ""),
@@ -73,25 +73,25 @@ def test_more_sources_than_a_command_line_holds(run, photos, tmp_path):
         ),
     ],
 )
-def test_how_a_process_may_end(ending, status, told, capsys):
+def test_how_a_process_may_end(ending, status, printed, capsys):
     process = subprocess.Popen([sys.executable, "-c", ending])
     assert workers.Worker(Share(1, 2), "cpu", process).conclude() == status
-    assert capsys.readouterr().err == told
+    assert capsys.readouterr().err == printed
 
 
 @pytest.mark.parametrize(
-    ("request_", "status", "told"),
+    ("request_", "status", "printed"),
     [
         ({"source": ["nowhere"], "out": "o"}, 2, "sail: no file or folder nowhere\n"),
         ({"unknown": 1}, worker.CRASHED, "TypeError: extract() got an unexpected keyword argument 'unknown'\n"),
     ],
 )
-def test_a_process_tells_mistakes_from_bugs(request_, status, told, monkeypatch, capsys):
+def test_a_process_tells_mistakes_from_bugs(request_, status, printed, monkeypatch, capsys):
     monkeypatch.setattr(worker, "_end_with_the_first", int)
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(json.dumps(request_).encode())))
     assert worker.main() == status
     errors = capsys.readouterr().err
-    assert errors.endswith(told)
+    assert errors.endswith(printed)
     assert ("Traceback" in errors) == (status != 2)
 
 

@@ -403,5 +403,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
     monkeypatch.setattr("pathlib.Path.mkdir", refuse)
-    with pytest.raises(StoreError, match=r"cannot write .*/out: Permission denied; mend that or name another folder"):
+    with pytest.raises(
+        StoreError, match=r"cannot write .*/out: Permission denied; correct that or name another folder"
+    ):
         FeatureStore(tmp_path / "out", SETTINGS)

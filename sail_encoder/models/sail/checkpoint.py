@@ -40,7 +40,7 @@ class SailCheckpoint:
 
     @property
     def has_language_head(self) -> bool:
-        """Whether it can generate text."""
+        """Tells whether it can generate text."""
         return "lm_head.weight" in self.weights.tensors or self.config.tie_word_embeddings
 
     def encoder_config(self, layers: int | None = None) -> SailConfig:
@@ -109,7 +109,7 @@ class SailCheckpoint:
 
     @property
     def vision_rows(self) -> dict[str, list[int]]:
-        """Which rows of the text embedding an encoder needs: those of the three vision tokens."""
+        """Rows of the text embedding that an encoder needs: those of the three vision tokens."""
         return {f"{self.prefix}embed_tokens.weight": list(self.config.vision_token_ids)}
 
 

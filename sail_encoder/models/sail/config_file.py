@@ -159,7 +159,7 @@ def stored_shape(folder: Path, key: str) -> tuple[int, ...] | None:
             with safe_open(file, framework="numpy") as opened:
                 return tuple(opened.get_slice(key).get_shape()) if key in opened.keys() else None  # noqa: SIM118
         except SafetensorError:
-            pass  # it is told what is wrong with the file where it is read as a whole
+            pass  # the error comes where the file is read as a whole
     # A pickle can only be read by torch.
     from sail_encoder.io.weights import WeightFiles
 

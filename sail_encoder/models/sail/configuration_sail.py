@@ -111,7 +111,7 @@ class SailConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @property
     def stage_names(self) -> list[str]:
-        """What the feature maps of `SailBackbone` are called: the embedding, then the output of each block."""
+        """Names of the feature maps of `SailBackbone`: the embedding, then the output of each block."""
         return ["stem", *(f"stage{block + 1}" for block in range(self.num_hidden_layers))]
 
     @property

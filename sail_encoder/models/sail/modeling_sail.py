@@ -163,7 +163,7 @@ class SailDecoderLayer(GradientCheckpointingLayer):
 
 
 class SailPreTrainedModel(PreTrainedModel):
-    """What the SAIL models share: the configuration, weight initialisation, and what transformers may do with them."""
+    """Base of the SAIL models: the configuration, weight initialisation, and what transformers may do with them."""
 
     config: SailConfig
     base_model_prefix = "model"

@@ -38,7 +38,7 @@ class SailBackbone(BackboneMixin, SailPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> torch.nn.Module:
-        """What maps a patch to the residual stream."""
+        """Layer that maps a patch to the residual stream."""
         return self.model.vis_embed
 
     @can_return_tuple

@@ -177,7 +177,7 @@ def prefix_mask(
         ValueError: If there are images, and the attention function has no mask and would be causal over them.
     """
     blocks = None if image_grid_hw is None else image_blocks(input_ids, config, seen_tokens(cache))
-    # Texts that are packed into one row are told apart by positions that begin again.
+    # Texts that are packed into one row are distinguished by positions that begin again.
     packed = position_ids if position_ids is not None and position_ids.ndim == 2 else None
     create = create_causal_mask if config.sliding_window is None else create_sliding_window_causal_mask
     mask = create(config, hidden, attention_mask, cache, position_ids=packed, block_sequence_ids=blocks)

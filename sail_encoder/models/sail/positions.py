@@ -88,7 +88,7 @@ def text_and_image_positions(
 
 
 def _steps(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """How far each token of a text moves on, int64 [batch, length]: one, and padding not at all."""
+    """Steps by which each token of a text moves on, int64 [batch, length]: one, and none for padding."""
     return torch.ones_like(input_ids, dtype=torch.long) if attention_mask is None else attention_mask.long()
 
 

@@ -20,7 +20,7 @@ PLACEHOLDER = "<vision><vpatch></vision>"
 _ANY_PLACEHOLDER = re.compile("(?:<vision>)?<vpatch>(?:</vision>)?")
 
 Span = tuple[int, int]
-"""First character of a token in its text, and the one behind its last."""
+"""First character of a token in its text, and the one after its last."""
 
 CHAT_TEMPLATE = """\
 {%- set heard = namespace(system='') -%}

@@ -53,7 +53,7 @@ class SailVLCheckpoint:
 
     @property
     def has_language_model(self) -> bool:
-        """Whether it can project and generate text."""
+        """Tells whether it can project and generate text."""
         return isinstance(self.config, SailVLConfig)
 
     @property

@@ -193,7 +193,7 @@ def _complete_text(raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _has_language_head(folder: Path) -> bool:
-    """Whether the weights hold a language head of their own, as all published ones do.
+    """Tells whether the weights hold a language head of their own, as all published ones do.
 
     SAIL-VL2 says `tie_word_embeddings` all the same. A model that believes it loads without complaint and overwrites
     the head with the embedding, or the other way round.

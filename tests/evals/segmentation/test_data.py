@@ -424,7 +424,7 @@ def test_folders_that_cannot_be_read_are_told(plain, monkeypatch):
         return scandir(folder)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    with pytest.raises(DatasetError, match=r"images/train/closed cannot be read \(Permission denied\); mend its perm"):
+    with pytest.raises(DatasetError, match=r"images/train/closed cannot be read \(Permission denied\); change its p"):
         DataSource(str(plain)).open("train")
 
 
