@@ -36,7 +36,7 @@ class Command:
         function: Where it is, as `module:name`.
         summary: The first line of its docstring.
         positional: Arguments that are given without a flag; a list takes all that follow.
-        synonyms: Other spellings of options, and the names of their parameters.
+        synonyms: Spellings of 0.1.0, and the names that the options have now.
     """
 
     function: str
@@ -47,12 +47,16 @@ class Command:
 
 COMMANDS = {
     "extract": Command(
-        "sail_encoder.commands.extract:extract", "Extracts features of images to .npy files.", ("source",)
+        "sail_encoder.commands.extract:extract",
+        "Extracts features of images to .npy files.",
+        ("source",),
+        {"dtype": "store_dtype"},
     ),
     "probe": Command(
         "evals.commands.probe:probe",
         "Fits probes on features of labelled images, and reports what they reach.",
         ("data",),
+        {"dtype": "store_dtype"},
     ),
     "sweep": Command(
         "evals.commands.sweep:sweep",
@@ -76,7 +80,10 @@ COMMANDS = {
     ),
     "info": Command("sail_encoder.commands.info:info", "Describes a checkpoint.", ("model",)),
     "convert": Command(
-        "sail_encoder.commands.convert:convert", "Writes a SAIL checkpoint in the native format.", ("model", "out")
+        "sail_encoder.commands.convert:convert",
+        "Writes a SAIL checkpoint in the native format.",
+        ("model", "out"),
+        {"dtype": "precision"},
     ),
     "pca": Command(
         "sail_encoder.commands.pca:pca",
@@ -99,7 +106,9 @@ COMMANDS = {
     ),
     "demo": Command("sail_encoder.commands.demo:demo", "Extracts features of two photographs, and draws them."),
     "estimate": Command(
-        "sail_encoder.commands.estimate:estimate", "Estimates time, FLOPs and disk space for extracting features."
+        "sail_encoder.commands.estimate:estimate",
+        "Estimates time, FLOPs and disk space for extracting features.",
+        synonyms={"dtype": "store_dtype"},
     ),
 }
 

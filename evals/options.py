@@ -50,7 +50,7 @@ def parse_probes(probes: str | Mapping[str, Mapping[str, Any] | None]) -> dict[s
 
 
 _ONLINE = ("crop", "test_resize", "workers")
-_EXTRACTED = ("resize", "max_tokens", "dtype", "baselines")
+_EXTRACTED = ("resize", "max_tokens", "store_dtype", "baselines")
 BACKBONE_OPTIONS = ("weights", "random_weights", "max_tiles", "msac", "project")
 """Options that say how a backbone is loaded, in the order of `choose_backbone`."""
 

@@ -67,11 +67,15 @@ def test_options(arguments, values):
     assert read(*arguments) == values
 
 
-def test_other_spellings(tmp_path):
+def test_spellings_of_0_1_0(tmp_path, capsys):
     (tmp_path / "a.yaml").write_text("layer: 0,2\n")
     reader = ArgumentReader(command, ("source",), {"layer": "layers", "image": "source"})
     arguments = ["--image", "a", "--out", "o", "--config", str(tmp_path / "a.yaml")]
     assert reader.read(arguments) == {"source": ["a"], "out": "o", "layers": "0,2"}
+    assert capsys.readouterr().err.splitlines() == [
+        "--image is now --source; the old spelling works in this release only",
+        "--layer is now --layers; the old spelling works in this release only",
+    ]
     assert reader.read([*arguments, "--layer", "5"])["layers"] == "5"
 
 

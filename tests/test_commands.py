@@ -5,9 +5,11 @@ import os
 import shutil
 
 import numpy as np
+import pytest
 from helpers import noise
 from PIL import Image
 
+from sail_cli import main
 from sail_encoder.backbones.registry import describe
 from sail_encoder.commands.demo import demo
 from sail_encoder.commands.doctor import doctor
@@ -138,3 +140,22 @@ def test_info_of_a_hub_name_downloads_no_weights(monkeypatch, capsys, small_chec
     out = capsys.readouterr().out
     assert "settings alone; the first command that needs weights downloads them" in out
     assert "14x14 pixels" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "old", "new"),
+    [
+        (["extract", "a.png", "--out", "o", "--dtype", "float32", "--dry-run"], "dtype", "store_dtype"),
+        (["estimate", "--size", "224", "--dtype", "float32", "--device", "h100"], "dtype", "store_dtype"),
+        (["convert", "sail-tiny", "o", "--dtype", "bfloat16"], "dtype", "precision"),
+        (["pca", "--image", "a.png", "--out", "p.png"], "image", "images"),
+        (["pca", "a.png", "--model", "raw/14", "--out", "p.png"], "model", "models"),
+        (["pca", "a.png", "--layer", "-1", "--out", "p.png"], "layer", "layers"),
+    ],
+)
+def test_options_of_0_1_0_work_and_say_their_new_name(arguments, old, new, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (28, 28), "red").save("a.png")
+    assert main(arguments) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert said.count(f"--{old} is now --{new}; the old spelling works in this release only") == 1

@@ -7,6 +7,7 @@ into a value of its type.
 import difflib
 import inspect
 import reprlib
+import sys
 import types
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -31,7 +32,7 @@ class ArgumentReader:
     Args:
         function: Its parameters are the options, or the fields of the dataclass that it takes.
         positional: Those that are also given by a word without an option; a list takes all words that are left.
-        synonyms: Other spellings of options, and the names of their parameters.
+        synonyms: Spellings of 0.1.0, and the names that the options have now.
 
     Attributes:
         print_config: The option `--print_config` where it was given: the values are then only shown, and may lack some.
@@ -79,7 +80,7 @@ class ArgumentReader:
         option, separator, text = argument.partition("=")
         # A single hyphen names no option, so that its name is looked for, but never found.
         name = _name_of(option) if option.startswith("--") else ""
-        name = self.synonyms.get(name, name)
+        name = _current(name, self.synonyms)
         if name == "print_config":
             self.print_config = f"--{name}{separator}{text}"
         elif name == "config":
@@ -168,7 +169,7 @@ def read_config(
     values = {}
     try:
         for key, (value, written) in _load_yaml(path).items():
-            name = synonyms.get(_name_of(key), _name_of(key))
+            name = _current(_name_of(key), synonyms)
             if name not in parameters:
                 raise UserError(f"no option --{key}{suggest(key, parameters)}")
             annotation = parameters[name].annotation
@@ -290,6 +291,14 @@ def _next_value(option: str, rest: deque[str]) -> str:
 def _name_of(option: str) -> str:
     """Name of the parameter that an option is for."""
     return option.lstrip("-").replace("-", "_")
+
+
+def _current(name: str, synonyms: Mapping[str, str]) -> str:
+    """Name that an option has now; of an earlier one it is said."""
+    if name not in synonyms:
+        return name
+    print(f"--{name} is now --{synonyms[name]}; the old spelling works in this release only", file=sys.stderr)
+    return synonyms[name]
 
 
 def _choices(annotation: Any) -> tuple[Any, ...]:

@@ -41,7 +41,7 @@ def convert(
     out: str,
     encoder_only: bool = False,
     layers: int | None = None,
-    dtype: Literal["stored", "float32", "bfloat16", "float16"] = "stored",
+    precision: Literal["stored", "float32", "bfloat16", "float16"] = "stored",
     vision_start_token_id: int | None = None,
     image_token_id: int | None = None,
     vision_end_token_id: int | None = None,
@@ -58,7 +58,7 @@ def convert(
         encoder_only: Whether to leave out the language head and the text embeddings, for a smaller file that gives the
             same features.
         layers: With encoder_only, keep the first so many blocks alone.
-        dtype: Precision of the weights.
+        precision: Precision of the weights.
         vision_start_token_id: Id of <vision>, where the checkpoint has no tokenizer.
         image_token_id: Id of <vpatch>, likewise.
         vision_end_token_id: Id of </vision>, likewise.
@@ -82,7 +82,7 @@ def convert(
     checkpoint = open_sail(find_checkpoint(model), **ids)
     checkpoint.require_vision_tokens()
     whole = checkpoint.has_language_head and not encoder_only
-    content = _language_model(checkpoint, dtype) if whole else _encoder(checkpoint, layers, dtype)
+    content = _language_model(checkpoint, precision) if whole else _encoder(checkpoint, layers, precision)
     shards = content.split(shard_bytes)
     with _new_folder(folder) as unfinished:
         _write_settings(content, unfinished)
@@ -123,23 +123,23 @@ class _Content:
         return split_torch_state_dict_into_shards(sizes, max_shard_size=shard_bytes)
 
 
-def _encoder(checkpoint: "SailCheckpoint", layers: int | None, dtype: str) -> _Content:
+def _encoder(checkpoint: "SailCheckpoint", layers: int | None, precision: str) -> _Content:
     config = checkpoint.encoder_config(layers)
-    config.dtype = _precision(checkpoint, dtype)
+    config.dtype = _precision(checkpoint, precision)
     return _Content(checkpoint, config, checkpoint.encoder_keys(config), checkpoint.vision_rows)
 
 
-def _language_model(checkpoint: "SailCheckpoint", dtype: str) -> _Content:
+def _language_model(checkpoint: "SailCheckpoint", precision: str) -> _Content:
     config = checkpoint.language_config()
-    config.dtype = _precision(checkpoint, dtype)
+    config.dtype = _precision(checkpoint, precision)
     return _Content(checkpoint, config, checkpoint.language_keys(), {}, LANGUAGE_FILES)
 
 
-def _precision(checkpoint: "SailCheckpoint", dtype: str) -> "torch.dtype":
+def _precision(checkpoint: "SailCheckpoint", precision: str) -> "torch.dtype":
     import torch
 
-    if dtype != "stored":
-        return getattr(torch, dtype)
+    if precision != "stored":
+        return getattr(torch, precision)
     return checkpoint.weights.tensors[checkpoint.prefix + "norm.weight"].dtype
 
 

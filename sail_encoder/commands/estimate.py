@@ -29,7 +29,7 @@ def estimate(
     size: str = "448x448",
     layers: str = "-1",
     pool: Pooling = "none",
-    dtype: Literal["float16", "float32"] = "float16",
+    store_dtype: Literal["float16", "float32"] = "float16",
     resize: str = "auto",
     max_tokens: int | None = None,
     device: str = "auto",
@@ -42,7 +42,7 @@ def estimate(
         size: Height and width of an image in pixels, such as 480x640.
         layers: As in sail extract.
         pool: As in sail extract.
-        dtype: As in sail extract.
+        store_dtype: As in sail extract.
         resize: As in sail extract.
         max_tokens: As in sail extract.
         device: auto or cpu (this machine, whose matrix rate is measured), or a GPU by name: h200, h100, a100, l40s,
@@ -64,7 +64,7 @@ def estimate(
     flops = spec.flops(rows * columns, features.depth)
     rate, source = _matrix_rate(device)
     stored = (
-        feature_bytes(1 if pool != "none" else rows * columns, spec.channels(pool), len(features.layers), dtype)
+        feature_bytes(1 if pool != "none" else rows * columns, spec.channels(pool), len(features.layers), store_dtype)
         * images
     )
     seconds = images * flops / rate
@@ -73,7 +73,7 @@ def estimate(
     print(f"compute     {flops / 1e9:,.1f} GFLOP an image, {images * flops:.3g} FLOP in all")
     print(f"time        {_format_seconds(seconds)} at {rate / 1e12:,.3g} TFLOP/s ({source})")
     print(f"speed       {images / seconds:,.3g} images/s")
-    print(f"disk        {format_bytes(stored)} as {dtype}")
+    print(f"disk        {format_bytes(stored)} as {store_dtype}")
     print(f"weights     {format_bytes(2 * spec.parameters(features.depth))} in bfloat16, twice that in float32")
     return 0
 

@@ -32,7 +32,7 @@ def extract(
     layers: str = "-1",
     norm: bool = True,
     pool: Pooling = "none",
-    dtype: Literal["float16", "float32"] = "float16",
+    store_dtype: Literal["float16", "float32"] = "float16",
     resize: str = "auto",
     max_tokens: int | None = None,
     exif_rotate: bool = False,
@@ -63,7 +63,7 @@ def extract(
         norm: Whether to apply the model's final norm; without it the raw residual stream is stored.
         pool: Whether to store the grid of patches (none), or one vector per image: mean, max or generalized mean (gem)
             of the patches, the class token (cls), or that followed by the mean (cls_mean).
-        dtype: Type of the stored values; an image whose features do not fit float16 is recorded as failed.
+        store_dtype: Type of the stored values; an image whose features do not fit float16 is recorded as failed.
         resize: The model's own rule (auto), native (keep size and aspect), short512 (the shorter side), a side such as
             224, or 448x672.
         max_tokens: Patches of an image at most under the native rule; by default the model's own, 4096 for SAIL-7B.
@@ -95,7 +95,7 @@ def extract(
     listing = list_images(source)
     for note in listing.notes():
         print(note, file=sys.stderr)
-    asked = {"norm": norm, "pool": pool, "exif_rotate": exif_rotate, "precision": precision, "store_dtype": dtype}
+    asked = {"norm": norm, "pool": pool, "exif_rotate": exif_rotate, "precision": precision, "store_dtype": store_dtype}
     asked |= choose_backbone(weights, random_weights, max_tiles, msac, project)
     plan = Plan(listing, *resolve_features(model, layers, resize, max_tokens, **asked))
     _check_folder(folder, plan, part, overwrite)

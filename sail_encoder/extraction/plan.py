@@ -46,7 +46,7 @@ class Plan:
             "layers": ",".join(map(str, features.layers)),
             "norm": features.norm,
             "pool": features.pool,
-            "dtype": features.store_dtype,
+            "store_dtype": features.store_dtype,
             "resize": str(features.size),
             "max_tokens": features.size.max_tokens,
             "exif_rotate": features.exif_rotate,
@@ -71,5 +71,5 @@ def forecast(plan: Plan, part: Share, folder: Path, overwrite: bool) -> str:
         f"{plan.spec.name}; {format_bytes(needed)} to write, {format_bytes(free)} free in {folder}{sample.note}"
     )
     if needed > free:
-        raise StoreError(f"{text}; free some space, or use --pool mean, fewer --layers or --dtype float16")
+        raise StoreError(f"{text}; free some space, or use --pool mean, fewer --layers or --store-dtype float16")
     return text

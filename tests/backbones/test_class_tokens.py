@@ -23,7 +23,7 @@ def photographs(tmp_path_factory):
 def test_pooled_features_are_those_of_encode(photographs, tmp_path, pool, layers):
     out = tmp_path / "out"
     command = ["extract", str(photographs), "--out", str(out), *VIT, "--pool", pool, "--layers", layers]
-    assert main([*command, "--resize", "native", "--dtype", "float32", "--token_budget", "40"]) == 0
+    assert main([*command, "--resize", "native", "--store-dtype", "float32", "--token_budget", "40"]) == 0
     folder, backbone = FeatureFolder(out), load_backbone("timm/test_vit", pretrained=False)
     paths = [photographs / entry.path for entry in folder.entries]
     for layer in folder.layers:

@@ -97,7 +97,7 @@ def test_vectors_come_from_grids_that_are_there(pets, small_checkpoint, quick, t
 
 def test_other_precision_or_type_is_another_result(pets, small_checkpoint, tmp_path):
     command = ["probe", str(pets), "--out", str(tmp_path), "--model", str(small_checkpoint), "--probes", "ridge"]
-    changes = ([], ["--precision", "bfloat16"], ["--dtype", "float32"], ["--precision", "bfloat16"], [])
+    changes = ([], ["--precision", "bfloat16"], ["--store-dtype", "float32"], ["--precision", "bfloat16"], [])
     for change in changes:
         assert main([*command, "--plots", "false", *change]) == 0
     lines = (tmp_path / "results.jsonl").read_text().splitlines()
@@ -172,12 +172,21 @@ def test_a_saved_head_is_that_of_the_result(pets, small_checkpoint, tmp_path):
 @pytest.mark.parametrize("pool", ["none", "mean"])
 def test_features_that_sail_extract_has_left(pets, small_checkpoint, tmp_path, pool, capsys):
     features = tmp_path / "features"
-    extract = ["extract", str(pets), "--out", str(features), "--model", str(small_checkpoint), "--dtype", "float32"]
+    extract = [
+        "extract",
+        str(pets),
+        "--out",
+        str(features),
+        "--model",
+        str(small_checkpoint),
+        "--store-dtype",
+        "float32",
+    ]
     assert main([*extract, "--pool", pool, "--layers", "0,-1"]) == 0
     command = ["probe", str(features), "--out", str(tmp_path / "a"), "--probes", "ridge"]
     assert main(command) == 0
     direct = ["probe", str(pets), "--out", str(tmp_path / "b"), "--probes", "ridge", "--model", str(small_checkpoint)]
-    assert main([*direct, "--layers", "0,-1", "--dtype", "float32"]) == 0
+    assert main([*direct, "--layers", "0,-1", "--store-dtype", "float32"]) == 0
     assert results_in(tmp_path / "a")[0]["metrics"] == results_in(tmp_path / "b")[0]["metrics"]
     rows = "".join(f"{entry.path},{len(entry.path)}\n" for entry in FeatureFolder(features).entries)
     (tmp_path / "labels.csv").write_text(f"path,label\n{rows}")

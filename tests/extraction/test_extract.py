@@ -53,7 +53,7 @@ def stored(folder, row):
 
 
 def test_grids_equal_those_of_the_backbone(run, photos, small_backbone):
-    folder, status = run(dtype="float32", token_budget=64)
+    folder, status = run(store_dtype="float32", token_budget=64)
     assert status == 0
     rows = index(folder)
     paths = sorted(photos.glob("*.png"))
@@ -80,7 +80,7 @@ def test_several_layers_and_no_norm(run, photos, small_backbone):
 @pytest.mark.parametrize("pool", ["mean", "max"])
 @pytest.mark.parametrize("layers", ["-1", "last2"])
 def test_pooled_shards(run, photos, small_backbone, pool, layers):
-    folder, _ = run(pool=pool, layers=layers, dtype="float32", token_budget=100)
+    folder, _ = run(pool=pool, layers=layers, store_dtype="float32", token_budget=100)
     assert not (folder / "features").exists()
     for path, row in index(folder).items():
         features = small_backbone.encode([photos / path], layers=layers)[0]
@@ -117,7 +117,7 @@ def test_running_again_does_only_what_is_missing(run, photos, tmp_path, capsys):
         ({"layers": "0"}, "layers was [2], now [0]"),
         ({"norm": False}, "norm was True, now False"),
         ({"pool": "mean"}, "pool was none, now mean"),
-        ({"dtype": "float32"}, "dtype was float16, now float32"),
+        ({"store_dtype": "float32"}, "store_dtype was float16, now float32"),
         ({"resize": "28"}, "size was native, now 28x28"),
         ({"max_tokens": 9}, "max_tokens was 4096, now 9"),
         ({"exif_rotate": True}, "exif_rotate was False, now True"),
@@ -217,9 +217,9 @@ def test_a_disk_that_is_too_small_is_an_error_before_any_work(run, monkeypatch):
 
 
 def test_shards_together_do_everything(run, photos):
-    whole, _ = run("whole", dtype="float32")
+    whole, _ = run("whole", store_dtype="float32")
     for shard in ("1/3", "0/3", "2/3"):
-        parts, status = run("parts", dtype="float32", shard=shard)
+        parts, status = run("parts", store_dtype="float32", shard=shard)
         assert status == 0
     assert list(index(parts)) == list(index(whole))
     for path, row in index(parts).items():
@@ -228,11 +228,11 @@ def test_shards_together_do_everything(run, photos):
 
 
 def test_one_process_a_device(run):
-    whole, _ = run("whole", dtype="float32")
-    folder, status = run("devices", dtype="float32", devices="cpu,cpu")
+    whole, _ = run("whole", store_dtype="float32")
+    folder, status = run("devices", store_dtype="float32", devices="cpu,cpu")
     assert status == 0
     assert len(json.loads((folder / "run.json").read_text())["runs"]) == 2
-    assert run("devices", dtype="float32") == (folder, 0), "one device goes on where several have ended"
+    assert run("devices", store_dtype="float32") == (folder, 0), "one device goes on where several have ended"
     for path, row in index(folder).items():
         np.testing.assert_allclose(stored(folder, row), stored(whole, index(whole)[path]), rtol=1e-4, atol=1e-5)
 
@@ -243,8 +243,8 @@ def test_tar_shards_and_lists(run, photos, tmp_path):
             member = tarfile.TarInfo(path.name)
             member.size = path.stat().st_size
             shard.addfile(member, io.BytesIO(path.read_bytes()))
-    plain, _ = run("plain", dtype="float32")
-    folder, status = run("tar", source=tmp_path / "shard.tar", dtype="float32")
+    plain, _ = run("plain", store_dtype="float32")
+    folder, status = run("tar", source=tmp_path / "shard.tar", store_dtype="float32")
     assert status == 0
     assert list(index(folder)) == ["shard/000.png", "shard/001.png", "shard/002.png"]
     for path, row in index(folder).items():
@@ -266,7 +266,7 @@ def test_features_that_do_not_fit_float16_are_failures(run, tmp_path, small_mode
     assert status == 1
     assert all(row["status"] == "failed" for row in index(folder).values())
     assert "do not fit float16" in (folder / "failures.csv").read_text()
-    _, status = run("wide", model=str(loud), norm=False, layers="0", dtype="float32")
+    _, status = run("wide", model=str(loud), norm=False, layers="0", store_dtype="float32")
     assert status == 0
 
 
@@ -286,7 +286,7 @@ def test_out_of_memory_halves_the_budget_and_goes_on(run, monkeypatch, error):
         return original(self, batch, *args)
 
     monkeypatch.setattr(SailVisionBackbone, "forward", limited)
-    folder, status = run("tight", dtype="float32", max_tokens=64)
+    folder, status = run("tight", store_dtype="float32", max_tokens=64)
     rows = index(folder)
     assert status == 0
     assert max(budgets) > 70
@@ -294,7 +294,7 @@ def test_out_of_memory_halves_the_budget_and_goes_on(run, monkeypatch, error):
     assert len(rows) == 12
     report = json.loads((folder / "run.json").read_text())["runs"][0]
     assert report["token_budget"] < 2048
-    reference, _ = run("reference", dtype="float32", max_tokens=64, token_budget=64)
+    reference, _ = run("reference", store_dtype="float32", max_tokens=64, token_budget=64)
     for path, row in rows.items():
         np.testing.assert_allclose(stored(folder, row), stored(reference, index(reference)[path]), rtol=1e-4, atol=1e-5)
 
@@ -349,7 +349,7 @@ def test_mistakes_are_one_line(run):
 
 
 def test_features_equal_load_backbone_in_bfloat16(run, photos, small_checkpoint):
-    folder, _ = run(precision="bfloat16", dtype="float32")
+    folder, _ = run(precision="bfloat16", store_dtype="float32")
     half = load_backbone(str(small_checkpoint), dtype="bfloat16")
     features = half.encode([photos / "000.png"])[0]
     grid = np.load(folder / "features" / "000.png.npy")

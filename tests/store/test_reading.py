@@ -17,7 +17,7 @@ def photos(tmp_path_factory):
 @pytest.mark.parametrize("layers", ["-1", "0,-1"])
 def test_grids_and_pooled_vectors_agree(photos, tmp_path, small_checkpoint, small_backbone, layers):
     for pool in ("none", "mean"):
-        options = {"layers": layers, "dtype": "float32", "model": str(small_checkpoint), "pool": pool}
+        options = {"layers": layers, "store_dtype": "float32", "model": str(small_checkpoint), "pool": pool}
         extract([str(photos)], str(tmp_path / pool), **options)
     grids, pooled = FeatureFolder(tmp_path / "none"), FeatureFolder(tmp_path / "mean")
     assert [entry.path for entry in grids.entries] == [f"{index:03d}.png" for index in range(5)]

@@ -40,7 +40,7 @@ def test_encoder_only(tmp_path, golden_backbone):
 
 
 def test_precision(tmp_path):
-    convert(str(GOLDEN / "checkpoint"), str(tmp_path / "half"), dtype="bfloat16", **GOLDEN_IDS)
+    convert(str(GOLDEN / "checkpoint"), str(tmp_path / "half"), precision="bfloat16", **GOLDEN_IDS)
     assert AutoModel.from_pretrained(tmp_path / "half").dtype == torch.bfloat16
 
 
