@@ -56,7 +56,7 @@ def predict(
     check_inference(model or features.model, window, stride, scales, device)
     listing = list_images(source)
     announce(model or features.model)
-    from evals.segmentation.folders import FAILURES, LabelFolder
+    from evals.segmentation.predictions import FAILURES, LabelFolder
     from heads.dense.segmenter import load_segmenter
 
     trained = load_dense_head(head)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from evals.plots import plot_iou, save
 from evals.segmentation.data import SegmentationData
 from evals.segmentation.folders import IOU, LABELS, OVERLAYS, PICTURES, RESULTS
-from evals.segmentation.pictures import save_comparison, save_labels
+from evals.segmentation.predictions import save_comparison, save_labels
 from heads.dense import IGNORE
 from heads.dense.inference import Inference, predict
 from heads.dense.segmenter import Segmenter

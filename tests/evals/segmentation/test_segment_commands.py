@@ -321,7 +321,8 @@ def test_scenes_are_drawn_in_the_layout_of_ade20k(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("command", ["train", "eval", "predict"])
 def test_help_does_not_wait_for_torch(command):
-    check = f"import evals.commands.segment_{command}, sys; print({{'torch', 'transformers', 'matplotlib'}} & {{*sys.modules}})"
+    heavy = {"torch", "transformers", "matplotlib"}
+    check = f"import evals.commands.segment_{command}, sys; print({heavy} & {{*sys.modules}})"
     out = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True).stdout
     assert out == "set()\n"
 

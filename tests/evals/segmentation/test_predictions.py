@@ -8,7 +8,7 @@ from evals.plots import plot_confusion, plot_iou
 from evals.results import Result
 from evals.scenes import CLASSES, draw_scene
 from evals.segmentation.labels import palette
-from evals.segmentation.pictures import overlay, save_comparison
+from evals.segmentation.predictions import overlay, save_comparison
 from heads.dense import IGNORE
 
 
