@@ -51,7 +51,7 @@ def check_settings(folder: Path, settings: Mapping[str, Any], command: str = "ex
     """Compares settings with those of an earlier run in the folder, if there was one.
 
     Raises:
-        StoreError: If one differs, or the run is of another command.
+        StoreError: If one differs, or the run is of another command or of version 0.1.0.
     """
     run = read_run(folder)
     if run is None:
@@ -59,6 +59,11 @@ def check_settings(folder: Path, settings: Mapping[str, Any], command: str = "ex
     maker = command_of(run)
     if maker not in (command, None):
         raise StoreError(f"{folder} holds a run of sail {maker}; use another --out")
+    if maker is not None and "format" not in run:
+        raise StoreError(
+            f"{folder} holds a run of version 0.1.0, which is read but not continued; use another --out "
+            "or --overwrite true"
+        )
     changes = name_changes(run["settings"], settings)
     if changes:
         raise StoreError(f"{folder} holds a run with other settings: {changes}; use another --out or --overwrite true")
