@@ -15,7 +15,9 @@ from sail_encoder.images.sources import list_images
 from sail_encoder.io.devices import choose_dtype, list_devices, split_devices
 from sail_encoder.io.errors import UserError
 from sail_encoder.io.refusals import check_writable
+from sail_encoder.io.remote import is_remote
 from sail_encoder.io.runs import check_settings
+from sail_encoder.store.remote import RemoteFolder, check_remote
 from sail_encoder.store.shares import Share
 from sail_encoder.store.store import has_run, remove_run
 
@@ -51,7 +53,8 @@ def extract(
 
     Args:
         source: Image files, folders, globs, lists (.txt, .csv, .tsv, .parquet) or .tar shards.
-        out: Folder for features, index.parquet, failures.csv and run.json.
+        out: Folder for features, index.parquet, failures.csv and run.json; with a pool also one elsewhere, such as
+            s3://bucket/features.
         model: sail-tiny, a folder, a Hub name such as ByteDance-Seed/SAIL-7B, timm/NAME, hf/NAME (a vision model of
             transformers, by its name on the Hub or its folder), or raw/14 for raw patches.
         weights: For a timm model, a file or folder of weights in place of its published ones.
@@ -85,6 +88,11 @@ def extract(
     Raises:
         UserError: If something that is asked for is not possible, or the disk fills up on the way.
     """
+    arguments = dict(locals())
+    if is_remote(out):
+        check_remote(out, pool, shard)
+        remote = RemoteFolder(out)
+        return remote.run(lambda folder: extract(**{**arguments, "out": str(folder)}), copy=not dry_run)
     if not source:
         raise UserError("nothing to extract from; name files, folders, globs, lists or .tar shards")
     folder, part, resources = Path(out), Share.parse(shard), Resources(token_budget, readers)
