@@ -51,12 +51,10 @@ def read_table(path: Path) -> list[dict[str, Any]]:
         DatasetError: If it cannot be read or is empty.
     """
     try:
+        require_regular(path)
         if path.suffix == ".parquet":
-            from pyarrow import parquet
-
-            rows = parquet.read_table(path).to_pylist()
+            rows = _read_parquet(path)
         else:
-            require_regular(path)
             with path.open(encoding="utf-8-sig", newline="") as file:
                 rows = list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
     except (OSError, ValueError, csv.Error) as error:
@@ -64,6 +62,18 @@ def read_table(path: Path) -> list[dict[str, Any]]:
     if not rows:
         raise DatasetError(f"{path} has no rows")
     return rows
+
+
+def _read_parquet(path: Path) -> list[dict[str, Any]]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        table = parquet.read_table(path)
+        path_column(table.column_names, path)
+        return list(table.to_pylist())
+    except pyarrow.ArrowException as error:
+        raise ValueError(str(error)) from None
 
 
 def label_values(rows: Sequence[dict[str, Any]], column: str | None, path: Path) -> list[Any]:

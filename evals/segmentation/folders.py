@@ -6,8 +6,9 @@
 import csv
 import json
 import os
+import reprlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -29,10 +30,13 @@ from sail_encoder.io.files import replacing
 from sail_encoder.io.json_lines import LineLog
 from sail_encoder.io.runs import RUN, check_settings, require_own, write_run
 from sail_encoder.io.threads import Behind
+from sail_encoder.io.typed import require_fields, require_type
 from sail_encoder.io.versions import versions
+from sail_encoder.store.records import is_below
 
 FAILURES, JOURNAL = "failures.csv", "journal.jsonl"
 _WAITING = 16
+_REMEDY = "delete the line and what it names, or use another --out"
 
 _Item = tuple[str, ImageFile, dict[str, Any]]
 """The name of a label map, the image, and the image's line in the journal."""
@@ -61,7 +65,7 @@ class LabelFolder:
         """
         check_owner(self.folder, PREDICT)
         if overwrite:
-            names = [line["name"] for line in read_names(self.folder, JOURNAL)]
+            names = [line["name"] for line in read_log_of_run(self.folder / JOURNAL, as_entry)]
             pictures = (f"{kind}/{name}.png" for name in names for kind in (LABELS, OVERLAYS))
             remove_run(self.folder, PREDICT, pictures, (CLASS_FILE, FAILURES, JOURNAL))
         check_settings(self.folder, settings, PREDICT)
@@ -76,7 +80,7 @@ class LabelFolder:
             How many were done now, and how many cannot be read.
         """
         items = [(name, image, _entry(name, image)) for name, image in zip(_names(images), images, strict=True)]
-        with LineLog(self.folder / JOURNAL) as journal:
+        with LineLog(self.folder / JOURNAL, as_entry, _REMEDY) as journal:
             known = {line["name"]: line for line in journal.read()}
             todo = [item for item in items if not self._is_done(item[0], item[2] == known.get(item[0]))]
             self._predict(predict(segmenter, inference, todo, self._read), todo, journal)
@@ -193,7 +197,7 @@ def claim(folder: Path, settings: dict[str, Any], overwrite: bool) -> None:
     """
     if overwrite:
         files = (CHECKPOINT, LOG, CURVES, IOU, WEIGHTS, DESCRIPTION, RESULTS, PICTURES)
-        remove_run(folder, TRAIN, read_names(folder, PICTURES), files)
+        remove_run(folder, TRAIN, read_log_of_run(folder / PICTURES, as_picture), files)
     check_run(folder, settings)
     write_run(folder, TRAIN, {"settings": _as_json(settings), "versions": versions()})
 
@@ -218,19 +222,42 @@ def remove_run(folder: Path, command: str, pictures: Iterable[str], files: Seque
     for name in pictures:
         path = folder / name
         # A list that was tampered with does not reach beyond the folder.
-        if path.resolve().is_relative_to(folder.resolve()):
+        if Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
             path.unlink(missing_ok=True)
     remove_empty(folder / LABELS, folder / OVERLAYS)
     for name in (*files, RUN):
         (folder / name).unlink(missing_ok=True)
 
 
-def read_names(folder: Path, log: str) -> list[Any]:
-    """Values of a log of a run's pictures, none where there is no such log."""
-    if not (folder / log).is_file():
+def read_log_of_run(path: Path, of: Callable[[Any], Any]) -> list[Any]:
+    """Values of a log of a run's pictures, none where there is no such log.
+
+    Raises:
+        StoreError: If another run is writing it, or a line is damaged.
+    """
+    if not path.exists():
         return []
-    with LineLog(folder / log) as lines:
+    with LineLog(path, of, _REMEDY) as lines:
         return lines.read()
+
+
+def as_entry(line: Any) -> dict[str, Any]:
+    """A line of the journal of label maps."""
+    entry = require_fields(line, {"name": str, "path": str, "size": int | None, "changed": int})
+    _require_below(entry["name"])
+    return entry
+
+
+def as_picture(line: Any) -> str:
+    """A line of the list of pictures, their paths below the folder."""
+    require_type(line, str)
+    _require_below(line)
+    return str(line)
+
+
+def _require_below(name: str) -> None:
+    if not is_below(name):
+        raise TypeError(f"it names {reprlib.repr(name)}")
 
 
 def remove_empty(*folders: Path) -> None:

@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from sail_encoder.io.errors import UserError
+from sail_encoder.io.files import read_text
 
 SHIPPED = Path(__file__).parents[1] / "configs"
 """Folder of the configuration files that ship with the package; in a clone a link to `configs`."""
@@ -162,7 +163,7 @@ def read_config(
     Raises:
         UserError: If it is none, or holds an option that there is not or a value that its type does not allow.
     """
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"no configuration file {path}")
     values = {}
     try:
@@ -183,12 +184,13 @@ def _load_yaml(path: Path) -> dict[str, tuple[Any, Any]]:
     from jsonargparse import get_loader
 
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
         # An alias of an alias of an alias is a few bytes that unfold to gigabytes.
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
             raise UserError("aliases (*name) are not read; write the value itself")
         values, written = get_loader("yaml")(text), yaml.load(text, yaml.BaseLoader)
-    except (UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
+    # A number or a date that is written like one and is none is a ValueError.
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"this is not YAML ({error})") from None
     if values is None:
         return {}
