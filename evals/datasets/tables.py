@@ -2,7 +2,8 @@
 
 import csv
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,9 @@ def image_table(path: Path, column: str | None, task: Kind) -> LabelledImages:
     listed = [keys.get(entry) for entry in where]
     if None in listed:
         raise DatasetError(f"row {listed.index(None) + 1} of {path} has no path")
-    targets, labels = parse_targets(values, task)
-    parts = [read_part(row.get("split")) for row in rows]
+    with naming(path):
+        targets, labels = parse_targets(values, task)
+        parts = [read_part(row.get("split")) for row in rows]
     return LabelledImages(path.stem, listing, [str(key) for key in listed], targets, parts, task, labels)
 
 
@@ -74,6 +76,19 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
         return list(table.to_pylist())
     except pyarrow.ArrowException as error:
         raise ValueError(str(error)) from None
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Puts the table before what is wrong with a value in it.
+
+    Raises:
+        DatasetError: In place of one that does not say where it comes from.
+    """
+    try:
+        yield
+    except DatasetError as error:
+        raise DatasetError(f"{path}: {error}") from None
 
 
 def label_values(rows: Sequence[dict[str, Any]], column: str | None, path: Path) -> list[Any]:

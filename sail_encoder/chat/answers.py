@@ -11,7 +11,7 @@ from sail_encoder.chat.questions import RESULTS, Query
 from sail_encoder.io.errors import UserError, in_one_line
 from sail_encoder.io.files import read_json, replacing, write_json
 from sail_encoder.io.json_lines import LineLog, read_lines
-from sail_encoder.io.typed import require_fields
+from sail_encoder.io.typed import require_fields, require_type
 
 _LINE_START = b'{"prompt":'
 _WAY_OUT = "use another --output or --overwrite true"
@@ -168,7 +168,7 @@ def _is_answer(line: Any) -> bool:
 def _as_aside(line: Any) -> tuple[int, dict[str, Any]]:
     """A line of the answers that are set aside: the number of the question, and the line to put back."""
     fields = require_fields(line, {"index": int, "line": dict})
-    require_fields(fields["line"], {"answer": str})
+    require_type(fields["line"]["answer"], str, "answer")
     return fields["index"], fields["line"]
 
 

@@ -68,7 +68,7 @@ class Record:
         for name, value in values.items():
             if not isinstance(value, _KINDS[name]):
                 raise TypeError(f"{name} is {reprlib.repr(value)}")
-            if isinstance(value, int) and not 0 <= value <= _LARGEST.get(name, _LARGEST_INTEGER):
+            if isinstance(value, int) and not _LOWEST.get(name, -_HIGHEST) <= value <= _LARGEST.get(name, _HIGHEST):
                 raise TypeError(f"{name} is {value}")
             if isinstance(value, list):
                 values[name] = _tuple_of_sizes(value, _LENGTHS[name])
@@ -115,8 +115,8 @@ _LENGTHS = {"grid": 2, "image_size": 2, "resized_size": 2, "shape": None}
 assert list(_KINDS) == [field.name for field in fields(Record)]
 
 
-_LARGEST = {"exif_orientation": 2**7 - 1}
-_LARGEST_SIDE, _LARGEST_INTEGER = 2**31 - 1, 2**63 - 1
+_LOWEST, _LARGEST = {"row": 0}, {"exif_orientation": 2**7 - 1}
+_LARGEST_SIDE, _HIGHEST = 2**31 - 1, 2**63 - 1
 """What the columns of index.parquet hold."""
 
 

@@ -64,12 +64,11 @@ class Running:
             raise FindingError(f"it has not ended within {LONGEST:.0f} s; {self.log.name}")
         said = self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
         last = said.strip().splitlines()[-1:] or ["nothing"]
-        if "Traceback" in said or "unexpected " in said:
+        if "Traceback" in said or "please report" in said:
             raise FindingError(f"it ended in an unexpected error, see {self.log.name}: {last[0]}")
         if status not in allowed:
-            raise FindingError(
-                f"status {status}, allowed is {', '.join(map(str, allowed))}; {self.log.name}: {last[0]}"
-            )
+            others = ", ".join(map(str, allowed))
+            raise FindingError(f"status {status}, allowed is {others}; {self.log.name}: {last[0]}")
         if status == 2 and not last[0].startswith("sail: "):
             raise FindingError(f"status 2 without a line that says why; {self.log.name}: {last[0]}")
         return status

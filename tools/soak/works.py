@@ -119,7 +119,10 @@ def write_inputs(folder: Path, images: int = 36) -> None:
             pixels = rng.integers(0, 256, (56, 56, 3))
             _save(pixels, folder / PAIRS / "images" / split / f"{index}.png")
             _save(pixels[..., 0] // 128, folder / PAIRS / "labels" / split / f"{index}.png")
-    asked = [{"image": f"photos/{index:03d}.png", "prompt": "What color is it?", "id": index} for index in range(10)]
+    asked = [
+        {"image": f"photos/{index:03d}.png", "prompt": "What color is it?", "id": index}
+        for index in range(0, images, 3)
+    ]
     (folder / QUESTIONS).write_text("".join(json.dumps(line) + "\n" for line in asked), encoding="utf-8")
 
 
