@@ -22,7 +22,7 @@ def can_plot() -> bool:
     """Tells whether matplotlib is there; says what to do where it is not."""
     if importlib.util.find_spec("matplotlib"):
         return True
-    print("no plots, since matplotlib is not installed: pip install 'sail-encoder[plots]'", file=sys.stderr)
+    print("no plots, since matplotlib is not installed: pip install matplotlib", file=sys.stderr)
     return False
 
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,6 +13,7 @@ from evals.metrics import PRIMARY, measure
 from heads.probe import Probe
 from sail_encoder.images.decoding import Array
 from sail_encoder.io.json_lines import LineLog
+from sail_encoder.io.typed import require_fields
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,13 @@ class Result:
 
     @classmethod
     def of(cls, fields: dict[str, Any]) -> "Result":
-        """From what JSON has made of it."""
-        return cls(**{**fields, "path": [(value, quality) for value, quality in fields["path"]]})
+        """From what JSON has made of it.
+
+        Raises:
+            TypeError: If a field is missing, or has another type.
+        """
+        result = cls(**require_fields(fields, cls))
+        return replace(result, path=[(value, quality) for value, quality in result.path])
 
 
 @dataclass(frozen=True)
@@ -124,13 +130,14 @@ class ResultLog:
         known: The results so far, by key.
 
     Raises:
-        StoreError: If another run is writing there.
+        StoreError: If another run is writing there, or a line is damaged.
     """
 
     def __init__(self, out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
-        self._lines = LineLog(out / "results.jsonl")
-        self.known = {line["key"]: Result.of(line["result"]) for line in self._lines.read()}
+        remedy = "delete the line, and its probe is fitted again"
+        self._lines = LineLog(out / "results.jsonl", _entry, remedy)
+        self.known: dict[str, Result] = dict(self._lines.read())
 
     def add(self, key: str, result: Result) -> None:
         """Keeps a result."""
@@ -144,3 +151,9 @@ class ResultLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._lines.close()
+
+
+def _entry(line: Any) -> tuple[str, Result]:
+    """Key and result that a line of the log holds."""
+    entry = require_fields(line, {"key": str})
+    return entry["key"], Result.of(entry["result"])

@@ -5,7 +5,9 @@ from pathlib import Path
 from heads.contract import DESCRIPTION, WEIGHTS
 from heads.probe import Probe
 from sail_encoder.backbones.spec import FeatureSpec
+from sail_encoder.io.errors import UserError
 from sail_encoder.io.files import read_json, write_json
+from sail_encoder.io.typed import require_fields
 
 RESULT = "result.json"
 
@@ -19,8 +21,14 @@ def save_with_result(folder: Path, probe: Probe, source: FeatureSpec, key: str) 
 
 
 def holds_head_of(folder: Path, key: str) -> bool:
-    """Tells whether a folder holds the head of the result with this key."""
+    """Tells whether a folder holds the head of the result with this key.
+
+    Raises:
+        UserError: If the file that says so is damaged.
+    """
     if not all((folder / name).exists() for name in (WEIGHTS, DESCRIPTION, RESULT)):
         return False
-    result = read_json(folder / RESULT)
-    return isinstance(result, dict) and result.get("key") == key
+    try:
+        return bool(require_fields(read_json(folder / RESULT), {"key": str}).get("key") == key)
+    except (UserError, TypeError) as error:
+        raise UserError(f"{folder / RESULT} is damaged ({error}); delete it to fit the probe again") from None

@@ -1,6 +1,5 @@
 """Base of all heads: the features that they were fitted on, saving and loading."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -11,7 +10,8 @@ from safetensors import SafetensorError
 
 from sail_encoder.backbones.spec import MEANING, FeatureSpec
 from sail_encoder.io.errors import UserError
-from sail_encoder.io.files import read_text, replacing, write_json
+from sail_encoder.io.files import read_json, replacing, require_regular, write_json
+from sail_encoder.io.typed import require_fields
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,13 +85,15 @@ def load_head(folder: str | Path) -> SavedHead:
 
     head = describe_head(folder)
     with _explain_damage(folder):
+        require_regular(Path(folder) / WEIGHTS)
         return replace(head, tensors=load_file(Path(folder) / WEIGHTS))
 
 
 def describe_head(folder: str | Path) -> SavedHead:
     """Reads what `save_head` wrote but for the weights, which needs no torch; see `load_head`."""
     with _explain_damage(folder):
-        description = json.loads(read_text(Path(folder) / DESCRIPTION))
+        kinds = {"kind": str, "settings": dict, "source": dict | None, "fitted": dict}
+        description = require_fields(read_json(Path(folder) / DESCRIPTION), kinds)
         source = description["source"]
         return SavedHead(
             description["kind"],
@@ -106,6 +108,6 @@ def describe_head(folder: str | Path) -> SavedHead:
 def _explain_damage(folder: str | Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        reason = f"{type(error).__name__}: {error}"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, SafetensorError) as error:
+        reason = str(error) if isinstance(error, (UserError, OSError)) else f"{type(error).__name__}: {error}"
         raise HeadError(f"{folder} holds no head that can be read ({reason}); save one there first") from None

@@ -181,7 +181,9 @@ class Probe(ABC):
             probe.path_ = [Candidate(**fields) for fields in saved.fitted["path"]]
             probe.chosen_ = saved.fitted["chosen"]
             probe.restore(saved.tensors)
-        except (TypeError, KeyError) as error:
+        except HeadError:
+            raise
+        except (TypeError, ValueError, LookupError, AttributeError) as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise HeadError(f"the saved {cls.kind} head is of another version ({reason}); fit it again") from None
         return probe

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -22,12 +21,17 @@ from tqdm import tqdm
 from heads.processes import Processes
 from heads.recipe import Recipe
 from sail_encoder.io.errors import StoreError, UserError, name_changes
-from sail_encoder.io.files import replacing
-from sail_encoder.io.json_lines import LineLog
+from sail_encoder.io.files import replacing, require_regular
+from sail_encoder.io.json_lines import LineLog, read_lines
 from sail_encoder.io.signals import Interrupt
+from sail_encoder.io.typed import require_fields, require_type
 
 FORMAT = 1
 """Of checkpoints."""
+
+_FIELDS = ("format", "settings", "step", "states", "random")
+_FROM_THE_START = "delete it to train from the first step"
+_REMEDY = "delete the line"
 
 Batches = Callable[[int, int], Generator[Any, None, None]]
 """Gives the batches of the steps from a first one up to, but not with, a last one."""
@@ -203,11 +207,26 @@ class Trainer:
                 f"processes find different steps in {self.checkpoint}: {listed}; let them share the folder --out"
             )
         if found:
+            self._restore(found)
+
+    def _restore(self, found: Mapping[str, Any]) -> None:
+        """Takes on the state of a checkpoint.
+
+        Raises:
+            UserError: If it does not fit the module and the optimizers, or is not of these steps.
+        """
+        try:
+            if not 0 <= found["step"] <= self.recipe.all_steps:
+                raise ValueError(f"its step is {found['step']:,} of {self.recipe.all_steps:,}")
             for name, part in self._parts().items():
                 part.load_state_dict(found["states"][name])
-            self.step = found["step"]
             if len(found["random"]) == self.processes.count:
                 _set_random_states(found["random"][self.processes.rank])
+        # What PyTorch raises of a state that does not fit depends on the part that it meets first.
+        except Exception as error:
+            assert self.checkpoint
+            raise _damaged(self.checkpoint, error) from None
+        self.step = found["step"]
 
     def _require_same_settings(self, earlier: str) -> None:
         changes = name_changes(json.loads(earlier), json.loads(self.settings))
@@ -238,8 +257,12 @@ class Trainer:
     def _open_log(self, path: Path) -> LineLog:
         """The log as far as the step; what a killed run had logged beyond it is dropped."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        log = LineLog(path)
-        log.keep(lambda line: line["step"] <= self.step)
+        log = LineLog(path, _as_line, _REMEDY)
+        try:
+            log.keep(lambda line: line["step"] <= self.step)
+        except StoreError:
+            log.close()
+            raise
         return log
 
     def _summary(self, losses: Sequence[Tensor]) -> dict[str, Any]:
@@ -252,22 +275,51 @@ class Trainer:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a log; none where there is no log."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    """The complete lines of a log; none where there is no log.
+
+    Raises:
+        StoreError: If one is damaged.
+    """
+    return list(read_lines(path, _as_line, _REMEDY)) if path.exists() else []
+
+
+def _as_line(line: Any) -> dict[str, Any]:
+    kinds = dict.fromkeys(("loss", "learning_rate", "mIoU", "mAcc", "aAcc"), float | None)
+    fields = require_fields(line, {"step": int, **kinds})
+    if "step" not in fields:
+        raise TypeError("it names no step")
+    return fields
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """A checkpoint, whose weights are still to be compared with the module's.
+
+    Raises:
+        UserError: If it is damaged, or of another version.
+        OSError: If it cannot be opened, or is no regular file.
+    """
+    require_regular(path)
     try:
         found = torch.load(path, "cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError) as error:
-        # PyTorch's messages go on for many lines about what a developer could do.
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"{path} is damaged ({reason}); delete it to train from the first step") from None
+    # A damaged file ends the unpickler, and the zip file around it, at any point of their own.
+    except Exception as error:
+        raise _damaged(path, error) from None
     if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise UserError(f"{path} is a checkpoint of another version; delete it to train from the first step")
+        raise UserError(f"{path} is a checkpoint of another version; {_FROM_THE_START}")
+    try:
+        require_fields(found, {"settings": str, "step": int, "states": dict, "random": list[dict[str, Any]]})
+        require_type(json.loads(found["settings"]), dict, "settings")
+        if len(found) < len(_FIELDS):
+            raise TypeError(f"it has {', '.join(found)}, and should have {', '.join(_FIELDS)}")
+    except (TypeError, ValueError, KeyError) as error:
+        raise _damaged(path, error) from None
     return found
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    # PyTorch's messages go on for many lines about what a developer could do.
+    reason = str(error).partition("\n")[0] or type(error).__name__
+    return UserError(f"{path} is damaged ({reason}); {_FROM_THE_START}")
 
 
 def _random_states() -> dict[str, Any]:

@@ -10,7 +10,7 @@ from helpers import noise
 from sail_encoder import ImageError, UserError, load_chat
 from sail_encoder.images.video import read_frames
 
-av = pytest.importorskip("av", reason="needs sail-encoder[video]")
+av = pytest.importorskip("av", reason="needs PyAV")
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from evals.datasets.labelled import LabelledImages, parse_targets, parts_and_classes
-from evals.datasets.tables import label_values, read_part, read_table
+from evals.datasets.tables import label_values, naming, read_part, read_table
 from evals.errors import DatasetError
 from heads.targets import Kind
 from sail_encoder.images.lists import path_column
@@ -50,12 +50,14 @@ def _by_table(folder: FeatureFolder, table: Path, column: str | None, task: Kind
     if twice:
         raise DatasetError(f"{table} lists {len(twice)} paths more than once, such as {twice[0]}; keep one row of each")
     values = dict(zip(paths, label_values(rows, column, table), strict=True))
-    parts = {path: read_part(row.get("split")) for path, row in zip(paths, rows, strict=True)}
+    with naming(table):
+        parts = {path: read_part(row.get("split")) for path, row in zip(paths, rows, strict=True)}
     keys = [entry.path for entry in folder.entries]
     unlabelled = [key for key in keys if key not in values]
     if unlabelled:
         raise DatasetError(f"{table} has no label for {len(unlabelled)} of {len(keys)} images, such as {unlabelled[0]}")
-    targets, names = parse_targets([values[key] for key in keys], task)
+    with naming(table):
+        targets, names = parse_targets([values[key] for key in keys], task)
     return LabelledImages(
         folder.folder.name, _sources(folder), keys, targets, [parts[key] for key in keys], task, names
     )

@@ -2,7 +2,8 @@
 
 import csv
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,9 @@ def image_table(path: Path, column: str | None, task: Kind) -> LabelledImages:
     listed = [keys.get(entry) for entry in where]
     if None in listed:
         raise DatasetError(f"row {listed.index(None) + 1} of {path} has no path")
-    targets, labels = parse_targets(values, task)
-    parts = [read_part(row.get("split")) for row in rows]
+    with naming(path):
+        targets, labels = parse_targets(values, task)
+        parts = [read_part(row.get("split")) for row in rows]
     return LabelledImages(path.stem, listing, [str(key) for key in listed], targets, parts, task, labels)
 
 
@@ -51,12 +53,10 @@ def read_table(path: Path) -> list[dict[str, Any]]:
         DatasetError: If it cannot be read or is empty.
     """
     try:
+        require_regular(path)
         if path.suffix == ".parquet":
-            from pyarrow import parquet
-
-            rows = parquet.read_table(path).to_pylist()
+            rows = _read_parquet(path)
         else:
-            require_regular(path)
             with path.open(encoding="utf-8-sig", newline="") as file:
                 rows = list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
     except (OSError, ValueError, csv.Error) as error:
@@ -64,6 +64,31 @@ def read_table(path: Path) -> list[dict[str, Any]]:
     if not rows:
         raise DatasetError(f"{path} has no rows")
     return rows
+
+
+def _read_parquet(path: Path) -> list[dict[str, Any]]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        table = parquet.read_table(path)
+        path_column(table.column_names, path)
+        return list(table.to_pylist())
+    except pyarrow.ArrowException as error:
+        raise ValueError(str(error)) from None
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Puts the table before what is wrong with a value in it.
+
+    Raises:
+        DatasetError: In place of one that does not say where it comes from.
+    """
+    try:
+        yield
+    except DatasetError as error:
+        raise DatasetError(f"{path}: {error}") from None
 
 
 def label_values(rows: Sequence[dict[str, Any]], column: str | None, path: Path) -> list[Any]:

@@ -16,7 +16,7 @@ from evals.errors import DatasetError
 from evals.segmentation.labels import INVALID, ClassMap
 from evals.segmentation.pairs import LayoutName, Sample
 from sail_encoder.images.decoding import Array, image_size, read_image
-from sail_encoder.io.errors import ImageError
+from sail_encoder.io.errors import ImageError, in_one_line
 from sail_encoder.io.files import open_regular
 
 
@@ -136,7 +136,7 @@ def inspect_samples(samples: Sequence[Sample]) -> list[Inspected]:
 def _inspect(sample: Sample) -> Inspected:
     size = image_size(lambda: str(sample.image))
     if size is None:
-        return Inspected(sample, "has an image that cannot be read")
+        return Inspected(sample, f"has an image that cannot be read ({sample.image})")
     try:
         with open_regular(sample.mask) as file, Image.open(file) as mask:
             problem = mask_problem(mask)
@@ -146,8 +146,9 @@ def _inspect(sample: Sample) -> Inspected:
                 shapes = f"{mask.width}x{mask.height} for an image of {size[1]}x{size[0]}"
                 return Inspected(sample, f"has a mask of another size than the image ({shapes})")
         counts = np.bincount(read_ids(sample.mask).ravel(), minlength=256)
-    except (DatasetError, OSError):
-        return Inspected(sample, "has a mask that cannot be read")
+    # Decoders of damaged files raise whatever they stumble over.
+    except Exception as error:
+        return Inspected(sample, f"has a mask that cannot be read ({sample.mask}: {in_one_line(error)})")
     return Inspected(sample, None, {int(key): int(counts[key]) for key in np.flatnonzero(counts)})
 
 

@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+import reprlib
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,12 @@ from heads.contract import DESCRIPTION, WEIGHTS
 from sail_encoder.io.errors import UserError
 from sail_encoder.io.json_lines import LineLog
 from sail_encoder.io.runs import RUN, check_settings, require_own, write_run
+from sail_encoder.io.typed import require_fields, require_type
 from sail_encoder.io.versions import versions
+from sail_encoder.store.records import is_below
+
+REMEDY = "delete the line and what it names, or use another --out"
+"""What helps where a line of a log is damaged."""
 
 RESULTS, CHECKPOINT, LOG = "results.json", "checkpoint.pt", "log.jsonl"
 CURVES, IOU = "curves.png", "iou.png"
@@ -58,7 +64,7 @@ def claim(folder: Path, settings: dict[str, Any], overwrite: bool) -> None:
     """
     if overwrite:
         files = (CHECKPOINT, LOG, CURVES, IOU, WEIGHTS, DESCRIPTION, RESULTS, PICTURES)
-        remove_run(folder, TRAIN, read_names(folder, PICTURES), files)
+        remove_run(folder, TRAIN, read_log_of_run(folder / PICTURES, as_picture), files)
     check_run(folder, settings)
     write_run(folder, TRAIN, {"settings": _as_json(settings), "versions": versions()})
 
@@ -83,19 +89,42 @@ def remove_run(folder: Path, command: str, pictures: Iterable[str], files: Seque
     for name in pictures:
         path = folder / name
         # A list that was tampered with does not reach beyond the folder.
-        if path.resolve().is_relative_to(folder.resolve()):
+        if Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
             path.unlink(missing_ok=True)
     remove_empty(folder / LABELS, folder / OVERLAYS)
     for name in (*files, RUN):
         (folder / name).unlink(missing_ok=True)
 
 
-def read_names(folder: Path, log: str) -> list[Any]:
-    """Values of a log of a run's pictures, none where there is no such log."""
-    if not (folder / log).is_file():
+def read_log_of_run(path: Path, of: Callable[[Any], Any]) -> list[Any]:
+    """Values of a log of a run's pictures, none where there is no such log.
+
+    Raises:
+        StoreError: If another run is writing it, or a line is damaged.
+    """
+    if not path.exists():
         return []
-    with LineLog(folder / log) as lines:
+    with LineLog(path, of, REMEDY) as lines:
         return lines.read()
+
+
+def as_entry(line: Any) -> dict[str, Any]:
+    """A line of the journal of label maps."""
+    entry = require_fields(line, {"name": str, "path": str, "size": int | None, "changed": int})
+    _require_below(entry["name"])
+    return entry
+
+
+def as_picture(line: Any) -> str:
+    """A line of the list of pictures, their paths below the folder."""
+    require_type(line, str)
+    _require_below(line)
+    return str(line)
+
+
+def _require_below(name: str) -> None:
+    if not is_below(name):
+        raise TypeError(f"it names {reprlib.repr(name)}")
 
 
 def remove_empty(*folders: Path) -> None:

@@ -1,6 +1,5 @@
 """From the ids in a mask to the classes that a head learns, and to the colors that people see."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +10,7 @@ import numpy as np
 from evals.errors import DatasetError
 from heads.dense import IGNORE
 from sail_encoder.images.decoding import Array
-from sail_encoder.io.files import read_text
+from sail_encoder.io.files import read_json, read_text
 
 INVALID = -1
 """What an id becomes that the class map does not know."""
@@ -60,7 +59,7 @@ class ClassMap:
             DatasetError: If the file is something else.
         """
         try:
-            raw = json.loads(read_text(path))
+            raw = read_json(Path(path))
             ids = {int(key): name for key, name in raw.items()}
         except (OSError, ValueError, AttributeError) as error:
             raise DatasetError(

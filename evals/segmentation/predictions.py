@@ -16,7 +16,16 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from evals.segmentation.folders import LABELS, OVERLAYS, PREDICT, check_owner, read_names, remove_run
+from evals.segmentation.folders import (
+    LABELS,
+    OVERLAYS,
+    PREDICT,
+    REMEDY,
+    as_entry,
+    check_owner,
+    read_log_of_run,
+    remove_run,
+)
 from evals.segmentation.labels import palette
 from evals.segmentation.sources import CLASS_FILE
 from heads.dense import IGNORE
@@ -109,7 +118,7 @@ class LabelFolder:
         """
         check_owner(self.folder, PREDICT)
         if overwrite:
-            names = [line["name"] for line in read_names(self.folder, JOURNAL)]
+            names = [line["name"] for line in read_log_of_run(self.folder / JOURNAL, as_entry)]
             pictures = (f"{kind}/{name}.png" for name in names for kind in (LABELS, OVERLAYS))
             remove_run(self.folder, PREDICT, pictures, (CLASS_FILE, FAILURES, JOURNAL))
         check_settings(self.folder, settings, PREDICT)
@@ -124,7 +133,7 @@ class LabelFolder:
             How many were done now, and how many cannot be read.
         """
         items = [(name, image, _entry(name, image)) for name, image in zip(_names(images), images, strict=True)]
-        with LineLog(self.folder / JOURNAL) as journal:
+        with LineLog(self.folder / JOURNAL, as_entry, REMEDY) as journal:
             known = {line["name"]: line for line in journal.read()}
             todo = [item for item in items if not self._is_done(item[0], item[2] == known.get(item[0]))]
             self._predict(predict(segmenter, inference, todo, self._read), todo, journal)

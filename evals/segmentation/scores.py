@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from evals.plots import plot_iou, save
 from evals.segmentation.data import SegmentationData
-from evals.segmentation.folders import IOU, LABELS, OVERLAYS, PICTURES, RESULTS
+from evals.segmentation.folders import IOU, LABELS, OVERLAYS, PICTURES, RESULTS, as_picture
 from evals.segmentation.predictions import save_comparison, save_labels
 from heads.dense import IGNORE
 from heads.dense.inference import Inference, predict
@@ -179,7 +179,7 @@ class Gallery:
     def __enter__(self) -> Keep | None:
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self.written = LineLog(self.folder / PICTURES)
+            self.written = LineLog(self.folder / PICTURES, as_picture)
         self.pool = ThreadPoolExecutor(1, "write")
         self.writer = BackgroundWriter(self.pool, _WAITING)
         return None if self.folder is None else partial(self._keep, self.folder)

@@ -138,7 +138,7 @@ class Run:
         try:
             draw_curves([*lines, {"step": lines[-1]["step"], "mIoU": mean_iou}], self.folder / CURVES)
         except ImportError:
-            print("no curves.png without matplotlib; pip install 'sail-encoder[plots]'", file=sys.stderr)
+            print("no curves.png without matplotlib; pip install matplotlib", file=sys.stderr)
 
 
 def batch_loss(head: DenseHead, batch: Batch, over: CountedPixels) -> Tensor:

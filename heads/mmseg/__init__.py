@@ -8,8 +8,8 @@ try:
     from mmseg.registry import MODELS as _MODELS  # noqa: F401
 except ImportError as error:
     raise ImportError(
-        f"heads.mmseg needs mmsegmentation ({error}); pip install 'sail-encoder[mmseg]' brings its maintained "
-        "distribution, without compiling anything"
+        f"heads.mmseg needs mmsegmentation ({error}); pip install onedl-mmcv onedl-mmengine "
+        "onedl-mmsegmentation brings its maintained distribution, without compiling anything"
     ) from None
 
 from heads.mmseg.backbone import SailBackbone

@@ -8,6 +8,7 @@ from sail_encoder.images.decoding import IMAGENET_MEAN, IMAGENET_STD
 from sail_encoder.images.resizing import MAX_TOKENS, Resize, Size
 from sail_encoder.io.errors import UserError
 from sail_encoder.io.hub import RAW
+from sail_encoder.io.typed import require_fields
 
 Channels = tuple[float, float, float]
 
@@ -175,9 +176,12 @@ class FeatureSpec:
         renamed = {"backbone": "model", "dtype": "store_dtype", "resize": "size"}
         values = {renamed.get(name, name): value for name, value in written.items()}
         values["size"] = Resize.parse(str(values["size"]), int(values.get("max_tokens", MAX_TOKENS)))
-        values["layers"] = tuple(int(layer) for layer in values["layers"])
+        values["layers"] = tuple(require_fields(values, {"layers": list[int]})["layers"])
+        if not values["layers"] or min(values["layers"]) < 0:
+            raise ValueError(f"layers is {values['layers']!r}")
         known = {field.name for field in fields(cls)}
-        return cls(**{"model": "", **{name: value for name, value in values.items() if name in known}})
+        known_values = {name: value for name, value in values.items() if name in known}
+        return cls(**require_fields({"model": "", **known_values}, cls))
 
     def differences(self, other: "FeatureSpec", names: Collection[str] | None = None) -> list[str]:
         """Names each value in which other features differ from these, such as `norm was True, now False`.

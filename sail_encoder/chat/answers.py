@@ -8,9 +8,10 @@ from types import TracebackType
 from typing import Any
 
 from sail_encoder.chat.questions import RESULTS, Query
-from sail_encoder.io.errors import UserError
-from sail_encoder.io.files import replacing, write_json
-from sail_encoder.io.json_lines import LineLog
+from sail_encoder.io.errors import UserError, in_one_line
+from sail_encoder.io.files import read_json, replacing, write_json
+from sail_encoder.io.json_lines import LineLog, read_lines
+from sail_encoder.io.typed import require_fields, require_type
 
 _LINE_START = b'{"prompt":'
 _WAY_OUT = "use another --output or --overwrite true"
@@ -43,10 +44,10 @@ class AnswerFile:
         try:
             lines = self._read(overwrite)
             self._check(lines)
+            self._aside = self._set_aside(lines)
         except UserError:
             self.log.close()
             raise
-        self._aside = self._set_aside(lines)
         self.done = next((index for index, line in enumerate(lines) if "error" in line), len(lines))
         self.failed = 0
         self._put_back()
@@ -83,10 +84,9 @@ class AnswerFile:
         return aside
 
     def _read_aside(self) -> dict[int, dict[str, str]]:
-        if not self._aside_path.is_file():
+        if not self._aside_path.exists():
             return {}
-        entries = [json.loads(entry) for entry in self._aside_path.read_text(encoding="utf-8").splitlines()]
-        lines = {entry["index"]: entry["line"] for entry in entries if "line" in entry}
+        lines = dict(read_lines(self._aside_path, _as_aside, "delete the file, and its questions are asked again"))
         asked = {number: query for number, query in enumerate(self.queries) if number in lines}
         known = (number for number, query in asked.items() if _answers(lines[number], query))
         return {number: {"answer": lines[number]["answer"]} for number in known}
@@ -123,7 +123,7 @@ class AnswerFile:
         return [] if overwrite else lines
 
     def _check(self, lines: Sequence[dict[str, Any]]) -> None:
-        if lines or self._aside_path.is_file():
+        if lines or self._aside_path.exists():
             self._check_settings()
         for number, (line, query) in enumerate(zip(lines, self.queries, strict=False), 1):
             if not _answers(line, query):
@@ -132,9 +132,12 @@ class AnswerFile:
             raise UserError(f"{self.path} has more answers than there are questions; {_WAY_OUT}")
 
     def _check_settings(self) -> None:
-        if not self._notes.is_file():
+        if not self._notes.exists():
             raise UserError(f"{self.path} has answers, but no {self._notes.name} says how they were made; {_WAY_OUT}")
-        earlier = json.loads(self._notes.read_text(encoding="utf-8"))["settings"]
+        try:
+            earlier = require_fields(read_json(self._notes), {"settings": dict})["settings"]
+        except (UserError, TypeError, KeyError) as error:
+            raise UserError(f"{self._notes} is damaged ({in_one_line(error)}); {_WAY_OUT}") from None
         changes = [
             f"{name} was {earlier.get(name)}, now {self.settings.get(name)}"
             for name in {**self.settings, **earlier}
@@ -158,7 +161,15 @@ def _answers(line: dict[str, Any], query: Query) -> bool:
 
 
 def _is_answer(line: Any) -> bool:
-    return isinstance(line, dict) and "prompt" in line and ("answer" in line or "error" in line)
+    has_text = isinstance(line, dict) and all(isinstance(line[name], str) for name in RESULTS if name in line)
+    return has_text and "prompt" in line and any(name in line for name in RESULTS)
+
+
+def _as_aside(line: Any) -> tuple[int, dict[str, Any]]:
+    """A line of the answers that are set aside: the number of the question, and the line to put back."""
+    fields = require_fields(line, {"index": int, "line": dict})
+    require_type(fields["line"]["answer"], str, "answer")
+    return fields["index"], fields["line"]
 
 
 def _may_become_answer(start: bytes) -> bool:

@@ -1,5 +1,6 @@
 """Answers to a file of questions, in batches and in order."""
 
+import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +34,7 @@ def answer_all(
     Returns:
         Exit status: 0 done, 1 done with errors recorded, 130 or 143 stopped by a signal.
     """
-    stop = threading.Event()
+    stop, before = threading.Event(), answers.done
     asker = _Asker(chat, folder, sampling, frames)
     bar = tqdm(total=len(answers.queries), initial=answers.done, unit="answer", disable=None)
     with bar, Interrupt(stop.set) as interrupt:
@@ -45,7 +46,18 @@ def answer_all(
             for result in results:
                 answers.append(result)
             bar.update(answers.done - bar.n)
+    _report(answers, before, bool(interrupt.status))
     return interrupt.status or int(answers.failed > 0)
+
+
+def _report(answers: AnswerFile, before: int, stopped: bool) -> None:
+    """Says at the end what has been done, and what is left."""
+    done, count = answers.done, len(answers.queries)
+    print(f"{done:,} of {count:,} answers in {answers.path}, {done - before:,} of them new")
+    if answers.failed:
+        print(f"{answers.failed:,} of them are errors; the same command asks these questions again", file=sys.stderr)
+    if stopped:
+        print("stopped; the same command goes on", file=sys.stderr)
 
 
 class _Asker:

@@ -1,7 +1,6 @@
 """Questions: what may be asked, and files of them."""
 
 import json
-import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -9,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from sail_encoder.images.sources import IMAGE_SUFFIXES
-from sail_encoder.io.errors import UserError
+from sail_encoder.io.errors import UserError, in_one_line
+from sail_encoder.io.files import read_text
 from sail_encoder.models.sail.config_file import VISION_TOKENS
 
 SHOWN = ("image", "images", "video")
@@ -83,12 +83,13 @@ def read_queries(source: Path, placeholders: Sequence[str] = tuple(VISION_TOKENS
     Raises:
         UserError: If the file does not exist or a line is not understood.
     """
-    if source.exists() and not stat.S_ISREG(source.stat().st_mode):
-        raise UserError(f"{source} is no regular file; write the questions to one")
-    if not source.is_file():
+    if not source.exists():
         raise UserError(f"no file {source}; write one question a line, such as {EXAMPLE}")
     try:
-        text = source.read_text(encoding="utf-8-sig")
+        text = read_text(source, "utf-8-sig")
+    except OSError as error:
+        reason = in_one_line(error)
+        raise UserError(f"{reason}; write one question a line into a file, such as {EXAMPLE}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{source} is not UTF-8 ({error.reason} at byte {error.start:,}); save it as UTF-8") from None
     queries = []
@@ -104,7 +105,7 @@ def read_queries(source: Path, placeholders: Sequence[str] = tuple(VISION_TOKENS
 def _parse(line: str, where: str, placeholders: Sequence[str]) -> Query:
     try:
         fields = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is not JSON ({error})") from None
     if not isinstance(fields, dict) or not isinstance(fields.get("prompt"), str):
         raise UserError(f'{where} has no "prompt"')

@@ -18,9 +18,13 @@ from types import MappingProxyType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from sail_encoder.io.errors import UserError
+from sail_encoder.io.files import read_text
 
 SHIPPED = Path(__file__).parents[1] / "configs"
 """Folder of the configuration files that ship with the package; in a clone a link to `configs`."""
+
+_DEEPEST = 20
+"""Lists and mappings of a configuration file within each other at most."""
 
 _SHOWN = 80
 """Characters of a wrong value that a message repeats at most."""
@@ -164,7 +168,7 @@ def read_config(
     Raises:
         UserError: If it is none, or holds an option that there is not or a value that its type does not allow.
     """
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"no configuration file {path}")
     values = {}
     try:
@@ -185,18 +189,31 @@ def _load_yaml(path: Path) -> dict[str, tuple[Any, Any]]:
     from jsonargparse import get_loader
 
     try:
-        text = path.read_text(encoding="utf-8")
-        # An alias of an alias of an alias is a few bytes that unfold to gigabytes.
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
-            raise UserError("aliases (*name) are not read; write the value itself")
+        text = read_text(path)
+        _check_events(yaml.parse(text))
         values, written = get_loader("yaml")(text), yaml.load(text, yaml.BaseLoader)
-    except (UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
+    # A number or a date that is written like one and is none is a ValueError.
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"this is not YAML ({error})") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise UserError("there are no options in it; write lines such as 'out: runs/first'")
     return {str(key): (value, written.get(str(key), str(value))) for key, value in values.items()}
+
+
+def _check_events(events: Iterable[Any]) -> None:
+    """Refuses what a few bytes of YAML unfold to gigabytes, or to hours of parsing."""
+    import yaml
+
+    depth = 0
+    for event in events:
+        # An alias of an alias of an alias is a value of any size.
+        if isinstance(event, yaml.AliasEvent):
+            raise UserError("aliases (*name) are not read; write the value itself")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST:
+            raise UserError(f"its values are nested more than {_DEEPEST} deep; no option is")
 
 
 def _as_typed(value: Any, written: Any, annotation: Any) -> Any:

@@ -1,5 +1,6 @@
 """`sail chat`: questions about images, one, a conversation, or a file of them."""
 
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -104,7 +105,7 @@ def _check_use(
         raise UserError("--input and --output go together")
     if input is not None and (image is not None or prompt is not None):
         raise UserError(f"IMAGE and PROMPT do not go with --input; write them as a line of {input}, or leave it out")
-    if input is not None and output is not None and Path(input).resolve() == Path(output).resolve():
+    if input is not None and output is not None and os.path.realpath(input) == os.path.realpath(output):
         raise UserError(f"--input and --output are both {input}; use another --output")
     require_positive("batch_size", batch_size)
     require_positive("frames", frames)

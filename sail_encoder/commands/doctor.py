@@ -156,7 +156,7 @@ def _check_tiny() -> Iterator[Finding]:
         features = load_backbone("sail-tiny").encode([np.zeros((64, 96, 3), np.uint8)])[0]
     except Exception as error:
         yield Finding(
-            "fail", "sail-tiny", f"{type(error).__name__}: {error}", "pip install --force-reinstall sail-encoder"
+            "fail", "sail-tiny", f"{type(error).__name__}: {error}", "pip install --force-reinstall . in its folder"
         )
     else:
         rows, columns = features.grid_size

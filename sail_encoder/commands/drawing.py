@@ -13,6 +13,7 @@ from sail_encoder.images.decoding import Array, read_image
 from sail_encoder.images.geometry import Geometry
 from sail_encoder.images.sources import list_images
 from sail_encoder.io.errors import UserError
+from sail_encoder.io.remote import is_remote
 from sail_encoder.pictures.canvas import NUMBERS, check_output
 from sail_encoder.pictures.overlays import photograph
 
@@ -96,6 +97,7 @@ def read_photos(sources: Sequence[str], exif_rotate: bool, limit: int) -> tuple[
         path = Path(source)
         # A file is read under its own name, whatever it is called; what cannot be read says so.
         is_list = path.is_dir() or path.suffix.lower() in (".txt", ".csv", ".tsv", ".parquet", ".tar")
+        is_list = is_list or is_remote(source)
         if is_list or (not path.exists() and set("*?[") & set(source)):
             listed = list_images([source]).images
             count += len(listed)

@@ -1,6 +1,5 @@
 """`sail segment refer`: masks of what an expression refers to."""
 
-import json
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, Literal
@@ -12,7 +11,7 @@ from sail_encoder.backbones.registry import announce
 from sail_encoder.images.decoding import Array, read_image
 from sail_encoder.io.devices import check_device, choose_device, choose_dtype
 from sail_encoder.io.errors import UserError, require_positive
-from sail_encoder.io.files import replacing, write_json
+from sail_encoder.io.files import read_json, replacing, write_json
 from sail_encoder.io.refusals import check_writable, explain_refusals
 from sail_encoder.models.pixel_sail.published import read_config
 from sail_encoder.models.pixel_sail.questions import check_question
@@ -121,7 +120,7 @@ def _check_folder(folder: Path, overwrite: bool) -> set[str]:
 def _files_of_answer(path: Path) -> set[str]:
     """Names of the files that an earlier answer has in its folder; none where there is no such answer."""
     try:
-        answer = json.loads(path.read_text(encoding="utf-8"))
+        answer = read_json(path)
         return {ANSWER, OVERLAY, *(_mask_name(index) for index in range(len(answer["masks"])))}
     except (OSError, ValueError, KeyError, TypeError):
         return set()

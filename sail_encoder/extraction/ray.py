@@ -164,4 +164,4 @@ def _import_ray() -> Any:
     try:
         return importlib.import_module("ray")
     except ModuleNotFoundError:
-        raise UserError("--engine ray needs Ray: pip install 'sail-encoder[ray]', on every machine") from None
+        raise UserError("--engine ray needs Ray: pip install ray, on every machine") from None

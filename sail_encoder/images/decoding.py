@@ -12,6 +12,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from sail_encoder.images.resizing import MAX_PIXELS, Size
 from sail_encoder.io.errors import ImageError
 from sail_encoder.io.files import require_regular
+from sail_encoder.io.remote import is_remote
 
 Array: TypeAlias = np.ndarray[Any, Any]
 ImageLike: TypeAlias = Any
@@ -85,7 +86,8 @@ def _decode(source: str | io.BytesIO, exif_rotate: bool) -> tuple[Image.Image, i
     except ImageError:
         raise
     except FileNotFoundError:
-        raise ImageError("no such file") from None
+        is_here = isinstance(source, io.BytesIO) or not is_remote(source)
+        raise ImageError("no such file" if is_here else "it is not on this machine; copy it here first") from None
     except UnidentifiedImageError:
         raise ImageError("not an image that Pillow can read") from None
     except Image.DecompressionBombError:
@@ -101,8 +103,8 @@ def _decode(source: str | io.BytesIO, exif_rotate: bool) -> tuple[Image.Image, i
 def _upright_rgb(image: Image.Image, exif_rotate: bool) -> tuple[Image.Image, int]:
     if image.width * image.height > MAX_PIXELS:
         raise ImageError(f"{image.width}x{image.height} is more than {MAX_PIXELS} pixels")
-    # Some writers store 16 bits of a PNG in Pillow's 32-bit mode; elsewhere nobody knows how far such pixels go.
-    if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
+    # Pillow holds 16 bits of PNG and PGM in its 32-bit mode; elsewhere nobody knows how far such pixels go.
+    if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
         raise ImageError("32-bit pixels have no defined white; save the image with 8 or 16 bits")
     orientation = _orientation(image)
     if exif_rotate:

@@ -46,7 +46,7 @@ def read_frames(path: Any, count: int = FRAMES) -> list[Image.Image]:
     try:
         import av
     except ImportError:
-        raise UserError(f"{name}: videos need PyAV: pip install 'sail-encoder[video]'") from None
+        raise UserError(f"{name}: videos need PyAV: pip install av") from None
     try:
         if not stat.S_ISREG(os.stat(name).st_mode):
             raise ImageError("no regular file", name)

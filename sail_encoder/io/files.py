@@ -155,10 +155,12 @@ def open_regular(path: StrPath) -> BinaryIO:
     require_regular(path)
     # Between the check and the opening another file may have come there; without O_NONBLOCK a FIFO would wait.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    kind = irregular_kind(os.fstat(descriptor).st_mode)
-    if kind is not None:
+    mode = os.fstat(descriptor).st_mode
+    kind = irregular_kind(mode)
+    if kind is not None or stat.S_ISDIR(mode):
         os.close(descriptor)
-        raise _refusal(kind, path)
+        # Opened as a file, a folder would be named by the number of the descriptor.
+        raise _refusal(kind, path) if kind else IsADirectoryError(errno.EISDIR, "is a folder", os.fspath(path))
     return os.fdopen(descriptor, "rb")
 
 

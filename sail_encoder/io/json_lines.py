@@ -2,15 +2,49 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
-from sail_encoder.io.errors import StoreError
-from sail_encoder.io.files import append_all, require_regular
+from sail_encoder.io.errors import StoreError, in_one_line
+from sail_encoder.io.files import append_all, open_regular, require_regular
 from sail_encoder.io.locks import lock
+
+Value = TypeVar("Value")
+
+_REMEDY = "remove it, or write elsewhere"
+DAMAGE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
+"""What reading a value raises where JSON has another form than it should."""
+
+
+def read_lines(path: Path, of: Callable[[Any], Value], remedy: str = _REMEDY, start: int = 0) -> Iterator[Value]:
+    """Values in the whole lines of a file; what a kill has cut off at its end is none.
+
+    Args:
+        path: The file.
+        of: Makes the value of what JSON has read, and raises an error where it cannot.
+        remedy: What to do about a damaged line.
+        start: The byte to begin from, at which a line begins.
+
+    Raises:
+        StoreError: If a line is no JSON, or nothing can be made of it.
+        OSError: If the file cannot be read, or is no regular one.
+    """
+    with open_regular(path) as lines:
+        lines.seek(start)
+        for number, line in enumerate(lines, 1):
+            if line.endswith(b"\n"):
+                yield _parse(line, of, f"{path} line {number}", remedy)
+
+
+def _parse(line: bytes, of: Callable[[Any], Value], where: str, remedy: str) -> Value:
+    try:
+        return of(json.loads(line))
+    except DAMAGE as error:
+        reason = str(error) if isinstance(error, TypeError) else in_one_line(error)
+        raise StoreError(f"{where} is damaged, or of another program ({reason}); {remedy}") from None
 
 
 class LineLog:
@@ -20,13 +54,15 @@ class LineLog:
 
     Args:
         path: The file; it is made if need be.
+        of: Makes a value of what JSON has read of a line, and raises an error where it cannot.
+        remedy: What to do about a damaged line.
 
     Raises:
         StoreError: If another process is writing it.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, of: Callable[[Any], Any] = lambda value: value, remedy: str = _REMEDY) -> None:
+        self.path, self.of, self.remedy = path, of, remedy
         if path.exists():
             require_regular(path)
         self.file = path.open("ab+")
@@ -39,16 +75,9 @@ class LineLog:
         """All values so far.
 
         Raises:
-            StoreError: If a whole line is no JSON.
+            StoreError: If a whole line is damaged.
         """
-        with self.path.open("rb") as lines:
-            return [self._parse(number, line) for number, line in enumerate(lines, 1) if line.endswith(b"\n")]
-
-    def _parse(self, number: int, line: bytes) -> Any:
-        try:
-            return json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise StoreError(f"{self.path} line {number} is damaged ({error}); remove it, or write elsewhere") from None
+        return list(read_lines(self.path, self.of, self.remedy))
 
     @property
     def cut_off(self) -> bytes:
@@ -57,11 +86,16 @@ class LineLog:
         return self.file.read()
 
     def keep(self, wanted: Callable[[Any], bool]) -> None:
-        """Drops the values from the first on that is not wanted."""
+        """Drops the values from the first on that is not wanted.
+
+        Raises:
+            StoreError: If a whole line before that is damaged.
+        """
         end = 0
         with self.path.open("rb") as lines:
-            for line in lines:
-                if not line.endswith(b"\n") or not wanted(json.loads(line)):
+            for number, line in enumerate(lines, 1):
+                where = f"{self.path} line {number}"
+                if not line.endswith(b"\n") or not wanted(_parse(line, self.of, where, self.remedy)):
                     self.file.truncate(end)
                     break
                 end += len(line)

@@ -3,7 +3,6 @@
 Nothing is loaded before it is asked for, and pickles are read with `weights_only=True`, so a file cannot run code.
 """
 
-import json
 import math
 import pickle
 from collections.abc import Iterable, Iterator
@@ -16,7 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sail_encoder.io.errors import CheckpointError
+from sail_encoder.io.errors import CheckpointError, UserError
+from sail_encoder.io.files import read_json
 
 INDEX_NAMES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 FILE_NAMES = ("model.safetensors", "pytorch_model.bin")
@@ -118,9 +118,9 @@ def _list_files(folder: Path, prefixes: tuple[str, ...]) -> list[Path]:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON ({error}); download it again") from None
+        return read_json(path)
+    except UserError as error:
+        raise CheckpointError(f"{error}; download it again") from None
 
 
 def _open(file: Path) -> AbstractContextManager[_Reader]:

@@ -40,7 +40,7 @@ def check_output(out: Path) -> None:
     kind = out.suffix.lower()
     if kind in VECTOR:
         if importlib.util.find_spec("matplotlib") is None:
-            raise UserError(f"--out {out} needs matplotlib: pip install 'sail-encoder[plots]', or use {out.stem}.png")
+            raise UserError(f"--out {out} needs matplotlib: pip install matplotlib, or use {out.stem}.png")
     elif kind not in NUMBERS and (kind in (".gif", ".webp") or Image.EXTENSION.get(kind) not in Image.SAVE):
         raise UserError(
             f"--out {out} names no kind of picture that can be written; use one such as {out.stem}.png, .svg or .pdf, "

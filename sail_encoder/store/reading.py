@@ -11,7 +11,7 @@ from numpy.lib import format as npy_format
 
 from sail_encoder.backbones.spec import FeatureSpec
 from sail_encoder.images.table import STEP, Array, KeyIndex
-from sail_encoder.io.errors import StoreError
+from sail_encoder.io.errors import StoreError, in_one_line
 from sail_encoder.io.files import open_regular
 from sail_encoder.io.runs import RUN, read_run
 from sail_encoder.store.index import INDEX
@@ -233,12 +233,20 @@ class FeatureFolder:
     def _shard(self, file: str) -> Array:
         if file not in self._shards:
             try:
-                self._shards[file] = np.load(self.folder / file, mmap_mode="r")
+                self._shards[file] = self._map(self.folder / file)
             except FileNotFoundError:
                 raise StoreError(f"{self.folder / file} is missing; {_AGAIN}") from None
-            except (OSError, ValueError, EOFError) as error:
-                raise StoreError(f"{self.folder / file} is damaged: {error}; {_AGAIN}") from None
+            except (OSError, ValueError) as error:
+                raise StoreError(f"{self.folder / file} is damaged: {in_one_line(error)}; {_AGAIN}") from None
         return self._shards[file]
+
+    def _map(self, path: Path) -> Array:
+        """Rows of a shard, mapped into memory."""
+        with open_regular(path) as file:
+            shape, dtype = _read_header(file)
+            if len(shape) != (3 if len(self.layers) > 1 else 2):
+                raise ValueError(f"its shape is {list(shape)}, for rows of vectors")
+            return np.memmap(file, dtype, "r", file.tell(), shape)
 
     def matrix(self, layer: int | None = None, pool: str = "mean") -> Array:
         """All images as one array [images, C], rows in the order of `entries`.
@@ -299,9 +307,13 @@ def _read_header(file: BinaryIO) -> tuple[tuple[int, ...], "np.dtype[Any]"]:
     Raises:
         ValueError: If it is none, or holds what only Python could unpack.
     """
-    version = npy_format.read_magic(file)
-    read = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
-    shape, is_fortran, dtype = read(file)
+    try:
+        version = npy_format.read_magic(file)
+        read = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
+        shape, is_fortran, dtype = read(file)
+    # The header is an expression of Python, which ends its parser in many ways.
+    except Exception as error:
+        raise ValueError(in_one_line(error)) from None
     if is_fortran or dtype.hasobject or not shape:
         raise ValueError("it is no array of numbers as sail extract writes it")
     return shape, dtype

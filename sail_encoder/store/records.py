@@ -2,14 +2,17 @@
 
 import json
 import re
+import reprlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 from sail_encoder.images.files import ImageFile
-from sail_encoder.io.errors import StoreError
+from sail_encoder.io.files import open_regular
+from sail_encoder.io.json_lines import DAMAGE, read_lines
 
 Pair = tuple[int, int]
 
@@ -64,9 +67,11 @@ class Record:
         """
         for name, value in values.items():
             if not isinstance(value, _KINDS[name]):
-                raise TypeError(f"{name} is {value!r}")
+                raise TypeError(f"{name} is {reprlib.repr(value)}")
+            if isinstance(value, int) and not _LOWEST.get(name, -_HIGHEST) <= value <= _LARGEST.get(name, _HIGHEST):
+                raise TypeError(f"{name} is {value}")
             if isinstance(value, list):
-                values[name] = _tuple_of_ints(value, _LENGTHS[name])
+                values[name] = _tuple_of_sizes(value, _LENGTHS[name])
         record = cls(**values)
         if record.file is not None and not is_below(record.file):
             raise TypeError(f"file is {record.file!r}")
@@ -110,9 +115,15 @@ _LENGTHS = {"grid": 2, "image_size": 2, "resized_size": 2, "shape": None}
 assert list(_KINDS) == [field.name for field in fields(Record)]
 
 
-def _tuple_of_ints(values: list[Any], length: int | None) -> tuple[int, ...]:
-    if length not in (None, len(values)) or not all(isinstance(value, int) for value in values):
-        raise TypeError(f"{values!r} are no sizes")
+_LOWEST, _LARGEST = {"row": 0}, {"exif_orientation": 2**7 - 1}
+_LARGEST_SIDE, _HIGHEST = 2**31 - 1, 2**63 - 1
+"""What the columns of index.parquet hold."""
+
+
+def _tuple_of_sizes(values: list[Any], length: int | None) -> tuple[int, ...]:
+    are_sizes = all(isinstance(value, int) and 0 <= value <= _LARGEST_SIDE for value in values)
+    if length not in (None, len(values)) or not are_sizes:
+        raise TypeError(f"{reprlib.repr(values)} are no sizes")
     return tuple(values)
 
 
@@ -143,11 +154,7 @@ def read_journal(path: Path, start: int = 0) -> Iterator[list[Record]]:
     Raises:
         StoreError: If a line is damaged, or of another program.
     """
-    with path.open("rb") as lines:
-        lines.seek(start)
-        for number, line in enumerate(lines, 1):
-            if line.endswith(b"\n"):
-                yield _parse(line, f"{path} line {number}")
+    return read_lines(path, _pack, "use another --out or --overwrite true", start)
 
 
 def packs_at_once(packs: Iterator[list[Record]]) -> Iterator[list[list[Record]]]:
@@ -159,17 +166,11 @@ def packs_at_once(packs: Iterator[list[Record]]) -> Iterator[list[list[Record]]]
 def read_names(folder: Path) -> Iterator[str]:
     """Files that the journals of a folder name, also where other lines of them are damaged."""
     for path in list_journals(folder):
-        with path.open("rb") as lines:
+        with open_regular(path) as lines:
             for line in lines:
-                try:
-                    pack = [Record.of(values) for values in json.loads(line)]
-                except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
-                    continue
-                yield from (record.file for record in pack if record.file is not None)
+                with suppress(*DAMAGE):
+                    yield from [record.file for record in _pack(json.loads(line)) if record.file is not None]
 
 
-def _parse(line: bytes, where: str) -> list[Record]:
-    try:
-        return [Record.of(values) for values in json.loads(line)]
-    except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
-        raise StoreError(f"{where} is damaged, or of another program; use another --out or --overwrite true") from None
+def _pack(values: Any) -> list[Record]:
+    return [Record.of(fields) for fields in values]

@@ -21,7 +21,7 @@ from numpy.lib import format as npy_format
 
 from sail_encoder.images.table import Array
 from sail_encoder.io.errors import StoreError
-from sail_encoder.io.files import append_all, make_folders
+from sail_encoder.io.files import append_all, make_folders, read_json
 from sail_encoder.store.index import grid_file
 from sail_encoder.store.records import Record, read_names
 
@@ -133,7 +133,7 @@ PLACING = "placing.json"
 def read_placing(work: Path) -> set[str]:
     """Files that a run was putting into their places when it ended."""
     try:
-        return set(map(str, json.loads((work / PLACING).read_text())))
+        return set(map(str, read_json(work / PLACING)))
     # Cut off, it was written by a run that had placed none of them yet.
     except (OSError, ValueError, TypeError):
         return set()

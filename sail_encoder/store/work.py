@@ -4,7 +4,6 @@ A lock tells that only where all machines see it. So each process says in `owner
 process, and touches that file every now and then; only what its owner has certainly left is deleted by others.
 """
 
-import json
 import os
 import re
 import shutil
@@ -13,7 +12,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from sail_encoder.io.files import write_json
+from sail_encoder.io.files import read_json, write_json
 
 BEAT = 20.0
 """Seconds from one sign of life to the next."""
@@ -81,7 +80,7 @@ def _may_live(folder: Path) -> bool:
     owner = folder / _OWNER
     try:
         last_sign = owner.stat().st_mtime
-        said = json.loads(owner.read_text(encoding="utf-8"))
+        said = read_json(owner)
     except FileNotFoundError:
         return False
     except (OSError, ValueError):

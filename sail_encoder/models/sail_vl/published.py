@@ -5,13 +5,13 @@ and what this package does not know is refused. Nothing here needs torch or tran
 where config.json cannot be believed.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from sail_encoder.io.errors import CheckpointError
+from sail_encoder.io.files import read_fields
 from sail_encoder.io.hub import find_checkpoint, holds_weights
 
 ORGANISATION = "BytedanceDouyinContent"
@@ -101,13 +101,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise CheckpointError(f"{path.parent} has no {path.name}, so it is no checkpoint")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON ({error}); download it again") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds no JSON object; download it again")
-    return content
+    return read_fields(path)
 
 
 def read_tower(folder: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
