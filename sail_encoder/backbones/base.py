@@ -138,7 +138,8 @@ class VisionBackbone(ABC):
         Images of any sizes share a forward pass, and none sees another.
 
         Args:
-            images: A list of paths, PIL images, arrays [height, width, 3] or tensors [3, height, width].
+            images: A list of paths, URLs, PIL images, arrays [height, width, 3], tensors [3, height, width] or open
+                files; see `read_image`.
             layers: Which blocks, see `sail_encoder.backbones.layers.LayerSpec`.
             norm: Whether to apply the model's final norm; without it the raw residual stream is returned.
             resize: A rule, or its text form (`native`, `short512`, `224`, `448x672`); the backbone's own by default.
@@ -322,5 +323,5 @@ def read_resized(image: ImageLike, spec: BackboneSpec, size: Resize, exif_rotate
 def _require_several(images: Any) -> None:
     """Refuses what would be taken apart into its letters or rows."""
     one = isinstance(images, (str, bytes, os.PathLike, Image.Image)) or getattr(images, "ndim", 4) < 4
-    if one:
+    if one or hasattr(images, "read") or not hasattr(images, "__iter__"):
         raise UserError(f"encode takes a list of images; for one image pass [{type(images).__name__}] in a list")
