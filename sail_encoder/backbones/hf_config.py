@@ -12,6 +12,7 @@ from sail_encoder.images.resizing import MAX_TOKENS, Resize, Size
 from sail_encoder.io.errors import CheckpointError
 from sail_encoder.io.files import read_fields
 from sail_encoder.io.hub import HF, find_checkpoint
+from sail_encoder.io.quantised import refuse_quantised_config
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HALVES = (0.5, 0.5, 0.5)
@@ -201,6 +202,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     config = read_fields(folder / "config.json")
     if not config:
         raise CheckpointError(f"{folder} has no config.json, so it is no checkpoint; see sail info --help")
+    refuse_quantised_config(config, str(folder / "config.json"))
     return config
 
 

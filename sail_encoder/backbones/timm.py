@@ -22,6 +22,7 @@ from sail_encoder.images.resizing import MAX_TOKENS, Resize
 from sail_encoder.io.devices import is_out_of_memory
 from sail_encoder.io.errors import CheckpointError, UserError
 from sail_encoder.io.hub import TIMM, find_checkpoint
+from sail_encoder.io.weights import require_finite
 
 HUB, FOLDER = "hf-hub:", "local-dir:"
 """What timm lets names begin with that are a repository on the Hub, or a folder of the same form."""
@@ -109,6 +110,8 @@ def load_timm(
         model, any_size = _create(name, pretrained and own is None)
     if own is not None:
         load_weights(model, own)
+    elif pretrained:
+        require_finite(model.state_dict(), name)
     spec, depth = _describe_model(name, model), len(model.feature_info)
     normed = (spec.patch_size, spec.embed_dim)
     if layers is not None:
