@@ -11,7 +11,8 @@ _SIGNS = {
     r"\.(nested_)?(absmax|quant_map)$|\.quant_state\.": "4 bits of bitsandbytes",
     r"\.g_idx$": "GPTQ",
     r"\.(qweight|qzeros)$": "GPTQ or AWQ",
-    r"\.weight_(scale|packed|zero_point|shape|scale_inv|scale_2|global_scale)$|\.(input|k|v)_scale$": "scaled fp8 or int",
+    r"\.weight_(scale|packed|zero_point|shape|scale_inv|scale_2|global_scale)$": "scaled fp8 or integers",
+    r"\.(input|k|v)_scale$": "scaled fp8",
 }
 """Names of tensors that only quantised weights have, and by which method."""
 
@@ -34,7 +35,7 @@ def refuse_quantised_config(config: Mapping[str, Any], where: str) -> None:
 
 
 def refuse_quantised_tensors(dtypes: Iterable[str] | Mapping[str, Any], where: str) -> None:
-    """Makes sure that no tensor is one of a quantised checkpoint: a scale, packed, or a weight of integers or of 8 bits.
+    """Makes sure that no tensor is one of a quantised checkpoint: a scale, or a weight of integers or 8 bits.
 
     Args:
         dtypes: Names of tensors, and where these are known their types.
