@@ -173,6 +173,8 @@ def describe_folder(folder: Path, name: str) -> BackboneSpec:
         attention_dim=width,
         extra_tokens=config.get("num_register_tokens", 0) + architecture.has_class_token,
         has_class_token=architecture.has_class_token,
+        # An InternVL that pools by a mean keeps its norm in the projector.
+        has_final_norm=not config.get("use_mean_pooling", False),
         **_preprocessing(folder, architecture, _side(config["image_size"]), patch_size),
     )
 

@@ -186,7 +186,7 @@ def resolve_features(
         asked: Further fields of the `FeatureSpec`.
 
     Returns:
-        What the model is, and what its features are to be.
+        What the model is, and what its features are to be: without a norm where the model has none for these layers.
 
     Raises:
         UserError: If there is no such model, it has no such layers or no class token that was asked for, or its patches
@@ -201,6 +201,10 @@ def resolve_features(
     spec.channels(asked.get("pool", "none"))
     if rule.fixed is not None:
         spec.grid(rule.fixed, rule)
+    if asked.get("norm", True) and not spec.has_final_norm:
+        asked["norm"] = False
+        if not model.startswith(RAW):
+            print(f"{model} has no final norm for these layers; they stay as they are (norm false)", file=sys.stderr)
     return spec, FeatureSpec(model, indices, size=rule, **asked)
 
 

@@ -30,6 +30,9 @@ HUB, FOLDER = "hf-hub:", "local-dir:"
 _NORMS_OF_MAPS = (LayerNorm2d, RmsNorm2d, nn.BatchNorm2d, nn.GroupNorm)
 """Norms that take [n, C, height, width], not [n, C]."""
 
+_FINAL_NORMS = ("norm", "fc_norm", "head.norm", "norm_head")
+"""Where timm's models keep their final norm; those that pool first, `fc_norm` and `head.norm`."""
+
 
 class TimmBackbone(StackedBackbone):
     """A timm model, through its `forward_intermediates`.
@@ -42,12 +45,11 @@ class TimmBackbone(StackedBackbone):
         spec: What it is.
         model: The model, in evaluation mode.
         any_size: Whether it takes images of any size.
-        normed: Patch size and channels of the stage that the model's final norm is for.
     """
 
-    def __init__(self, spec: BackboneSpec, model: Any, any_size: bool, normed: tuple[int, int]) -> None:
+    def __init__(self, spec: BackboneSpec, model: Any, any_size: bool) -> None:
         super().__init__(spec, model, any_size)
-        self.normed_stage = normed
+        self.norm_name = find_final_norm(model)
 
     def forward_stack(self, pixel_values: Tensor, layers: Sequence[int]) -> Encoded:
         grid = (pixel_values.shape[2] // self.patch_size, pixel_values.shape[3] // self.patch_size)
@@ -78,9 +80,9 @@ class TimmBackbone(StackedBackbone):
             raise UserError(f"{self.name} cannot take images of {size[0]}x{size[1]} ({reason}); {advice}") from error
 
     def final_norm(self, states: Tensor) -> Tensor:
-        norm = getattr(self.model, "norm", None)
-        if norm is None or (self.patch_size, self.embed_dim) != self.normed_stage:
+        if self.norm_name is None or not self.spec.has_final_norm:
             return states
+        norm = self.model.get_submodule(self.norm_name)
         if isinstance(norm, _NORMS_OF_MAPS):
             return norm(states.reshape(-1, self.embed_dim, 1, 1)).view_as(states)
         return norm(states)
@@ -113,15 +115,41 @@ def load_timm(
     elif pretrained:
         require_finite(model.state_dict(), name)
     spec, depth = _describe_model(name, model), len(model.feature_info)
-    normed = (spec.patch_size, spec.embed_dim)
     if layers is not None:
         if not 1 <= layers <= depth:
             raise UserError(f"layers={layers} cannot be loaded; {name} has 1 to {depth}")
-        model.prune_intermediate_layers([layers - 1], prune_norm=False, prune_head=True)
+        _prune(model, layers)
         model.feature_info = model.feature_info[:layers]
         spec = replace(spec.at([layers - 1]), num_layers=layers, stages=spec.stages[:layers])
     model = model.to(device, dtype).eval().requires_grad_(False)
-    return TimmBackbone(spec, model, any_size, normed)
+    return TimmBackbone(spec, model, any_size)
+
+
+def find_final_norm(model: Any) -> str | None:
+    """Name of the norm that a timm model has after its last block, wherever it keeps it; None where it has none.
+
+    Models that pool before the norm keep it in their head; features go through it patch by patch. A neck of
+    convolutions, as in SAM, is no norm.
+    """
+    width = model.feature_info[-1]["num_chs"]
+    for name in _FINAL_NORMS:
+        module = model
+        for part in name.split("."):
+            module = getattr(module, part, None)
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, Tensor) and weight.shape == (width,):
+            return name
+    return None
+
+
+def _prune(model: Any, layers: int) -> None:
+    """Drops the blocks after the first so many, and the head, but not a norm that is kept there."""
+    name = find_final_norm(model)
+    norm = None if name is None else model.get_submodule(name)
+    model.prune_intermediate_layers([layers - 1], prune_norm=False, prune_head=True)
+    if name is not None:
+        place, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(place), attribute, norm)
 
 
 def _find_weights(bare: str, weights: str | None) -> Path | None:
@@ -195,6 +223,7 @@ def _describe_model(name: str, model: Any) -> BackboneSpec:
         resample=data["interpolation"].upper(),
         image_mean=tuple(data["mean"]),
         image_std=tuple(data["std"]),
+        has_final_norm=find_final_norm(model) is not None,
     )
 
 
