@@ -156,7 +156,7 @@ class VisionBackbone(ABC):
         _require_several(images)
         indices = resolve_layers(layers, self.num_layers)
         view = self.at(indices)
-        size = resize if isinstance(resize, Resize) else self.spec.resize.override(resize, None)
+        size = resize if isinstance(resize, Resize) else view.spec.resize.override(resize, None)
         prepared = (view.prepare_all(image, size, exif_rotate) for image in images)
         budget = token_budget or view.default_token_budget()
         groups = group_consecutive(prepared, lambda item: item.cost, budget)

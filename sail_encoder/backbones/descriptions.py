@@ -177,4 +177,6 @@ def describe_raw(name: str, revision: str | None = None, **_: Any) -> BackboneSp
     if not text.isdecimal() or int(text) < 1:
         raise CheckpointError(f"no raw patches '{name}'; give their side in pixels, such as raw/14")
     side = int(text)
-    return BackboneSpec(name=name, family="raw", patch_size=side, embed_dim=3 * side**2, num_layers=1, has_final_norm=False)
+    return BackboneSpec(
+        name=name, family="raw", patch_size=side, embed_dim=3 * side**2, num_layers=1, has_final_norm=False
+    )

@@ -197,7 +197,8 @@ def resolve_features(
         raise UserError(f"--random-weights has no effect on {model}, which has no weights; leave it out")
     spec = describe(model, **asked.get("options", {}))
     indices = tuple(resolve_layers(layers, spec.num_layers))
-    spec, rule = spec.at(indices), spec.resize.override(size, max_tokens)
+    spec = spec.at(indices)
+    rule = spec.resize.override(size, max_tokens)
     spec.channels(asked.get("pool", "none"))
     if rule.fixed is not None:
         spec.grid(rule.fixed, rule)

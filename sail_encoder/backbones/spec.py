@@ -75,7 +75,8 @@ class BackboneSpec:
             )
         stage = self.stages[next(iter(layers))]
         has_final_norm = self.has_final_norm and stage == self.stages[-1]
-        return replace(self, patch_size=stage[0], embed_dim=stage[1], has_final_norm=has_final_norm)
+        rule = self.resize.to_patches(stage[0])
+        return replace(self, patch_size=stage[0], embed_dim=stage[1], resize=rule, has_final_norm=has_final_norm)
 
     def grid(self, image_size: Size, size: Resize) -> Size:
         """Rows and columns of patches of an image of (height, width) pixels under a rule of resizing.

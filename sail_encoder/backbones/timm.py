@@ -3,6 +3,8 @@
 import inspect
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import cache
+from math import floor
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -18,7 +20,7 @@ from sail_encoder.backbones.batch import Encoded
 from sail_encoder.backbones.spec import BackboneSpec
 from sail_encoder.backbones.stacked import StackedBackbone
 from sail_encoder.backbones.timm_weights import load_weights
-from sail_encoder.images.resizing import MAX_TOKENS, Resize
+from sail_encoder.images.resizing import MAX_TOKENS, Resize, Size
 from sail_encoder.io.devices import is_out_of_memory
 from sail_encoder.io.errors import CheckpointError, UserError
 from sail_encoder.io.hub import TIMM, find_checkpoint
@@ -192,7 +194,8 @@ def describe_timm(name: str, revision: str | None = None, **_: Any) -> BackboneS
     """Reads the sizes of a timm model from the model itself, built without weights.
 
     Raises:
-        CheckpointError: If there is no such model, or it does not give its layers.
+        CheckpointError: If there is no such model, it does not give its layers, or no size near the one that it was
+            trained at has a grid of its patches.
     """
     with torch.device("meta"):
         model, _any_size = _create(name, pretrained=False)
@@ -205,8 +208,6 @@ def _describe_model(name: str, model: Any) -> BackboneSpec:
     patch_size, width = stages[-1]
     total = sum(weight.numel() for weight in model.parameters())
     blocks = sum(weight.numel() for key, weight in model.named_parameters() if key.startswith("blocks.")) or total
-    # A size that patches do not tile is rounded down, as the models themselves leave out what is beyond the last patch.
-    height, across = (max(1, side // patch_size) * patch_size for side in data["input_size"][1:])
     return BackboneSpec(
         name=name,
         family="timm",
@@ -219,12 +220,53 @@ def _describe_model(name: str, model: Any) -> BackboneSpec:
         attention_dim=width,
         extra_tokens=int(getattr(model, "num_prefix_tokens", 0)),
         has_class_token=getattr(model, "cls_token", None) is not None and _gives_prefix_tokens(model),
-        resize=Resize((height, across), MAX_TOKENS),
+        resize=Resize(_own_size(name, data["input_size"][1:], patch_size), MAX_TOKENS),
         resample=data["interpolation"].upper(),
         image_mean=tuple(data["mean"]),
         image_std=tuple(data["std"]),
         has_final_norm=find_final_norm(model) is not None,
     )
+
+
+@cache
+def _own_size(name: str, trained: Size, patch_size: int) -> Size:
+    """Size of images that a model takes by default: what it was trained at, where its patches tile that.
+
+    Where they do not, the sizes next to it are tried on a model without weights or values, the smaller first: most
+    models leave out what is beyond the last patch.
+
+    Raises:
+        CheckpointError: If none gives a grid of features that tiles the image.
+    """
+    if all(side % patch_size == 0 for side in trained):
+        return trained
+    smaller, nearest = (
+        tuple(max(1, whole(side / patch_size)) * patch_size for side in trained) for whole in (floor, round)
+    )
+    with torch.device("meta"):
+        model, _ = _create(name, pretrained=False)
+    problems = []
+    for height, width in dict.fromkeys((smaller, nearest)):
+        problem = _problem_at(model.eval(), (height, width), patch_size)
+        if problem is None:
+            return height, width
+        problems.append(f"at {height}x{width} {problem}")
+    raise CheckpointError(
+        f"{name} was trained at {trained[0]}x{trained[1]}, which patches of {patch_size} pixels do not tile, and "
+        f"{', '.join(problems)}; take another model"
+    )
+
+
+@torch.no_grad()
+def _problem_at(model: Any, size: Size, patch_size: int) -> str | None:
+    """What keeps a model on the meta device from giving a grid of features for images of a size; None if nothing."""
+    images = torch.empty(1, 3, *size, device="meta")
+    try:
+        last = model.forward_intermediates(images, indices=1, intermediates_only=True, output_fmt="NCHW")[-1]
+    except (AssertionError, IndexError, RuntimeError, ValueError) as error:
+        return f"it fails ({(str(error) or type(error).__name__).splitlines()[0][:100]})"
+    found, expected = tuple(last.shape[2:]), (size[0] // patch_size, size[1] // patch_size)
+    return None if found == expected else "its grid is {}x{}, not {}x{}".format(*found, *expected)
 
 
 def _gives_prefix_tokens(model: Any) -> bool:

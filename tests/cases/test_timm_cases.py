@@ -69,3 +69,33 @@ def test_b9_a_norm_that_is_not_applied_is_not_recorded(tmp_path, name, options):
 def test_b9_a_norm_that_is_applied_is_recorded(tmp_path):
     save_images(tmp_path / "photos", 1)
     assert find_norm(recorded_norm(tmp_path, "convnext_atto")[0]) is True
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "size"),
+    [
+        ("tf_efficientnet_b2", -1, (256, 256)),
+        ("tf_efficientnet_b3", -1, (288, 288)),
+        ("efficientvim_m1", -1, (192, 192)),
+        ("crossvit_9_240", -1, (238, 238)),
+        ("crossvit_9_240", 0, (240, 240)),
+        ("xception41", 2, (288, 288)),
+    ],
+)
+def test_e9_auto_takes_a_size_that_works(name, layer, size):
+    features = features_of(name, noise(90, 120), layers=[layer])
+    assert features.resized_size == size
+    assert features.grid.isfinite().all()
+    assert (features.grid.shape[0] * features.patch_size, features.grid.shape[1] * features.patch_size) == size
+
+
+@pytest.mark.parametrize("name", ["inception_v3", "inception_v4", "levit_128", "levit_conv_128s"])
+def test_e9_a_model_without_a_grid_is_refused_before_it_is_loaded(name, tmp_path):
+    save_images(tmp_path / "photos", 1)
+    asked = ["--model", f"timm/{name}", "--random-weights"]
+    done = sail("extract", tmp_path / "photos", "--out", tmp_path / "out", *asked, "--dry_run", "true")
+    assert says_one_line(done, f"timm/{name} was trained at")
+    assert "take another model" in done.stderr
+    assert says_one_line(sail("info", "--model", f"timm/{name}"), "do not tile")
+    with pytest.raises(ValueError, match="take another model"):
+        load_backbone(f"timm/{name}", device="cpu", pretrained=False)
