@@ -20,7 +20,7 @@ def features_of(name, image, **options):
     return load_backbone(f"timm/{name}", device="cpu", dtype="float32", pretrained=False).encode([image], **options)[0]
 
 
-@pytest.mark.parametrize("name", (*AFTER_POOLING, "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"))
+@pytest.mark.parametrize("name", [*AFTER_POOLING, "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
 def test_b9_norms_after_the_pooling_are_applied(name):
     image = noise(90, 120)
     raw, normed = (features_of(name, image, norm=norm).grid.flatten(0, 1) for norm in (False, True))
