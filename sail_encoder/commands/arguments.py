@@ -22,6 +22,9 @@ from sail_encoder.io.errors import UserError
 SHIPPED = Path(__file__).parents[1] / "configs"
 """Folder of the configuration files that ship with the package; in a clone a link to `configs`."""
 
+_DEEPEST = 20
+"""Lists and tables of a YAML file that lie in each other, at most."""
+
 _SHOWN = 80
 """Characters of a wrong value that a message repeats at most."""
 
@@ -186,9 +189,7 @@ def _load_yaml(path: Path) -> dict[str, tuple[Any, Any]]:
 
     try:
         text = path.read_text(encoding="utf-8")
-        # An alias of an alias of an alias is a few bytes that unfold to gigabytes.
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
-            raise UserError("aliases (*name) are not read; write the value itself")
+        _refuse_boundless(yaml.parse(text))
         values, written = get_loader("yaml")(text), yaml.load(text, yaml.BaseLoader)
     except (UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"this is not YAML ({error})") from None
@@ -197,6 +198,22 @@ def _load_yaml(path: Path) -> dict[str, tuple[Any, Any]]:
     if not isinstance(values, dict):
         raise UserError("there are no options in it; write lines such as 'out: runs/first'")
     return {str(key): (value, written.get(str(key), str(value))) for key, value in values.items()}
+
+
+def _refuse_boundless(events: Iterable[Any]) -> None:
+    """Refuses what is a few bytes and takes minutes or gigabytes: aliases of aliases, and thousands of brackets.
+
+    Events come while a file is read, so that this ends where the first of them is.
+    """
+    import yaml
+
+    depth = 0
+    for event in events:
+        if isinstance(event, yaml.AliasEvent):
+            raise UserError("aliases (*name) are not read; write the value itself")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST:
+            raise UserError(f"it nests more than {_DEEPEST} lists and tables; options are at most three deep")
 
 
 def _as_typed(value: Any, written: Any, annotation: Any) -> Any:
