@@ -83,10 +83,14 @@ def load_head(folder: str | Path) -> SavedHead:
     """
     from safetensors.torch import load_file
 
-    head = describe_head(folder)
+    from sail_encoder.io.weights import require_finite
+
+    head, path = describe_head(folder), Path(folder) / WEIGHTS
     with _explain_damage(folder):
-        require_regular(Path(folder) / WEIGHTS)
-        return replace(head, tensors=load_file(Path(folder) / WEIGHTS))
+        require_regular(path)
+        tensors = load_file(path)
+    require_finite(tensors, path)
+    return replace(head, tensors=tensors)
 
 
 def describe_head(folder: str | Path) -> SavedHead:

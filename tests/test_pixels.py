@@ -99,8 +99,8 @@ def test_exif_rotation_is_reported_and_applied_on_demand(tmp_path):
     ("image", "message"),
     [
         (torch.zeros(2, 3, 8, 8), "one by one"),
-        (torch.zeros(8, 8, 3), "one by one"),
-        (np.zeros((3, 8, 8), np.uint8), "one by one"),
+        (torch.zeros(8, 8, 2), "one by one"),
+        (np.zeros((2, 8, 8), np.uint8), "one by one"),
         (np.zeros((0, 8, 3), np.uint8), "nothing to read"),
         (np.zeros((8, 8, 3), np.int64), "ambiguous"),
         (np.full((8, 8, 3), 1.5), "0 to 1"),

@@ -36,6 +36,7 @@ from sail_encoder.extraction.plan import Plan
 from sail_encoder.images.decoding import Array
 from sail_encoder.images.resizing import Resize, Size
 from sail_encoder.images.sources import list_images
+from sail_encoder.io.devices import count_readers
 from sail_encoder.io.errors import UserError
 from sail_encoder.io.files import format_bytes
 from sail_encoder.io.fingerprints import digest
@@ -99,7 +100,7 @@ class _ReadAhead(ABC, Generic[T]):
 
     def read(self, first: int, last: int) -> Iterator[list[T]]:
         """The samples of these batches."""
-        readers = os.cpu_count() or 1
+        readers = count_readers()
         with ThreadPoolExecutor(readers, "read") as pool:
             positions = range(first * self.batch_size, last * self.batch_size)
             samples = map_ahead(self.make, positions, pool, max(self.batch_size, 2 * readers))

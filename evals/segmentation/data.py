@@ -1,6 +1,5 @@
 """A data set for segmentation: images, masks, and what the ids in the masks mean."""
 
-import os
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +15,7 @@ from evals.errors import DatasetError
 from evals.segmentation.labels import INVALID, ClassMap
 from evals.segmentation.pairs import LayoutName, Sample
 from sail_encoder.images.decoding import Array, image_size, read_image
+from sail_encoder.io.devices import count_readers
 from sail_encoder.io.errors import ImageError, in_one_line
 from sail_encoder.io.files import open_regular
 
@@ -128,7 +128,7 @@ class Inspected:
 
 def inspect_samples(samples: Sequence[Sample]) -> list[Inspected]:
     """Looks at every image's header and every mask's pixels, in threads."""
-    with ThreadPoolExecutor(os.cpu_count(), "inspect") as pool:
+    with ThreadPoolExecutor(count_readers(), "inspect") as pool:
         progress = tqdm(pool.map(_inspect, samples), "checking", len(samples), unit="mask", disable=None)
         return list(progress)
 
@@ -158,13 +158,17 @@ def check_samples(inspected: Sequence[Inspected], class_map: ClassMap) -> None:
     Raises:
         DatasetError: If there are any; one line that says of each kind of fault how many samples have it, and which.
     """
+    complaints = [*_faults(inspected), *_unknown_ids(inspected, class_map)]
+    if complaints:
+        raise DatasetError("; ".join(complaints))
+
+
+def _faults(inspected: Sequence[Inspected]) -> list[str]:
     faulty: dict[str, list[Inspected]] = defaultdict(list)
     for item in inspected:
         if item.fault:
             faulty[item.fault.partition(" (")[0]].append(item)
-    complaints = [*map(_describe, faulty.values()), *_unknown_ids(inspected, class_map)]
-    if complaints:
-        raise DatasetError("; ".join(complaints))
+    return list(map(_describe, faulty.values()))
 
 
 def _describe(alike: list[Inspected]) -> str:
@@ -200,12 +204,14 @@ def highest_id(inspected: Sequence[Inspected], ignored: Iterable[int]) -> int:
     Ids below it that no mask has are printed, since a stray pixel may have made it the highest.
 
     Raises:
-        DatasetError: If no pixel counts, or so many ids are missing that the highest is hardly a class.
+        DatasetError: If no mask can be used, or no pixel counts, or so many ids are missing that the highest is hardly a class.
     """
     left_out = set(ignored)
     first_with = {key: item.sample.mask for item in reversed(inspected) for key in item.pixels if key not in left_out}
     if not first_with:
-        raise DatasetError("no mask has a pixel that counts; see --ignore_label and --reduce_zero_label")
+        # Masks that cannot be used have no pixels either.
+        faults = _faults(inspected) or ["no mask has a pixel that counts; see --ignore_label and --reduce_zero_label"]
+        raise DatasetError("; ".join(faults))
     highest = max(first_with)
     below = set(range(highest)) - left_out
     missing = len(below - first_with.keys())

@@ -1,6 +1,5 @@
 """Scores of label maps: intersection over union and accuracy, by class and on average."""
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -22,6 +21,7 @@ from heads.dense import IGNORE
 from heads.dense.inference import Inference, predict
 from heads.dense.segmenter import Segmenter
 from sail_encoder.images.decoding import Array
+from sail_encoder.io.devices import count_readers
 from sail_encoder.io.files import write_json
 from sail_encoder.io.json_lines import LineLog
 from sail_encoder.io.threads import BackgroundWriter, map_ahead
@@ -128,7 +128,7 @@ def _nanmean(values: list[float]) -> float:
     return float(torch.tensor(values, dtype=torch.float64).nanmean())
 
 
-_READERS = min(8, os.cpu_count() or 1)
+_MOST_READERS = 8
 _WAITING = 16
 """Label maps that wait to be written."""
 
@@ -147,9 +147,10 @@ def score(segmenter: Segmenter, inference: Inference, data: SegmentationData, ke
     """
     matrix = ConfusionMatrix(segmenter.num_classes, segmenter.backbone.device)
     numbers = range(len(data))
-    with ThreadPoolExecutor(_READERS, "labels") as pool:
+    readers = min(_MOST_READERS, count_readers())
+    with ThreadPoolExecutor(readers, "labels") as pool:
         predictions = predict(segmenter, inference, numbers, data.read_image)
-        masks = map_ahead(data.read_labels, numbers, pool, 2 * _READERS)
+        masks = map_ahead(data.read_labels, numbers, pool, 2 * readers)
         progress = tqdm(zip(predictions, masks, strict=True), "scoring", len(data), unit="img", disable=None)
         for number, (predicted, labels) in enumerate(progress):
             matrix.add(predicted, torch.from_numpy(labels).to(predicted.device, non_blocking=True))

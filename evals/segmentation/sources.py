@@ -1,6 +1,5 @@
 """The folder layouts in which data sets are published, and the one for any other: a folder of images, one of masks."""
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from evals.segmentation.labels import (
     read_lines,
 )
 from evals.segmentation.pairs import Layout, LayoutName, Part, SplitName
+from sail_encoder.io.devices import count_readers
 from sail_encoder.io.files import replacing
 
 
@@ -236,7 +236,7 @@ def draw_scenes(folder: Path, name: str) -> None:
             (folder / kind / split).mkdir(parents=True, exist_ok=True)
     with replacing(folder / CLASS_FILE) as unfinished:
         unfinished.write_text("\n".join(CLASSES) + "\n", encoding="utf-8")
-    with ThreadPoolExecutor(os.cpu_count(), "draw") as pool:
+    with ThreadPoolExecutor(count_readers(), "draw") as pool:
         list(tqdm(pool.map(partial(_draw, things), missing), "drawing", len(missing), unit="scene", disable=None))
 
 

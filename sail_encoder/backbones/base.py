@@ -138,7 +138,8 @@ class VisionBackbone(ABC):
         Images of any sizes share a forward pass, and none sees another.
 
         Args:
-            images: A list of paths, PIL images, arrays [height, width, 3] or tensors [3, height, width].
+            images: A list of paths, URLs, PIL images, arrays [height, width, 3], tensors [3, height, width] or open
+                files; see `read_image`.
             layers: Which blocks, see `sail_encoder.backbones.layers.LayerSpec`.
             norm: Whether to apply the model's final norm; without it the raw residual stream is returned.
             resize: A rule, or its text form (`native`, `short512`, `224`, `448x672`); the backbone's own by default.
@@ -155,7 +156,7 @@ class VisionBackbone(ABC):
         _require_several(images)
         indices = resolve_layers(layers, self.num_layers)
         view = self.at(indices)
-        size = resize if isinstance(resize, Resize) else self.spec.resize.override(resize, None)
+        size = resize if isinstance(resize, Resize) else view.spec.resize.override(resize, None)
         prepared = (view.prepare_all(image, size, exif_rotate) for image in images)
         budget = token_budget or view.default_token_budget()
         groups = group_consecutive(prepared, lambda item: item.cost, budget)
@@ -322,5 +323,5 @@ def read_resized(image: ImageLike, spec: BackboneSpec, size: Resize, exif_rotate
 def _require_several(images: Any) -> None:
     """Refuses what would be taken apart into its letters or rows."""
     one = isinstance(images, (str, bytes, os.PathLike, Image.Image)) or getattr(images, "ndim", 4) < 4
-    if one:
+    if one or hasattr(images, "read") or not hasattr(images, "__iter__"):
         raise UserError(f"encode takes a list of images; for one image pass [{type(images).__name__}] in a list")

@@ -128,6 +128,7 @@ def _sail_vl_spec(
         num_layers=tower["num_hidden_layers"],
         block_parameters=per_block,
         other_parameters=others,
+        has_final_norm=tower["model_type"] == "sailvit",
         attention_dim=width,
         extra_tokens=int(tower["model_type"] == "internvit"),
         resize=Resize(tile=tile, max_tiles=limit),
@@ -176,4 +177,6 @@ def describe_raw(name: str, revision: str | None = None, **_: Any) -> BackboneSp
     if not text.isdecimal() or int(text) < 1:
         raise CheckpointError(f"no raw patches '{name}'; give their side in pixels, such as raw/14")
     side = int(text)
-    return BackboneSpec(name=name, family="raw", patch_size=side, embed_dim=3 * side**2, num_layers=1)
+    return BackboneSpec(
+        name=name, family="raw", patch_size=side, embed_dim=3 * side**2, num_layers=1, has_final_norm=False
+    )

@@ -26,6 +26,7 @@ from sail_encoder.backbones.spec import BackboneSpec
 from sail_encoder.backbones.stacked import StackedBackbone
 from sail_encoder.io.errors import CheckpointError, UserError
 from sail_encoder.io.hub import HF, find_checkpoint
+from sail_encoder.io.weights import WeightFiles, require_finite
 
 _TOWERS = {r"^(model\.)?vision_tower\.": "", r"^vision_model\.": ""}
 """What the names of a tower's tensors begin with in a whole model, and what they are in the tower alone."""
@@ -155,10 +156,13 @@ def _read_model(folder: Path, config: Any, arguments: dict[str, bool], dtype: to
     """Model with the weights in a folder, safetensors or a pickle of nothing but tensors.
 
     Raises:
-        CheckpointError: If there are none, one is missing, or their sizes are others than the configuration's.
+        CheckpointError: If there are none, one is missing, is quantised or holds NaN, or their sizes are others than
+            the configuration's.
     """
     options = {"key_mapping": _TOWERS, "weights_only": True, "trust_remote_code": False, "local_files_only": True}
     kind = getattr(transformers, ARCHITECTURES[config.model_type].model)
+    # Scales beside quantised weights would be passed over, and the weights taken as they are.
+    WeightFiles(folder, _PREFIXES if is_part_of_whole(folder) else ("",))
     try:
         with _quiet():
             model, info = kind.from_pretrained(
@@ -172,6 +176,7 @@ def _read_model(folder: Path, config: Any, arguments: dict[str, bool], dtype: to
         raise CheckpointError(
             f"{folder} lacks {len(missing)} weights of a {config.model_type}, first {missing[0]}; download it again"
         )
+    require_finite(model.state_dict(), folder)
     return model
 
 

@@ -12,6 +12,7 @@ from sail_encoder.images.resizing import MAX_TOKENS, Resize, Size
 from sail_encoder.io.errors import CheckpointError
 from sail_encoder.io.files import read_fields
 from sail_encoder.io.hub import HF, find_checkpoint
+from sail_encoder.io.quantised import refuse_quantised_config
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HALVES = (0.5, 0.5, 0.5)
@@ -172,6 +173,8 @@ def describe_folder(folder: Path, name: str) -> BackboneSpec:
         attention_dim=width,
         extra_tokens=config.get("num_register_tokens", 0) + architecture.has_class_token,
         has_class_token=architecture.has_class_token,
+        # An InternVL that pools by a mean keeps its norm in the projector.
+        has_final_norm=not config.get("use_mean_pooling", False),
         **_preprocessing(folder, architecture, _side(config["image_size"]), patch_size),
     )
 
@@ -201,6 +204,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     config = read_fields(folder / "config.json")
     if not config:
         raise CheckpointError(f"{folder} has no config.json, so it is no checkpoint; see sail info --help")
+    refuse_quantised_config(config, str(folder / "config.json"))
     return config
 
 

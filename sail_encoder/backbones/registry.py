@@ -186,7 +186,7 @@ def resolve_features(
         asked: Further fields of the `FeatureSpec`.
 
     Returns:
-        What the model is, and what its features are to be.
+        What the model is, and what its features are to be: without a norm where the model has none for these layers.
 
     Raises:
         UserError: If there is no such model, it has no such layers or no class token that was asked for, or its patches
@@ -197,10 +197,15 @@ def resolve_features(
         raise UserError(f"--random-weights has no effect on {model}, which has no weights; leave it out")
     spec = describe(model, **asked.get("options", {}))
     indices = tuple(resolve_layers(layers, spec.num_layers))
-    spec, rule = spec.at(indices), spec.resize.override(size, max_tokens)
+    spec = spec.at(indices)
+    rule = spec.resize.override(size, max_tokens)
     spec.channels(asked.get("pool", "none"))
     if rule.fixed is not None:
         spec.grid(rule.fixed, rule)
+    if asked.get("norm", True) and not spec.has_final_norm:
+        asked["norm"] = False
+        if not model.startswith(RAW):
+            print(f"{model} has no final norm for these layers; they stay as they are (norm false)", file=sys.stderr)
     return spec, FeatureSpec(model, indices, size=rule, **asked)
 
 

@@ -35,6 +35,8 @@ class BackboneSpec:
         stages: Patch size and channels of each layer where they differ from layer to layer, as in hierarchical models;
             `patch_size` and `embed_dim` are then those of one of them.
         second_grid: Whether the tiles of a second grid are seen too (MSAC).
+        has_final_norm: Whether the model has a norm after its last block, by itself or before or after its pooling,
+            that layers of this kind can go through.
     """
 
     name: str
@@ -53,9 +55,10 @@ class BackboneSpec:
     image_std: Channels = IMAGENET_STD
     stages: tuple[tuple[int, int], ...] = ()
     second_grid: bool = False
+    has_final_norm: bool = True
 
     def at(self, layers: Collection[int]) -> "BackboneSpec":
-        """The same with the patches and channels that some layers have.
+        """The same with the patches and channels that some layers have; the final norm is for those of the last stage.
 
         Raises:
             UserError: If they differ between these layers.
@@ -71,8 +74,10 @@ class BackboneSpec:
             raise UserError(
                 f"layers of {self.name} differ in their patches, so that one call takes layers of one kind: {listed}"
             )
-        patch_size, embed_dim = self.stages[next(iter(layers))]
-        return replace(self, patch_size=patch_size, embed_dim=embed_dim)
+        stage = self.stages[next(iter(layers))]
+        has_final_norm = self.has_final_norm and stage == self.stages[-1]
+        rule = self.resize.to_patches(stage[0])
+        return replace(self, patch_size=stage[0], embed_dim=stage[1], resize=rule, has_final_norm=has_final_norm)
 
     def grid(self, image_size: Size, size: Resize) -> Size:
         """Rows and columns of patches of an image of (height, width) pixels under a rule of resizing.
@@ -124,7 +129,7 @@ class FeatureSpec:
     Attributes:
         model: Name of the backbone.
         layers: Block indices, in order.
-        norm: Whether the model's final norm is applied.
+        norm: Whether the model's final norm is applied; never of a model without one.
         pool: How patches and class token are pooled, `none` for grids.
         fuse: How a head joins several layers: `concat` or `mean`.
         size: How images are brought to size.

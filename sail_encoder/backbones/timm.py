@@ -3,6 +3,8 @@
 import inspect
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import cache
+from math import floor
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -18,16 +20,20 @@ from sail_encoder.backbones.batch import Encoded
 from sail_encoder.backbones.spec import BackboneSpec
 from sail_encoder.backbones.stacked import StackedBackbone
 from sail_encoder.backbones.timm_weights import load_weights
-from sail_encoder.images.resizing import MAX_TOKENS, Resize
+from sail_encoder.images.resizing import MAX_TOKENS, Resize, Size
 from sail_encoder.io.devices import is_out_of_memory
 from sail_encoder.io.errors import CheckpointError, UserError
 from sail_encoder.io.hub import TIMM, find_checkpoint
+from sail_encoder.io.weights import require_finite
 
 HUB, FOLDER = "hf-hub:", "local-dir:"
 """What timm lets names begin with that are a repository on the Hub, or a folder of the same form."""
 
 _NORMS_OF_MAPS = (LayerNorm2d, RmsNorm2d, nn.BatchNorm2d, nn.GroupNorm)
 """Norms that take [n, C, height, width], not [n, C]."""
+
+_FINAL_NORMS = ("norm", "fc_norm", "head.norm", "norm_head")
+"""Where timm's models keep their final norm; those that pool first, `fc_norm` and `head.norm`."""
 
 
 class TimmBackbone(StackedBackbone):
@@ -41,12 +47,11 @@ class TimmBackbone(StackedBackbone):
         spec: What it is.
         model: The model, in evaluation mode.
         any_size: Whether it takes images of any size.
-        normed: Patch size and channels of the stage that the model's final norm is for.
     """
 
-    def __init__(self, spec: BackboneSpec, model: Any, any_size: bool, normed: tuple[int, int]) -> None:
+    def __init__(self, spec: BackboneSpec, model: Any, any_size: bool) -> None:
         super().__init__(spec, model, any_size)
-        self.normed_stage = normed
+        self.norm_name = find_final_norm(model)
 
     def forward_stack(self, pixel_values: Tensor, layers: Sequence[int]) -> Encoded:
         grid = (pixel_values.shape[2] // self.patch_size, pixel_values.shape[3] // self.patch_size)
@@ -77,9 +82,9 @@ class TimmBackbone(StackedBackbone):
             raise UserError(f"{self.name} cannot take images of {size[0]}x{size[1]} ({reason}); {advice}") from error
 
     def final_norm(self, states: Tensor) -> Tensor:
-        norm = getattr(self.model, "norm", None)
-        if norm is None or (self.patch_size, self.embed_dim) != self.normed_stage:
+        if self.norm_name is None or not self.spec.has_final_norm:
             return states
+        norm = self.model.get_submodule(self.norm_name)
         if isinstance(norm, _NORMS_OF_MAPS):
             return norm(states.reshape(-1, self.embed_dim, 1, 1)).view_as(states)
         return norm(states)
@@ -109,16 +114,44 @@ def load_timm(
         model, any_size = _create(name, pretrained and own is None)
     if own is not None:
         load_weights(model, own)
+    elif pretrained:
+        require_finite(model.state_dict(), name)
     spec, depth = _describe_model(name, model), len(model.feature_info)
-    normed = (spec.patch_size, spec.embed_dim)
     if layers is not None:
         if not 1 <= layers <= depth:
             raise UserError(f"layers={layers} cannot be loaded; {name} has 1 to {depth}")
-        model.prune_intermediate_layers([layers - 1], prune_norm=False, prune_head=True)
+        _prune(model, layers)
         model.feature_info = model.feature_info[:layers]
         spec = replace(spec.at([layers - 1]), num_layers=layers, stages=spec.stages[:layers])
     model = model.to(device, dtype).eval().requires_grad_(False)
-    return TimmBackbone(spec, model, any_size, normed)
+    return TimmBackbone(spec, model, any_size)
+
+
+def find_final_norm(model: Any) -> str | None:
+    """Name of the norm that a timm model has after its last block, wherever it keeps it; None where it has none.
+
+    Models that pool before the norm keep it in their head; features go through it patch by patch. A neck of
+    convolutions, as in SAM, is no norm.
+    """
+    width = model.feature_info[-1]["num_chs"]
+    for name in _FINAL_NORMS:
+        module = model
+        for part in name.split("."):
+            module = getattr(module, part, None)
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, Tensor) and weight.shape == (width,):
+            return name
+    return None
+
+
+def _prune(model: Any, layers: int) -> None:
+    """Drops the blocks after the first so many, and the head, but not a norm that is kept there."""
+    name = find_final_norm(model)
+    norm = None if name is None else model.get_submodule(name)
+    model.prune_intermediate_layers([layers - 1], prune_norm=False, prune_head=True)
+    if name is not None:
+        place, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(place), attribute, norm)
 
 
 def _find_weights(bare: str, weights: str | None) -> Path | None:
@@ -161,7 +194,8 @@ def describe_timm(name: str, revision: str | None = None, **_: Any) -> BackboneS
     """Reads the sizes of a timm model from the model itself, built without weights.
 
     Raises:
-        CheckpointError: If there is no such model, or it does not give its layers.
+        CheckpointError: If there is no such model, it does not give its layers, or no size near the one that it was
+            trained at has a grid of its patches.
     """
     with torch.device("meta"):
         model, _any_size = _create(name, pretrained=False)
@@ -174,8 +208,6 @@ def _describe_model(name: str, model: Any) -> BackboneSpec:
     patch_size, width = stages[-1]
     total = sum(weight.numel() for weight in model.parameters())
     blocks = sum(weight.numel() for key, weight in model.named_parameters() if key.startswith("blocks.")) or total
-    # A size that patches do not tile is rounded down, as the models themselves leave out what is beyond the last patch.
-    height, across = (max(1, side // patch_size) * patch_size for side in data["input_size"][1:])
     return BackboneSpec(
         name=name,
         family="timm",
@@ -188,11 +220,53 @@ def _describe_model(name: str, model: Any) -> BackboneSpec:
         attention_dim=width,
         extra_tokens=int(getattr(model, "num_prefix_tokens", 0)),
         has_class_token=getattr(model, "cls_token", None) is not None and _gives_prefix_tokens(model),
-        resize=Resize((height, across), MAX_TOKENS),
+        resize=Resize(_own_size(name, data["input_size"][1:], patch_size), MAX_TOKENS),
         resample=data["interpolation"].upper(),
         image_mean=tuple(data["mean"]),
         image_std=tuple(data["std"]),
+        has_final_norm=find_final_norm(model) is not None,
     )
+
+
+@cache
+def _own_size(name: str, trained: Size, patch_size: int) -> Size:
+    """Size of images that a model takes by default: what it was trained at, where its patches tile that.
+
+    Where they do not, the sizes next to it are tried on a model without weights or values, the smaller first: most
+    models leave out what is beyond the last patch.
+
+    Raises:
+        CheckpointError: If none gives a grid of features that tiles the image.
+    """
+    if all(side % patch_size == 0 for side in trained):
+        return trained
+    smaller, nearest = (
+        tuple(max(1, whole(side / patch_size)) * patch_size for side in trained) for whole in (floor, round)
+    )
+    with torch.device("meta"):
+        model, _ = _create(name, pretrained=False)
+    problems = []
+    for height, width in dict.fromkeys((smaller, nearest)):
+        problem = _problem_at(model.eval(), (height, width), patch_size)
+        if problem is None:
+            return height, width
+        problems.append(f"at {height}x{width} {problem}")
+    raise CheckpointError(
+        f"{name} was trained at {trained[0]}x{trained[1]}, which patches of {patch_size} pixels do not tile, and "
+        f"{', '.join(problems)}; take another model"
+    )
+
+
+@torch.no_grad()
+def _problem_at(model: Any, size: Size, patch_size: int) -> str | None:
+    """What keeps a model on the meta device from giving a grid of features for images of a size; None if nothing."""
+    images = torch.empty(1, 3, *size, device="meta")
+    try:
+        last = model.forward_intermediates(images, indices=1, intermediates_only=True, output_fmt="NCHW")[-1]
+    except (AssertionError, IndexError, RuntimeError, ValueError) as error:
+        return f"it fails ({(str(error) or type(error).__name__).splitlines()[0][:100]})"
+    found, expected = tuple(last.shape[2:]), (size[0] // patch_size, size[1] // patch_size)
+    return None if found == expected else "its grid is {}x{}, not {}x{}".format(*found, *expected)
 
 
 def _gives_prefix_tokens(model: Any) -> bool:

@@ -10,7 +10,8 @@ from timm.models import load_state_dict
 from torch import Tensor
 
 from sail_encoder.io.errors import CheckpointError
-from sail_encoder.io.weights import WeightFiles
+from sail_encoder.io.quantised import refuse_quantised_tensors
+from sail_encoder.io.weights import WeightFiles, require_finite
 
 
 def load_weights(model: Any, path: Path) -> None:
@@ -22,9 +23,10 @@ def load_weights(model: Any, path: Path) -> None:
             timm's training has written, or a folder with either under the names that transformers gives them.
 
     Raises:
-        CheckpointError: If there are no such weights, or they are of another model.
+        CheckpointError: If there are no such weights, they are of another model, are quantised or hold NaN.
     """
     state, expected = read_weights(path), model.state_dict()
+    refuse_quantised_tensors({name: weight.dtype for name, weight in state.items()}, str(path))
     classifier = model.pretrained_cfg.get("classifier") or ()
     heads = tuple(f"{head}." for head in ((classifier,) if isinstance(classifier, str) else classifier))
     extra = [name for name in state if name not in expected and not name.startswith(heads)]
@@ -35,7 +37,9 @@ def load_weights(model: Any, path: Path) -> None:
                 f"{path}: {name} is {list(state[name].shape)}, but {_title(model)} has {list(weight.shape)}; "
                 "name the model that they are of"
             )
-    model.load_state_dict({name: state[name] for name in expected})
+    loaded = {name: state[name] for name in expected}
+    require_finite(loaded, path)
+    model.load_state_dict(loaded)
 
 
 def read_weights(path: Path) -> Mapping[str, Tensor]:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from sail_encoder.chat.families import ChatSource
 from sail_encoder.io.devices import choose_device, choose_dtype
-from sail_encoder.io.errors import CheckpointError, UserError
+from sail_encoder.io.errors import CheckpointError, UserError, explain_damage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -39,10 +39,16 @@ def merge_adapter(model: "PreTrainedModel", folder: Path) -> "PreTrainedModel":
     """
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise CheckpointError(f"{folder} has no {ADAPTER_WEIGHTS}; save the adapter again with PEFT's save_pretrained")
+    from safetensors.torch import load_file
+
+    from sail_encoder.io.weights import require_finite
+
     try:
         from peft import PeftModel
     except ImportError:
         raise UserError(f"{folder} is an adapter, which needs PEFT: pip install peft") from None
+    with explain_damage(f"cannot read {folder / ADAPTER_WEIGHTS}"):
+        require_finite(load_file(folder / ADAPTER_WEIGHTS), folder / ADAPTER_WEIGHTS)
     try:
         merged = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
     except (KeyError, RuntimeError, ValueError, TypeError, OSError) as error:

@@ -203,12 +203,14 @@ def _load_yaml(path: Path) -> dict[str, tuple[Any, Any]]:
 
 
 def _check_events(events: Iterable[Any]) -> None:
-    """Refuses what a few bytes of YAML unfold to gigabytes, or to hours of parsing."""
+    """Refuses what is a few bytes and takes minutes or gigabytes: aliases of aliases, and thousands of brackets.
+
+    Events come while a file is read, so that this ends where the first of them is.
+    """
     import yaml
 
     depth = 0
     for event in events:
-        # An alias of an alias of an alias is a value of any size.
         if isinstance(event, yaml.AliasEvent):
             raise UserError("aliases (*name) are not read; write the value itself")
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)

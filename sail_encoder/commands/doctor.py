@@ -20,6 +20,7 @@ OPTIONAL = {
     "matplotlib": "plots of sail probe, sweep and segment; pictures as SVG and PDF",
     "onedl-mmsegmentation": "heads.mmseg",
     "peft": "LoRA as in docs/fine-tuning.md",
+    "pillow-heif": "photographs in HEIC",
     "ray": "sail extract --engine ray",
 }
 SAIL_7B_BYTES = 14_500_000_000

@@ -2,24 +2,34 @@
 
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
+from importlib import import_module
 from typing import Any, TypeAlias
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from sail_encoder.images.resizing import MAX_PIXELS, Size
-from sail_encoder.io.errors import ImageError
+from sail_encoder.io.errors import ImageError, UserError
 from sail_encoder.io.files import require_regular
-from sail_encoder.io.remote import is_remote
+from sail_encoder.io.remote import is_remote, read_remote
 
 Array: TypeAlias = np.ndarray[Any, Any]
 ImageLike: TypeAlias = Any
-"""A path, a PIL image, an array [height, width, 3] or a tensor [3, height, width]."""
+"""A path or URL, a PIL image, an array [height, width, 3], a tensor [3, height, width], bytes or an open file."""
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA", "HEIF")
 """What Pillow may take a file for, whatever its name: no format that hands it on to another program."""
+
+INSTALL_HEIC = "pip install pillow-heif"
+
+_CHANNELS = (1, 3, 4)
+"""Gray, RGB, and RGB with transparency."""
+
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
+"""What stands in bytes 8 to 12 of a HEIC file, behind `ftyp` (ISO/IEC 23008-12)."""
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -37,10 +47,12 @@ def image_size(open_image: Callable[[], str | bytes]) -> Size | None:
 
 
 def read_image(image: ImageLike, exif_rotate: bool = False) -> tuple[Image.Image, int]:
-    """Turns anything that is an image into 8-bit RGB.
+    """Turns anything that is an image into 8-bit RGB; every entrance reads images with this function.
 
     Transparency is dropped and an animation gives its first frame, as in the published code; 16-bit gray is scaled to
-    8 bits, where the published code would clip it to white.
+    8 bits, where the published code would clip it to white. Floats run from 0 to 1. Arrays have their channels last and
+    tensors first, unless only the other order is possible. An open file is read from its start where it can be, and
+    left open where it was.
 
     Returns:
         The image, and its EXIF orientation as far as it was not applied.
@@ -50,26 +62,63 @@ def read_image(image: ImageLike, exif_rotate: bool = False) -> tuple[Image.Image
     """
     if isinstance(image, (str, os.PathLike)):
         try:
-            return _decode(os.fspath(image), exif_rotate)
+            return _decode(_locate(os.fspath(image)), exif_rotate)
         except ImageError as error:
             raise ImageError(error.reason, os.fspath(image)) from None
-    if isinstance(image, bytes):
+    if isinstance(image, (bytes, bytearray, memoryview)):
         return _decode(io.BytesIO(image), exif_rotate)
     if isinstance(image, Image.Image):
-        return _upright_rgb(image, exif_rotate)
-    if hasattr(image, "detach"):
-        return Image.fromarray(_as_uint8(_channels_last(image.detach().cpu().numpy()))), 1
+        with _explain_decoder():
+            return _upright_rgb(image, exif_rotate)
+    if hasattr(image, "detach") and hasattr(image, "cpu"):
+        return Image.fromarray(_as_uint8(_rgb_array(_tensor_to_numpy(image), channels_first=True))), 1
     if isinstance(image, np.ndarray):
-        return Image.fromarray(_as_uint8(_rgb_array(image))), 1
+        return Image.fromarray(_as_uint8(_rgb_array(image, channels_first=False))), 1
+    if hasattr(image, "read"):
+        return _decode(io.BytesIO(_read_open_file(image)), exif_rotate)
     raise ImageError(
         f"{type(image).__name__} is not an image; pass a path, a PIL image, an array [height, width, 3] or a tensor "
         "[3, height, width]"
     )
 
 
+def _locate(path: str) -> str | io.BytesIO:
+    """A path of this machine, or the content of a file elsewhere."""
+    if not is_remote(path):
+        return path
+    with _explain_decoder():
+        return io.BytesIO(read_remote(path))
+
+
+def _read_open_file(file: Any) -> bytes:
+    """All of a file that a caller has opened, which is then left as it was."""
+    if isinstance(file, io.TextIOBase):
+        raise ImageError("a file that was opened as text holds no image; open it with mode 'rb'")
+    try:
+        position = file.tell() if file.seekable() else None
+        if position is not None:
+            file.seek(0)
+        content = file.read()
+        if position is not None:
+            file.seek(position)
+    except (AttributeError, OSError, ValueError) as error:
+        raise ImageError(f"an open file cannot be read ({error}); pass its path") from None
+    if not isinstance(content, bytes):
+        raise ImageError(f"a file gives {type(content).__name__} and no bytes; open it with mode 'rb'")
+    return content
+
+
+def _tensor_to_numpy(tensor: Any) -> Array:
+    # NumPy knows no bfloat16, and float16 is too coarse to be multiplied by 255.
+    values = tensor.detach().cpu()
+    return (values.float() if values.dtype.is_floating_point else values).numpy()
+
+
 @cache
 def _formats() -> tuple[str, ...]:
     Image.init()
+    with suppress(ImportError):
+        import_module("pillow_heif").register_heif_opener()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
@@ -80,14 +129,25 @@ def _open(source: str | io.BytesIO) -> Image.Image:
 
 
 def _decode(source: str | io.BytesIO, exif_rotate: bool) -> tuple[Image.Image, int]:
+    with _explain_decoder():
+        try:
+            with _open(source) as opened:
+                return _upright_rgb(opened, exif_rotate)
+        except UnidentifiedImageError:
+            if "HEIF" not in _formats() and _is_heif(source):
+                raise ImageError(f"HEIC is not read without pillow-heif: {INSTALL_HEIC}") from None
+            raise
+
+
+@contextmanager
+def _explain_decoder() -> Iterator[None]:
+    """Turns whatever Pillow raises of an image into an `ImageError`."""
     try:
-        with _open(source) as opened:
-            return _upright_rgb(opened, exif_rotate)
-    except ImageError:
-        raise
+        yield
+    except UserError as error:
+        raise error if isinstance(error, ImageError) else ImageError(str(error)) from None
     except FileNotFoundError:
-        is_here = isinstance(source, io.BytesIO) or not is_remote(source)
-        raise ImageError("no such file" if is_here else "it is not on this machine; copy it here first") from None
+        raise ImageError("no such file") from None
     except UnidentifiedImageError:
         raise ImageError("not an image that Pillow can read") from None
     except Image.DecompressionBombError:
@@ -98,6 +158,15 @@ def _decode(source: str | io.BytesIO, exif_rotate: bool) -> tuple[Image.Image, i
     # Decoders of damaged files raise whatever they stumble over: OSError, SyntaxError, struct.error, ...
     except Exception as error:
         raise ImageError(f"cannot be decoded ({type(error).__name__}: {error})") from None
+
+
+def _is_heif(source: str | io.BytesIO) -> bool:
+    if isinstance(source, str):
+        with open(source, "rb") as file:
+            start = file.read(12)
+    else:
+        start = source.getvalue()[:12]
+    return start[4:8] == b"ftyp" and start[8:12] in _HEIF_BRANDS
 
 
 def _upright_rgb(image: Image.Image, exif_rotate: bool) -> tuple[Image.Image, int]:
@@ -120,17 +189,18 @@ def _orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _channels_last(pixels: Array) -> Array:
-    if pixels.ndim != 3 or pixels.shape[0] not in (1, 3):
-        raise ImageError(f"a tensor of shape {pixels.shape} is not one image; pass [3, height, width], one by one")
-    return np.broadcast_to(pixels.transpose(1, 2, 0), (*pixels.shape[1:], 3))
-
-
-def _rgb_array(pixels: Array) -> Array:
+def _rgb_array(pixels: Array, channels_first: bool) -> Array:
+    """[height, width, 3] of an array in either order, `channels_first` where both are possible."""
     if pixels.ndim == 2:
-        pixels = pixels[..., None]
-    if pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4):
-        raise ImageError(f"an array of shape {pixels.shape} is not one image; pass [height, width, 3], one by one")
+        pixels, channels_first = pixels[..., None], False
+    orders = (0, 2) if channels_first else (2, 0)
+    axis = next((axis for axis in orders if pixels.ndim == 3 and pixels.shape[axis] in _CHANNELS), None)
+    if axis is None:
+        usual = "[3, height, width]" if channels_first else "[height, width, 3]"
+        raise ImageError(
+            f"{list(pixels.shape)} is not the shape of one image; pass {usual}, one by one, with 1, 3 or 4 channels"
+        )
+    pixels = np.moveaxis(pixels, axis, 2)
     return np.broadcast_to(pixels[..., :3], (*pixels.shape[:2], 3))
 
 

@@ -4,6 +4,7 @@ import errno
 import os
 import tarfile
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 
 from sail_encoder.io.errors import ImageError
 from sail_encoder.io.files import open_regular, require_regular
@@ -11,7 +12,13 @@ from sail_encoder.io.remote import FileStatus, is_remote, open_remote, read_remo
 
 _COMMON_SUFFIXES = {".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 _RARE_SUFFIXES = {".avif", ".jp2", ".pbm", ".pgm", ".pnm", ".ppm", ".tga"}
-IMAGE_SUFFIXES = frozenset(_COMMON_SUFFIXES | _RARE_SUFFIXES)
+HEIC_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
+"""Photographs as telephones store them, which the extra `heic` reads."""
+
+_NO_SUFFIXES: frozenset[str] = frozenset()
+IMAGE_SUFFIXES = frozenset(_COMMON_SUFFIXES | _RARE_SUFFIXES) | (
+    HEIC_SUFFIXES if find_spec("pillow_heif") else _NO_SUFFIXES
+)
 
 
 @dataclass(frozen=True, slots=True)

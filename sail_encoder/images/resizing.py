@@ -103,6 +103,13 @@ class Resize:
             raise UserError(f"resize {text} is for backbones that see tiles of that size (SAIL-VL); use native or auto")
         return rule
 
+    def to_patches(self, patch_size: int) -> "Resize":
+        """This rule with a fixed size brought to the nearest whole patches."""
+        if self.fixed is None or self.fixed[0] % patch_size == self.fixed[1] % patch_size == 0:
+            return self
+        height, width = (max(1, round(side / patch_size)) * patch_size for side in self.fixed)
+        return replace(self, fixed=(height, width))
+
     def __str__(self) -> str:
         if self.short is not None:
             return f"short{self.short}"

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from sail_encoder.images.files import IMAGE_SUFFIXES, ImageFile, is_hidden, suffix_of
+from sail_encoder.images.decoding import INSTALL_HEIC
+from sail_encoder.images.files import HEIC_SUFFIXES, IMAGE_SUFFIXES, ImageFile, is_hidden, suffix_of
 from sail_encoder.images.lists import LIST_SUFFIXES, PATH_COLUMNS, base_of, common_folder, read_list
 from sail_encoder.images.table import STEP, ImageBatch, ImageTable
 from sail_encoder.images.tars import list_tar
@@ -52,7 +53,9 @@ class ImageList:
         if self.passed_over:
             kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in self.passed_over.most_common(_SHOWN))
             more = ", ..." if len(self.passed_over) > _SHOWN else ""
-            notes.append(f"{self.passed_over.total():,} other files passed over: {kinds}{more}")
+            # Where photographs of telephones are passed over, the package that reads them is not there.
+            hint = "" if HEIC_SUFFIXES.isdisjoint(self.passed_over) else f" (for .heic: {INSTALL_HEIC})"
+            notes.append(f"{self.passed_over.total():,} other files passed over: {kinds}{more}{hint}")
         if self.irregular:
             more = f" and {len(self.irregular) - _SHOWN:,} more" if len(self.irregular) > _SHOWN else ""
             notes.append(f"passed over: {', '.join(self.irregular[:_SHOWN])}{more}; only regular files are read")

@@ -1,5 +1,6 @@
 """Devices and precisions; torch is imported only to see what this machine has."""
 
+import os
 import re
 import time
 from typing import TYPE_CHECKING
@@ -55,6 +56,7 @@ def choose_device(device: "str | torch.device") -> "torch.device":
     """
     import torch
 
+    _limit_threads()
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu")
     if isinstance(device, str):
@@ -140,10 +142,23 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def count_readers() -> int:
-    """Threads that read images: one for each core that this process may use, 16 at most.
+    """Threads that read images: one for each core that this process may use, 16 at most."""
+    return min(MAX_READERS, count_cores())
+
+
+def count_cores() -> int:
+    """Cores that this process may use.
 
     Affinity and the limits of containers count, so that a job on one core of a large machine does not start hundreds.
     """
     from joblib import cpu_count
 
-    return min(MAX_READERS, int(cpu_count()))
+    return int(cpu_count())
+
+
+def _limit_threads() -> None:
+    """Keeps PyTorch from more threads than there are cores to use; it knows affinity, but not limits of containers."""
+    import torch
+
+    if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > count_cores():
+        torch.set_num_threads(count_cores())

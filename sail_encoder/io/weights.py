@@ -5,7 +5,7 @@ Nothing is loaded before it is asked for, and pickles are read with `weights_onl
 
 import math
 import pickle
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sail_encoder.io.errors import CheckpointError, UserError
-from sail_encoder.io.files import read_json
+from sail_encoder.io.files import StrPath, read_json
+from sail_encoder.io.quantised import refuse_quantised_tensors
 
 INDEX_NAMES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 FILE_NAMES = ("model.safetensors", "pytorch_model.bin")
@@ -53,7 +54,7 @@ class WeightFiles:
             of them are not opened and may be missing.
 
     Raises:
-        CheckpointError: If there are none, or one is missing or damaged.
+        CheckpointError: If there are none, one is missing or damaged, or they are quantised.
     """
 
     def __init__(self, folder: Path, prefixes: tuple[str, ...] = ("",)) -> None:
@@ -64,6 +65,7 @@ class WeightFiles:
                 for key, (shape, dtype) in reader.info().items():
                     if key.startswith(prefixes):
                         self.tensors[key] = TensorInfo(file, shape, dtype)
+        refuse_quantised_tensors({key: info.dtype for key, info in self.tensors.items()}, str(folder))
 
     def read(self, keys: Iterable[str], rows: dict[str, list[int]] | None = None) -> Iterator[tuple[str, Tensor]]:
         """Reads tensors one after the other, file by file; they lie on the CPU as stored.
@@ -74,6 +76,9 @@ class WeightFiles:
 
         Yields:
             Key and tensor.
+
+        Raises:
+            CheckpointError: If one holds NaN or infinity.
         """
         by_file: dict[Path, list[str]] = {}
         for key in keys:
@@ -81,7 +86,46 @@ class WeightFiles:
         for file, wanted in by_file.items():
             with _open(file) as reader:
                 for key in wanted:
-                    yield key, reader.read(key, (rows or {}).get(key))
+                    tensor = reader.read(key, (rows or {}).get(key))
+                    if not is_finite(tensor):
+                        raise _not_finite(key, str(file))
+                    yield key, tensor
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity; integers, and what is on no device, count as such.
+
+    Sums keep both, and need no memory for a mask.
+    """
+    if not tensor.is_floating_point() or tensor.is_meta or tensor.dtype.itemsize < 2:
+        return True
+    total = tensor.sum(dtype=torch.promote_types(tensor.dtype, torch.float32))
+    return bool(total.isfinite()) or bool(tensor.isfinite().all())
+
+
+def require_finite(tensors: Mapping[str, Tensor], where: StrPath) -> None:
+    """Makes sure that weights which a library has read hold neither NaN nor infinity.
+
+    Args:
+        tensors: Weights by name, such as the `state_dict` of a model.
+        where: File, folder or name on the Hub that they were read from.
+
+    Raises:
+        CheckpointError: If one does; it names the tensor, and in a folder the file.
+    """
+    for name, tensor in tensors.items():
+        if not is_finite(tensor):
+            raise _not_finite(name, _file_with(name, Path(where)))
+
+
+def _file_with(name: str, place: Path) -> str:
+    """The file of a folder with a tensor, whatever a whole model has before its name; the place itself elsewhere."""
+    stored = WeightFiles(place).tensors if place.is_dir() else {}
+    return str(next((info.file for key, info in stored.items() if key.endswith(name) or name.endswith(key)), place))
+
+
+def _not_finite(name: str, where: str) -> CheckpointError:
+    return CheckpointError(f"{where}: {name} holds NaN or infinity; download it again, or go back to an earlier one")
 
 
 def shards_with(index: Path, prefixes: tuple[str, ...]) -> list[str]:
@@ -141,9 +185,13 @@ class _SafetensorsReader:
         self.opened = opened
 
     def info(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        # An empty slice carries the dtype without touching the values.
-        slices = {key: self.opened.get_slice(key) for key in self.opened.keys()}  # noqa: SIM118
-        return {key: (tuple(part.get_shape()), part[:0].dtype) for key, part in slices.items()}
+        return {key: self._shape_and_dtype(key) for key in self.opened.keys()}  # noqa: SIM118
+
+    def _shape_and_dtype(self, key: str) -> tuple[tuple[int, ...], torch.dtype]:
+        part = self.opened.get_slice(key)
+        shape = tuple(part.get_shape())
+        # An empty slice carries the dtype without touching the values; a single value has no slices.
+        return shape, (part[:0] if shape else self.opened.get_tensor(key)).dtype
 
     def read(self, key: str, rows: list[int] | None) -> Tensor:
         if rows is None:

@@ -124,3 +124,22 @@ def test_an_evaluation_again_into_its_own_folder(data, head, tmp_path):
         assert sail(*command).returncode == 0
     done = sail("segment", "eval", data, "--head", head, "--out", head)
     assert says_one_line(done, "is of sail segment train"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda mask: mask.convert("RGB"), "RGB"),
+        (lambda mask: mask.resize((20, 30)), "of another size than the image"),
+    ],
+)
+@pytest.mark.parametrize("classes", [None, "a\nb\n"])
+def test_e6_masks_that_all_have_one_fault(tmp_path, spoil, words, classes):
+    data = write_pairs(tmp_path / "data")
+    if classes:
+        (data / "classes.txt").write_text(classes)
+    for path in data.glob("labels/*/*.png"):
+        spoil(Image.open(path)).save(path)
+    done = sail("segment", "train", data, "--out", tmp_path / "out", *QUICK)
+    assert says_one_line(done, words)
+    assert "pixel that counts" not in done.stderr

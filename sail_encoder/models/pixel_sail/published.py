@@ -11,6 +11,7 @@ from typing import Any
 
 from sail_encoder.io.errors import CheckpointError
 from sail_encoder.io.hub import find_checkpoint
+from sail_encoder.io.quantised import refuse_quantised_config
 from sail_encoder.models.pixel_sail.tokens import SEG, VISUAL_PROMPTS
 from sail_encoder.models.sail.config_file import UNUSED_VISION_TOKENS, VISION_TOKENS, stored_shape
 from sail_encoder.models.sail_vl.published import find_token_id, read_json
@@ -48,6 +49,7 @@ def read_config(name: str, revision: str | None = None) -> dict[str, Any]:
     """
     folder = find_described(name, revision)
     fields = read_json(folder / "config.json")
+    refuse_quantised_config(fields, str(folder / "config.json"))
     return fields if fields.get("model_type") == "pixel_sail" else complete_config(fields, folder, name)
 
 

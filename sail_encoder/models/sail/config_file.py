@@ -7,6 +7,7 @@ from typing import Any
 from sail_encoder.io.errors import CheckpointError
 from sail_encoder.io.files import read_fields
 from sail_encoder.io.hub import find_checkpoint
+from sail_encoder.io.quantised import refuse_quantised_config
 
 DEFAULTS = {
     "hidden_size": 4096,
@@ -66,7 +67,7 @@ def read_config_file(folder: Path) -> dict[str, Any]:
     """Fields of a checkpoint's config.json as they stand, published (`mistral`) or native (`sail`).
 
     Raises:
-        CheckpointError: If there is no such file, or it describes another kind of model.
+        CheckpointError: If there is no such file, or it describes another kind of model, or a quantised one.
     """
     path = folder / "config.json"
     if not path.is_file():
@@ -78,6 +79,7 @@ def read_config_file(folder: Path) -> dict[str, Any]:
             f"{folder} is a '{model_type}' checkpoint, not SAIL; for a vision model of timm or "
             "transformers use timm/NAME or hf/NAME"
         )
+    refuse_quantised_config(config, str(path))
     return config
 
 

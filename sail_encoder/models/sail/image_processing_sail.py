@@ -4,15 +4,15 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
-from transformers.image_utils import ImageInput, SizeDict
+from transformers.image_utils import SizeDict
 from transformers.processing_utils import ImagesKwargs
 from typing_extensions import Unpack
 
-from sail_encoder.images.decoding import IMAGENET_MEAN, IMAGENET_STD, Array, read_image
+from sail_encoder.images.decoding import IMAGENET_MEAN, IMAGENET_STD, Array
 from sail_encoder.images.patches import patchify
 from sail_encoder.images.resizing import MAX_TOKENS, Resize, Size
+from sail_encoder.models.image_inputs import ReadingImageProcessor
 
 
 class SailImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
@@ -22,7 +22,7 @@ class SailImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-
     max_tokens: int
 
 
-class SailImageProcessor(PilBackend):
+class SailImageProcessor(ReadingImageProcessor):
     """Resizes images so that patches tile them, normalises, and cuts them into patches.
 
     The size of an image decides its grid (the native rule of `sail_encoder.images.resizing`); with `size` all images
@@ -55,12 +55,6 @@ class SailImageProcessor(PilBackend):
         """Patches of an image of this size in pixels; `images_kwargs` override the processor's own options."""
         rows, columns = self._grid((height, width), **{**self._grid_options(), **(images_kwargs or {})})
         return rows * columns
-
-    def process_image(self, image: ImageInput, *args: Any, **kwargs: Any) -> Array:
-        """One image as [channels, height, width]; a PIL image of any mode is read as the backbones read it."""
-        if isinstance(image, Image.Image):
-            image = read_image(image)[0]
-        return super().process_image(image, *args, **kwargs)
 
     def _grid_options(self) -> dict[str, Any]:
         return {"size": self.size, "patch_size": self.patch_size, "max_tokens": self.max_tokens}

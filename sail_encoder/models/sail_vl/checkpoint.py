@@ -16,6 +16,7 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from sail_encoder.io.errors import CheckpointError, UserError
+from sail_encoder.io.quantised import quantised, refuse_quantised_config
 from sail_encoder.io.weights import WeightFiles
 from sail_encoder.models.sail_vl.configuration_sail_vl import (
     TOWER_CONFIGS,
@@ -97,6 +98,7 @@ def read_config(folder: Path, **changes: Any) -> SailVLConfig | TowerConfig:
         CheckpointError: If it describes something else.
     """
     raw, where = read_json(folder / "config.json"), str(folder / "config.json")
+    refuse_quantised_config(raw, where)
     try:
         if raw.get("model_type") in TOWERS:
             fields = {**complete_tower(raw, where), **changes}
@@ -149,8 +151,8 @@ def _check(expected: dict[str, tuple[int, ...]], checkpoint: SailVLCheckpoint) -
         tensor = stored[name]
         if tensor.shape != shape:
             raise CheckpointError(f"{folder}: {name} is {list(tensor.shape)}, but config.json calls for {list(shape)}")
-        if not tensor.dtype.is_floating_point or tensor.dtype.itemsize < 2:
-            raise CheckpointError(f"{folder}: {name} is {tensor.dtype}, of a quantised checkpoint, which is not read")
+        if not tensor.dtype.is_floating_point:
+            raise quantised(str(folder), f"{name} is {str(tensor.dtype).removeprefix('torch.')}")
 
 
 def load_tower(

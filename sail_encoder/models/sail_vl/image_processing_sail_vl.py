@@ -4,14 +4,14 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
-from transformers.image_utils import ImageInput, SizeDict
+from transformers.image_utils import SizeDict
 from transformers.processing_utils import ImagesKwargs
 from typing_extensions import Unpack
 
-from sail_encoder.images.decoding import IMAGENET_MEAN, IMAGENET_STD, Array, read_image
+from sail_encoder.images.decoding import IMAGENET_MEAN, IMAGENET_STD, Array
 from sail_encoder.io.errors import UserError
+from sail_encoder.models.image_inputs import ReadingImageProcessor
 from sail_encoder.models.sail_vl.tiles import MAX_TILES, TILE_SIZE, count_tiles, tile_image
 
 
@@ -22,7 +22,7 @@ class SailVLImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[cal
     msac: bool
 
 
-class SailVLImageProcessor(PilBackend):
+class SailVLImageProcessor(ReadingImageProcessor):
     """Cuts images into square tiles and normalises them with the statistics of ImageNet.
 
     Gives `pixel_values` [tiles, 3, side, side] of all images and `num_tiles` [images]. The published resizing is
@@ -59,12 +59,6 @@ class SailVLImageProcessor(PilBackend):
         side = _tile_size(options["size"])
         return count_tiles((width, height), options["max_tiles"], tile_size=side, msac=options["msac"])
 
-    def process_image(self, image: ImageInput, *args: Any, **kwargs: Any) -> Array:
-        """One image as uint8 [3, height, width]; a PIL image of any mode is read as the backbones read it."""
-        if isinstance(image, Image.Image):
-            image = read_image(image)[0]
-        return super().process_image(image, *args, **kwargs)
-
     def _preprocess(
         self,
         images: list[Array],
@@ -82,8 +76,8 @@ class SailVLImageProcessor(PilBackend):
         side = _tile_size(size)
         tiles, counts = [], []
         for image in images:
-            pixels = _as_image(image)
-            cut = [np.asarray(tile) for tile in tile_image(pixels, max_tiles, tile_size=side, msac=msac)]
+            whole = Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
+            cut = [np.asarray(tile) for tile in tile_image(whole, max_tiles, tile_size=side, msac=msac)]
             tiles += cut
             counts.append(len(cut))
         values = np.stack(tiles).transpose(0, 3, 1, 2)
@@ -95,12 +89,6 @@ class SailVLImageProcessor(PilBackend):
             values = (values - mean) / std
         data = {"pixel_values": np.ascontiguousarray(values), "num_tiles": np.array(counts)}
         return BatchFeature(data, tensor_type=return_tensors)
-
-
-def _as_image(pixels: Array) -> Image.Image:
-    if pixels.dtype != np.uint8:
-        raise UserError(f"an image of {pixels.dtype} cannot be tiled; give a PIL image or an array of uint8")
-    return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
 
 
 def _tile_size(size: Any) -> int:

@@ -5,7 +5,9 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from sail_encoder.io.errors import CheckpointError
-from sail_encoder.models.sail_vl.published import hub_name, refuse_quantised_tensors
+from sail_encoder.io.quantised import refuse_quantised_tensors
+from sail_encoder.io.weights import require_finite
+from sail_encoder.models.sail_vl.published import hub_name
 
 
 class PublishedPreTrainedModel(PreTrainedModel):
@@ -18,11 +20,12 @@ class PublishedPreTrainedModel(PreTrainedModel):
         """Loads a checkpoint in the native or the published format; options as in transformers.
 
         Raises:
-            CheckpointError: If tensors are missing or unexpected.
+            CheckpointError: If tensors are missing or unexpected, or hold NaN.
         """
         name = pretrained_model_name_or_path and hub_name(str(pretrained_model_name_or_path))
         model, info = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
         require_exact_keys(info["missing_keys"], info["unexpected_keys"], str(name))
+        require_finite(model.state_dict(), str(name))
         if model.can_generate():
             complete_generation_config(model)
         return (model, info) if output_loading_info else model

@@ -13,6 +13,7 @@ from typing import Any
 from sail_encoder.io.errors import CheckpointError
 from sail_encoder.io.files import read_fields
 from sail_encoder.io.hub import find_checkpoint, holds_weights
+from sail_encoder.io.quantised import quantised, refuse_quantised_config
 
 ORGANISATION = "BytedanceDouyinContent"
 IMAGE_TOKEN = "<IMG_CONTEXT>"
@@ -84,7 +85,7 @@ def hub_name(name: str) -> str:
     if match is None:
         return name
     if re.search(r"int[48]\b|awq|gptq|gguf", match[1], re.IGNORECASE):
-        raise _quantised(name)
+        raise quantised(name, "by its name")
     return f"{ORGANISATION}/" + re.sub(r"^(SAIL-VL-1)\.(\d)", r"\1d\2", match[1])
 
 
@@ -117,6 +118,7 @@ def read_tower(folder: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
     kind = raw.get("model_type") or next(iter(raw.get("architectures") or ()), None)
     if kind in TOWERS:
         return complete_tower(raw, where), None
+    refuse_quantised_config(raw, where)
     whole = raw if raw.get("model_type") == "sail_vl" else complete_config(raw, folder)
     return complete_tower(_part(whole, "vision_config", where), where), dict(whole)
 
@@ -130,7 +132,7 @@ def complete_config(raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     where = str(folder / "config.json")
     if raw.get("model_type") not in ("internvl_chat", "sailvl"):
         raise CheckpointError(f"{where} describes a '{raw.get('model_type')}', not a SAIL-VL (internvl_chat, sailvl)")
-    _refuse_quantised(raw, where)
+    refuse_quantised_config(raw, where)
     if raw.get("template") not in TEMPLATES:
         raise CheckpointError(f"{where}: template '{raw.get('template')}' is unknown; known are {', '.join(TEMPLATES)}")
     vision = complete_tower(_part(raw, "vision_config", where), where)
@@ -156,7 +158,7 @@ def complete_tower(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
     Raises:
         CheckpointError: If the tower is unknown or built in another way.
     """
-    _refuse_quantised(raw, where)
+    refuse_quantised_config(raw, where)
     kind = raw.get("model_type") or next(iter(raw.get("architectures") or ()), None)
     tower = TOWERS.get(str(kind))
     if tower is None:
@@ -225,25 +227,6 @@ def read_preprocessing(folder: Path, tile_size: int) -> dict[str, Any]:
     names = {"max_dynamic_patch": "max_tiles", "use_msac": "msac", "image_mean": "image_mean", "image_std": "image_std"}
     options = {here: raw[there] for there, here in names.items() if there in raw}
     return {**options, "size": {"height": tile_size, "width": tile_size}}
-
-
-def refuse_quantised_tensors(names: Iterable[str], where: str) -> None:
-    """Makes sure that no tensor is one of a quantised checkpoint (scales beside int8, packed int4).
-
-    Raises:
-        CheckpointError: If one is.
-    """
-    if any(re.search(r"\.(SCB|qweight|qzeros|absmax|quant_map)$|\.quant_state\.", name) for name in names):
-        raise _quantised(where)
-
-
-def _refuse_quantised(raw: Mapping[str, Any], where: str) -> None:
-    if raw.get("quantization_config"):
-        raise _quantised(where)
-
-
-def _quantised(where: str) -> CheckpointError:
-    return CheckpointError(f"{where} is a quantised checkpoint, which is not read; use the one in bfloat16")
 
 
 def _part(raw: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any]:

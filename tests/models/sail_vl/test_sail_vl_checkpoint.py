@@ -169,9 +169,15 @@ def test_random_weights_are_always_the_same():
         (lambda t: t.pop("mlp1.0.bias"), r"lacks 1 tensors, first mlp1\.0\.bias"),
         (lambda t: t.update({"mlp1.7.bias": t["mlp1.0.bias"].clone()}), r"has 1 unknown tensors, first mlp1\.7\.bias"),
         (lambda t: t.update({"mlp1.0.bias": torch.zeros(3)}), r"mlp1\.0\.bias is \[3\], but config\.json calls for"),
-        (lambda t: t.update({"mlp1.0.bias": t["mlp1.0.bias"].to(torch.int8)}), r"int8, of a quantised checkpoint"),
-        (lambda t: t.update({"mlp1.0.bias": t["mlp1.0.bias"].to(torch.float8_e4m3fn)}), "of a quantised checkpoint"),
-        (lambda t: t.update({"mlp1.1.SCB": torch.zeros(3)}), "is a quantised checkpoint, which is not read"),
+        (lambda t: t.update({"mlp1.0.bias": t["mlp1.0.bias"].to(torch.int8)}), r"mlp1\.0\.bias is int8"),
+        (
+            lambda t: t.update({"mlp1.0.bias": t["mlp1.0.bias"].to(torch.float8_e4m3fn)}),
+            "is float8_e4m3fn",
+        ),
+        (
+            lambda t: t.update({"mlp1.1.SCB": torch.zeros(3)}),
+            r"int8 of bitsandbytes, by its mlp1\.1\.SCB",
+        ),
     ],
 )
 def test_weights_that_do_not_fit(change, message, copy_of):

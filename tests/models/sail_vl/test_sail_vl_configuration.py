@@ -132,7 +132,10 @@ def test_round_trip(tmp_path):
         ({"ps_version": "v3"}, "ps_version is 'v3'; allowed are v1 and v2"),
         ({"downsample_ratio": 0.4}, "downsample_ratio is 0.4"),
         ({"force_image_size": 462}, "tile_size 462 is not a multiple of the 28 pixels of a projected token"),
-        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "is a quantised checkpoint, which is not read"),
+        (
+            {"quantization_config": {"quant_method": "bitsandbytes"}},
+            r"is a quantised checkpoint \(bitsandbytes\)",
+        ),
     ],
 )
 def test_what_is_refused(changes, message, write_config):
