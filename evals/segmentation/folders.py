@@ -150,6 +150,7 @@ def _entry(name: str, image: ImageFile) -> dict[str, Any]:
 
 
 RESULTS, CHECKPOINT, LOG = "results.json", "checkpoint.pt", "log.jsonl"
+TABLES = ("results.md", "results.tex")
 CURVES, IOU = "curves.png", "iou.png"
 OVERLAYS, LABELS, PICTURES = "overlays", "labels", "pictures.jsonl"
 TRAIN, EVAL, PREDICT = "segment train", "segment eval", "segment predict"
@@ -192,7 +193,7 @@ def claim(folder: Path, settings: dict[str, Any], overwrite: bool) -> None:
         UserError: If a run with other settings is there, or something else is.
     """
     if overwrite:
-        files = (CHECKPOINT, LOG, CURVES, IOU, WEIGHTS, DESCRIPTION, RESULTS, PICTURES)
+        files = (CHECKPOINT, LOG, CURVES, IOU, WEIGHTS, DESCRIPTION, RESULTS, *TABLES, PICTURES)
         remove_run(folder, TRAIN, read_names(folder, PICTURES), files)
     check_run(folder, settings)
     write_run(folder, TRAIN, {"settings": _as_json(settings), "versions": versions()})

@@ -25,6 +25,7 @@ from heads.trainer import Trainer, read_log
 from sail_encoder.backbones.registry import load_for
 from sail_encoder.backbones.spec import FeatureSpec
 from sail_encoder.io.files import replacing
+from sail_encoder.io.runs import read_run
 
 CACHE = "cache"
 """Folder of cached grids in that of a run, unless the options name another."""
@@ -129,7 +130,17 @@ class Run:
         with Gallery(self.validation, self.folder, self.options.overlays) as keep:
             scores = score(self.segmenter, self.inference, self.validation, keep)
         self._draw_curves(scores.mean_iou)
-        return write_report(self.folder, scores, self.trained, self.inference, len(self.validation))
+        run = read_run(self.folder)
+        return write_report(
+            self.folder,
+            scores,
+            self.trained,
+            self.inference,
+            len(self.validation),
+            f"{self.options.data}, validation",
+            run["settings"] if run else {},
+            self.options.latex,
+        )
 
     def _draw_curves(self, mean_iou: float) -> None:
         lines = read_log(self.folder / LOG)
