@@ -37,12 +37,14 @@ class Command:
         summary: The first line of its docstring.
         positional: Arguments that are given without a flag; a list takes all that follow.
         synonyms: Spellings of 0.1.0, and the names that the options have now.
+        presets: Folder of shipped configuration files; one that is named like the first argument is read.
     """
 
     function: str
     summary: str
     positional: tuple[str, ...] = ()
     synonyms: Mapping[str, str] = field(default_factory=dict)
+    presets: str = ""
 
 
 COMMANDS = {
@@ -62,6 +64,12 @@ COMMANDS = {
         "evals.commands.sweep:sweep",
         "Probes every layer, from one pass over the images, and names the best.",
         ("data",),
+    ),
+    "compare": Command(
+        "evals.commands.compare:compare",
+        "Compares backbones on the same images: probes, a dense head, speed and pictures.",
+        ("data",),
+        presets="compare",
     ),
     "chat": Command("sail_encoder.commands.chat:chat", "Answers questions about images.", ("image", "prompt")),
     "segment train": Command(
@@ -144,7 +152,7 @@ def _run(name: str, arguments: list[str]) -> int:
     function: Callable[..., int] = getattr(importlib.import_module(module), function_name)
     if {"-h", "--help"} & set(arguments):
         _build_parser(name, function, command).parse_args(["--help"])
-    reader = ArgumentReader(function, command.positional, command.synonyms)
+    reader = ArgumentReader(function, command.positional, command.synonyms, command.presets)
     try:
         values = reader.read(arguments)
     except UserError as error:

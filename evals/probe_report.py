@@ -10,7 +10,7 @@ from typing import Any
 from evals.datasets.labelled import LabelledImages
 from evals.datasets.splits import Splits
 from evals.layers import LayerFeatures
-from evals.report import EDGE, Facts, Table, describe_features, machine_facts, write_csv, write_tables
+from evals.report import EDGE, Facts, Table, describe_features, write_csv, write_tables
 from evals.results import LayerResult, Result, best_layers
 from heads.estimator import VectorProbe
 from heads.probe import Probe
@@ -120,7 +120,6 @@ def describe_probing(
         ("mode", mode),
         *(("probe", f"{probe.kind}, {describe_probe(probe, len(first.train))}") for probe in probes),
         ("seeds", ", ".join(map(str, range(len(splits))))),
-        *machine_facts(),
     ]
 
 

@@ -78,11 +78,12 @@ def write_tables(out: Path, tables: Sequence[Table], facts: Facts, latex: bool) 
     Args:
         out: Folder of the run.
         tables: The tables, the one that counts first.
-        facts: How their numbers were made.
+        facts: How their numbers were made; versions and date are added.
         latex: Whether to write results.tex too.
     """
     marked = any(EDGE in cell for table in tables for row in table.rows for cell in row)
     notes = [EDGE_NOTE] if marked else []
+    facts = [*facts, *_machine_facts()]
     lines = "\n".join(f"- {name}: {text}" for name, text in facts)
     markdown = [table.markdown() for table in tables]
     _write(out / f"{RESULTS}.md", [*markdown, *(note.replace(EDGE, f"\\{EDGE}") for note in notes), lines])
@@ -126,7 +127,7 @@ def describe_pixels(features: FeatureSpec) -> str:
     return f"pixels {size}{limit}"
 
 
-def machine_facts() -> Facts:
+def _machine_facts() -> Facts:
     """The versions that were used, and the date."""
     used = ", ".join(f"{name} {version}" for name, version in versions().items() if version is not None)
     return [("versions", used), ("date", date.today().isoformat())]

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from evals.plots import plot_iou, save
-from evals.report import Table, describe_features, machine_facts, write_tables
+from evals.report import Table, describe_features, write_tables
 from evals.segmentation.data import SegmentationData
 from evals.segmentation.folders import IOU, LABELS, OVERLAYS, PICTURES, RESULTS
 from evals.segmentation.pictures import save_comparison, save_labels
@@ -271,7 +271,7 @@ def write_report(
         with suppress(ImportError):
             classes = {name: row["IoU"] for name, row in table["classes"].items()}
             save(plot_iou(f"{trained.kind} head on {source.title}", classes), folder / IOU)
-        facts = [("data", f"{data}, {images:,} images"), *_protocol(trained, inference, training), *machine_facts()]
+        facts = [("data", f"{data}, {images:,} images"), *_protocol(trained, inference, training)]
         write_tables(folder, _tables(table), facts, latex)
         lines.append(f"results and pictures are in {folder}")
     return "\n".join(lines)

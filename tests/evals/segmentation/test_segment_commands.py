@@ -423,7 +423,7 @@ def test_mistakes_are_one_line_with_status_2(command, message, data, runs, tmp_p
 def test_tables_that_can_be_pasted_say_how_the_numbers_were_made(runs, data, tmp_path, capsys):
     text = (runs["cached"] / "results.md").read_text()
     scores = results(runs["cached"])["scores"]
-    assert f"| {100 * scores['mIoU']:.2f} |" in text
+    assert f"| {100 * scores['mIoU']:.2f} " in text
     facts = dict(line[2:].split(": ", 1) for line in text.splitlines() if line.startswith("- "))
     assert facts["data"] == f"{data}, validation, 8 images"
     assert facts["training data"].startswith(f"{data}, 24 named ")
