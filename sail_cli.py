@@ -89,7 +89,7 @@ COMMANDS = {
     "info": Command("sail_encoder.commands.info:info", "Describes a checkpoint.", ("model",)),
     "convert": Command(
         "sail_encoder.commands.convert:convert",
-        "Writes a SAIL checkpoint in the native format.",
+        "Writes a published checkpoint in the format of transformers' Auto classes.",
         ("model", "out"),
         {"dtype": "precision"},
     ),
