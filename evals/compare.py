@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from evals.compare_options import COMMAND
+from evals.compare_options import COMMAND, DenseHeadChoice
 from evals.compare_report import BackboneScores, write_comparison
 from evals.datasets.labelled import LabelledImages
 from evals.datasets.splits import Splits
@@ -28,7 +28,7 @@ from evals.report import Facts
 from evals.results import Result, ResultLog
 from evals.segmentation.data import SegmentationData
 from evals.segmentation.folders import RESULTS
-from evals.segmentation.options import TrainOptions, check_head, choose_features, open_data
+from evals.segmentation.options import TrainOptions, check_head, open_data
 from evals.segmentation.training import train_head
 from sail_encoder.backbones.base import VisionBackbone
 from sail_encoder.backbones.batch import Batch, Prepared
@@ -72,7 +72,7 @@ class Comparison:
         dataset: Labelled images.
         splits: One a seed.
         probes: Names and settings of the probes.
-        heads: Options of the dense head on each backbone, by the name of the backbone; empty for none.
+        heads: What is asked of the dense head on each backbone, by the name of the backbone; empty for none.
         asked: Options of the command.
 
     Raises:
@@ -85,15 +85,14 @@ class Comparison:
         dataset: LabelledImages,
         splits: Sequence[Splits],
         probes: Mapping[str, dict[str, Any]],
-        heads: Mapping[str, TrainOptions],
+        heads: Mapping[str, DenseHeadChoice],
         asked: Mapping[str, Any],
     ) -> None:
         self.out, self.dataset, self.splits, self.probes, self.asked = out, dataset, splits, probes, asked
         self.device: str = asked["device"]
         self.built = check_probes(probes, dataset, splits, self.device)
         self.heads = heads
-        for options in heads.values():
-            source, spec = choose_features(options)
+        for options, source, spec in heads.values():
             check_head(options, [spec.embed_dim] * len(source.layers))
 
     def run(self, wanted: Sequence[FeatureSpec]) -> int:
@@ -103,7 +102,7 @@ class Comparison:
             Exit status: 0 done, 1 where an image could not be read, 130 or 143 where a signal has stopped it.
         """
         write_run(self.out, COMMAND, {"settings": dict(self.asked), "versions": versions()})
-        masks = open_data(next(iter(self.heads.values()))) if self.heads else None
+        masks = open_data(self._head_options) if self.heads else None
         photos = self._read_photos()
         scores, columns = [], []
         for features in wanted:
@@ -121,6 +120,11 @@ class Comparison:
         draw_columns(components, None, photos, columns, self.out / "pca.png")
         print(write_comparison(self.out, scores, self.asked, self._protocol(scores, masks)))
         return int(any(result.left_out for one in scores for result in one.results))
+
+    @property
+    def _head_options(self) -> TrainOptions:
+        """Options of the dense head, the same for all backbones but for the backbone itself."""
+        return next(iter(self.heads.values()))[0]
 
     def _read_photos(self) -> list[Photo]:
         """Images of the test set, evenly spread; those that cannot be read are left out."""
@@ -172,8 +176,7 @@ class Comparison:
     def _train_head(self, one: BackboneScores, masks: Sequence[SegmentationData]) -> tuple[int, float | None]:
         """Exit status and mIoU of the dense head, trained unless it has been."""
         training, validation = masks
-        options = self.heads[one.features.model]
-        source, spec = choose_features(options)
+        options, source, spec = self.heads[one.features.model]
         settings = [
             options.decisive(training),
             one.features.weights,
@@ -190,7 +193,7 @@ class Comparison:
         mode = "features that were extracted once, the same images for all"
         facts = list(describe_probing(self.dataset, self.splits, features, self.built, mode))
         if masks:
-            options = next(iter(self.heads.values()))
+            options = self._head_options
             facts += [
                 ("masks", f"{options.data}, {len(masks[0]):,} for training, {len(masks[1]):,} for mIoU"),
                 (

@@ -1,13 +1,12 @@
 """From the options of `sail compare` to what is asked of each backbone, checked before anything heavy is imported."""
 
-import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from evals.segmentation.options import TrainOptions, choose_features
 from sail_encoder.backbones.registry import choose_backbone, family_of, resolve_features
-from sail_encoder.backbones.spec import FeatureSpec
+from sail_encoder.backbones.spec import BackboneSpec, FeatureSpec
 from sail_encoder.commands.arguments import suggest
 from sail_encoder.io.errors import UserError
 from sail_encoder.io.refusals import check_writable
@@ -18,6 +17,9 @@ COMMAND = "compare"
 
 WARMUP = 20
 """Steps in which the learning rate of a dense head rises; fewer where there are fewer."""
+
+DenseHeadChoice = tuple[TrainOptions, FeatureSpec, BackboneSpec]
+"""Options of a dense head, which features it reads, and of which backbone."""
 
 
 def name_models(models: str, random_weights: str | None) -> dict[str, bool]:
@@ -74,8 +76,8 @@ def resolve_models(named: Mapping[str, bool], asked: Mapping[str, Any]) -> list[
     return [known[name] for name in named]
 
 
-def choose_heads(wanted: Sequence[FeatureSpec], asked: Mapping[str, Any]) -> dict[str, TrainOptions]:
-    """Options of the dense head on each backbone, by the name of the backbone.
+def choose_heads(wanted: Sequence[FeatureSpec], asked: Mapping[str, Any]) -> dict[str, DenseHeadChoice]:
+    """What is asked of the dense head on each backbone, by the name of the backbone.
 
     Args:
         wanted: What is asked of each backbone.
@@ -88,7 +90,5 @@ def choose_heads(wanted: Sequence[FeatureSpec], asked: Mapping[str, Any]) -> dic
     shared = {name: asked[name] for name in (*names, "steps", "batch_size", "learning_rate", "cache_gb", "out")}
     shared |= {"data": asked["masks"], "crop": str(asked["crop"]), "mode": "cached", "overlays": 0}
     shared |= {"cache": str(Path(asked["out"]) / "features"), "warmup": max(0, min(WARMUP, asked["steps"] - 1))}
-    heads = {one.model: TrainOptions(**shared, model=one.model, random_weights=not one.pretrained) for one in wanted}
-    for options in heads.values():
-        choose_features(options)
-    return heads
+    options = [TrainOptions(**shared, model=one.model, random_weights=not one.pretrained) for one in wanted]
+    return {one.model: (one, *choose_features(one)) for one in options}
