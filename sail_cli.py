@@ -116,6 +116,7 @@ COMMANDS = {
     "estimate": Command(
         "sail_encoder.commands.estimate:estimate",
         "Estimates time, FLOPs and disk space for extracting features.",
+        ("source",),
         synonyms={"dtype": "store_dtype"},
     ),
 }

@@ -65,8 +65,7 @@ def resolve_models(named: Mapping[str, bool], asked: Mapping[str, Any]) -> list[
     Raises:
         UserError: If there is no such model, or it has no such layers, tokens or size.
     """
-    fields = {"norm": "norm", "fuse": "fuse", "pool": "pool", "precision": "precision", "dtype": "store_dtype"}
-    given = {field: asked[option] for option, field in fields.items()}
+    given = {name: asked[name] for name in ("norm", "fuse", "pool", "precision", "store_dtype")}
     known = {}
     for name in sorted(named, key=lambda name: not family_of(name).is_light):
         chosen = choose_backbone(random_weights=named[name])

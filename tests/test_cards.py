@@ -50,7 +50,7 @@ def test_the_code_of_a_card_answers(kind, tmp_path, monkeypatch):
 
 
 def test_the_code_of_an_encoder_and_of_a_tower_gives_features(tmp_path, monkeypatch):
-    convert("sail-tiny", str(tmp_path / "encoder"), encoder_only=True, dtype="float32")
+    convert("sail-tiny", str(tmp_path / "encoder"), encoder_only=True, precision="float32")
     patches = run_card(tmp_path / "encoder", monkeypatch)["patches"]
     [expected] = load_backbone("sail-tiny").encode([noise(60, 90)])
     torch.testing.assert_close(patches.flatten(0, -2), expected.grid.flatten(0, 1), rtol=1e-4, atol=1e-4)
@@ -66,7 +66,7 @@ def test_relatives_are_the_same_after_conversion(tmp_path):
         before, after = load_backbone(SOURCES[kind]), load_backbone(str(tmp_path / kind))
         assert after.fingerprint(after.num_layers - 1) == before.fingerprint(before.num_layers - 1)
     assert AutoModel.from_pretrained(tmp_path / "tower").config.model_type == "sailvit"
-    convert(SOURCES["tower"], str(tmp_path / "half"), dtype="bfloat16")
+    convert(SOURCES["tower"], str(tmp_path / "half"), precision="bfloat16")
     assert AutoModel.from_pretrained(tmp_path / "half").dtype == torch.bfloat16
 
 

@@ -26,7 +26,7 @@ def compare(
     pool: VectorPooling = "mean",
     resize: str = "auto",
     max_tokens: int | None = None,
-    dtype: Literal["float16", "float32"] = "float16",
+    store_dtype: Literal["float16", "float32"] = "float16",
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     device: str = "auto",
     labels: str | None = None,
@@ -71,7 +71,7 @@ def compare(
         resize: Each model's own rule (auto), or one for all: native, short512 (the shorter side), a side such as 224,
             or 448x672.
         max_tokens: Patches per image at most under the native rule.
-        dtype: Type in which features are stored.
+        store_dtype: Type in which features are stored.
         precision: Precision of the backbones; auto is bfloat16 on a GPU and float32 on a CPU.
         device: auto (a GPU where there is one), cpu, cuda:1, ...
         labels: For ImageNet its devkit or a list of synsets.

@@ -81,7 +81,7 @@ def convert(
     ids = {name: value for name, value in given.items() if value is not None}
     if kind := kind_of_relative(model):
         return _convert_relative(
-            kind, model, folder, dtype, max_shard_size, ids, encoder_only=encoder_only, layers=layers
+            kind, model, folder, precision, max_shard_size, ids, encoder_only=encoder_only, layers=layers
         )
     _check_layers(layers, encoder_only, describe_sail(model).num_layers)
     announce(model)
@@ -103,7 +103,7 @@ def convert(
 
 
 def _convert_relative(
-    kind: str, model: str, folder: Path, dtype: str, max_shard_size: str, ids: dict[str, int], **of_sail: Any
+    kind: str, model: str, folder: Path, precision: str, max_shard_size: str, ids: dict[str, int], **of_sail: Any
 ) -> int:
     """Writes a relative of SAIL, which is held in memory as a whole."""
     foreign = [name for name, value in of_sail.items() if value]
@@ -112,7 +112,7 @@ def _convert_relative(
         raise UserError(f"--{foreign[0]} has no effect on {model}, which is no SAIL; leave it out")
     announce(model)
     with _new_folder(folder) as unfinished:
-        card = save_relative(kind, model, unfinished, dtype, max_shard_size, **ids)
+        card = save_relative(kind, model, unfinished, precision, max_shard_size, **ids)
         cards.write_card(card, model, find_checkpoint(hub_name(model)), unfinished, folder.name)
     print(f"wrote {folder}; {folder / cards.CARD} shows how to use it")
     return 0

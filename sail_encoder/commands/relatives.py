@@ -56,14 +56,14 @@ def _has_weights(folder: Path) -> bool:
     return any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
 
 
-def save_relative(kind: str, model: str, out: Path, dtype: str, max_shard_size: str, **ids: int) -> CardKind:
+def save_relative(kind: str, model: str, out: Path, precision: str, max_shard_size: str, **ids: int) -> CardKind:
     """Writes a relative in the format of transformers, with its processor where it has a tokenizer.
 
     Args:
         kind: See `kind_of_relative`.
         model: Its name or folder.
         out: Where to write.
-        dtype: Precision of the weights, `stored` for that of the files.
+        precision: Precision of the weights, `stored` for that of the files.
         max_shard_size: Size of a weight file at most.
         ids: Token ids in place of those of its tokenizer.
 
@@ -75,7 +75,9 @@ def save_relative(kind: str, model: str, out: Path, dtype: str, max_shard_size: 
     """
     folder = find_checkpoint(hub_name(model))
     name = kind if kind != TOWER else _tower_of(folder)
-    loaded = _import(_CLASSES[name]).from_pretrained(folder, dtype="auto" if dtype == "stored" else dtype, **ids)
+    loaded = _import(_CLASSES[name]).from_pretrained(
+        folder, dtype="auto" if precision == "stored" else precision, **ids
+    )
     loaded.save_pretrained(out, max_shard_size=max_shard_size)
     if kind == TOWER:
         return cards.TOWER
