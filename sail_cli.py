@@ -37,12 +37,14 @@ class Command:
         summary: The first line of its docstring.
         positional: Arguments that are given without a flag; a list takes all that follow.
         synonyms: Spellings of 0.1.0, and the names that the options have now.
+        presets: Folder of shipped configuration files; one that is named like the first argument is read.
     """
 
     function: str
     summary: str
     positional: tuple[str, ...] = ()
     synonyms: Mapping[str, str] = field(default_factory=dict)
+    presets: str = ""
 
 
 COMMANDS = {
@@ -63,6 +65,12 @@ COMMANDS = {
         "Probes every layer, from one pass over the images, and names the best.",
         ("data",),
     ),
+    "compare": Command(
+        "evals.commands.compare:compare",
+        "Compares backbones on the same images: probes, a dense head, speed and pictures.",
+        ("data",),
+        presets="compare",
+    ),
     "chat": Command("sail_encoder.commands.chat:chat", "Answers questions about images.", ("image", "prompt")),
     "segment train": Command(
         "evals.commands.segment_train:train",
@@ -81,7 +89,7 @@ COMMANDS = {
     "info": Command("sail_encoder.commands.info:info", "Describes a checkpoint.", ("model",)),
     "convert": Command(
         "sail_encoder.commands.convert:convert",
-        "Writes a SAIL checkpoint in the native format.",
+        "Writes a published checkpoint in the format of transformers' Auto classes.",
         ("model", "out"),
         {"dtype": "precision"},
     ),
@@ -108,6 +116,7 @@ COMMANDS = {
     "estimate": Command(
         "sail_encoder.commands.estimate:estimate",
         "Estimates time, FLOPs and disk space for extracting features.",
+        ("source",),
         synonyms={"dtype": "store_dtype"},
     ),
 }
@@ -144,7 +153,7 @@ def _run(name: str, arguments: list[str]) -> int:
     function: Callable[..., int] = getattr(importlib.import_module(module), function_name)
     if {"-h", "--help"} & set(arguments):
         _build_parser(name, function, command).parse_args(["--help"])
-    reader = ArgumentReader(function, command.positional, command.synonyms)
+    reader = ArgumentReader(function, command.positional, command.synonyms, command.presets)
     try:
         values = reader.read(arguments)
     except UserError as error:

@@ -123,7 +123,12 @@ def open_features(folder: str, fuse: str, pool: str) -> ImageFeatures:
 
 
 def extract_features(
-    dataset: LabelledImages, wanted: FeatureSpec, device: str, cache: Path, grids: bool
+    dataset: LabelledImages,
+    wanted: FeatureSpec,
+    device: str,
+    cache: Path,
+    grids: bool,
+    backbone: "VisionBackbone | None" = None,
 ) -> ImageFeatures:
     """Extracts what the cache does not hold.
 
@@ -136,6 +141,7 @@ def extract_features(
         device: Where the backbone runs.
         cache: Folder of all caches.
         grids: Whether patches are needed, or only vectors.
+        backbone: The backbone where it is loaded already.
 
     Raises:
         StoreError: If the disk cannot hold them.
@@ -143,7 +149,7 @@ def extract_features(
     """
     precision = str(choose_dtype(wanted.precision, choose_device(device))).removeprefix("torch.")
     wanted = replace(wanted, precision=precision)
-    backbone = load_for(wanted, device)
+    backbone = backbone or load_for(wanted, device)
     wanted = replace(wanted, weights=backbone.fingerprint(wanted.depth - 1))
     needs_token = wanted.pool in NEED_CLASS_TOKEN
     vectors = None

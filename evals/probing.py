@@ -15,7 +15,7 @@ from evals.datasets.splits import Splits
 from evals.errors import DatasetError
 from evals.features import ImageFeatures, slug
 from evals.metrics import PRIMARY, measure
-from evals.results import LayerResult, Result, ResultLog, make_result
+from evals.results import LayerResult, Result, ResultLog, is_at_edge, make_result
 from evals.saved_heads import holds_head_of, save_with_result
 from heads.contract import HeadError
 from heads.probe import OF_THE_MACHINE, Probe
@@ -171,7 +171,9 @@ def probe_layer(probe: Probe, layer: int, train: Samples, val: Samples, test: Sa
     metrics = measure(probe, probe.scores(test[0]), test[1])
     primary = PRIMARY[probe.targets_.kind]
     validation = max(candidate.quality for candidate in probe.path_ if candidate.quality is not None)
-    return LayerResult(layer, probe.kind, primary, float(validation), float(metrics[primary]), float(probe.chosen_))
+    at_edge = is_at_edge(probe.chosen_, [candidate.value for candidate in probe.path_])
+    value, chosen = float(metrics[primary]), float(probe.chosen_)
+    return LayerResult(layer, probe.kind, primary, float(validation), value, chosen, at_edge)
 
 
 class ProbeRun:

@@ -1,155 +1,133 @@
-"""Tables of results: JSON, CSV and Markdown."""
+"""Reports that can be pasted: tables in Markdown and in LaTeX, and below them how their numbers were made.
+
+The protocol is a list of facts, each a name and a text: data and split sizes, model and fingerprint, layers, pooling,
+pixels, mode, steps, learning rate, seeds, versions and date.
+"""
 
 import csv
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, fields
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
-from evals.layers import LayerFeatures
-from evals.results import LayerResult, Result, best_layers
-from sail_encoder.io.files import replacing, write_json
+from sail_encoder.backbones.spec import FeatureSpec
+from sail_encoder.io.files import replacing
+from sail_encoder.io.versions import versions
 
-PERCENT = {"top1", "top5", "mean_per_class", "f1", "f1_micro", "mAP", "exact"}
-"""Metrics that are shares, and printed in percent."""
+RESULTS = "results"
+"""Name of the files of a report, without their suffix."""
 
-Groups = dict[tuple[str, str], list[Result]]
-"""Results by features and probe, one a seed."""
+EDGE = "*"
+"""Mark behind a number whose hyper-parameter was chosen at the edge of its grid."""
+
+EDGE_NOTE = f"{EDGE} chosen at the edge of its grid, so that a better value may lie beyond it"
+
+Facts = Sequence[tuple[str, str]]
+"""Names and texts of a protocol, in order."""
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+}
 
 
-def write_report(out: Path, results: Sequence[Result], settings: dict[str, Any]) -> str:
-    """Writes results.json, results.csv and results.md.
+@dataclass(frozen=True)
+class Table:
+    """Cells of text under a header.
+
+    Attributes:
+        header: Names of the columns.
+        rows: A cell per column.
+    """
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def markdown(self) -> str:
+        """Markdown whose columns line up, the first on the left and the others on the right."""
+        cells = [[cell.replace("|", "\\|") for cell in row] for row in (self.header, *self.rows)]
+        widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
+        rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+        lines = (
+            [cell.rjust(width) if column else cell.ljust(width) for column, (cell, width) in enumerate(pairs)]
+            for pairs in (zip(row, widths, strict=True) for row in (cells[0], rule, *cells[1:]))
+        )
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+    def latex(self) -> str:
+        """A `tabular` with the rules of the package booktabs."""
+        head, *body = (" & ".join(map(escape_latex, row)) + r" \\" for row in (self.header, *self.rows))
+        columns = "l" + "r" * (len(self.header) - 1)
+        lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule"]
+        return "\n".join([*lines, r"\end{tabular}"])
+
+
+def escape_latex(words: str) -> str:
+    """Text as LaTeX prints it."""
+    return re.sub(r"[\\~^±&%$#_{}]", lambda sign: _LATEX[sign[0]], words)
+
+
+def write_tables(out: Path, tables: Sequence[Table], facts: Facts, latex: bool) -> None:
+    """Writes results.md, and results.tex beside it.
 
     Args:
         out: Folder of the run.
-        results: Results of all features, probes and seeds.
-        settings: What the run was asked for.
-
-    Returns:
-        A table of the metric that counts, features by probes, in Markdown.
+        tables: The tables, the one that counts first.
+        facts: How their numbers were made; versions and date are added.
+        latex: Whether to write results.tex too.
     """
-    groups = group(results)
-    table = summary_table(groups)
-    content = {"settings": settings, "results": [asdict(result) for result in results]}
-    write_json(out / "results.json", content)
-    write_csv(out / "results.csv", _csv_rows(results))
-    with replacing(out / "results.md") as path:
-        path.write_text(f"{table}\n\n{detail_table(groups)}\n", encoding="utf-8")
-    return table
+    marked = any(EDGE in cell for table in tables for row in table.rows for cell in row)
+    notes = [EDGE_NOTE] if marked else []
+    facts = [*facts, *_machine_facts()]
+    lines = "\n".join(f"- {name}: {text}" for name, text in facts)
+    markdown = [table.markdown() for table in tables]
+    _write(out / f"{RESULTS}.md", [*markdown, *(note.replace(EDGE, f"\\{EDGE}") for note in notes), lines])
+    if latex:
+        comments = "\n".join(f"% {line}" for line in (*(f"{name}: {text}" for name, text in facts), *notes))
+        _write(out / f"{RESULTS}.tex", [comments, *(table.latex() for table in tables)])
 
 
-def write_sweep(out: Path, layers: LayerFeatures, results: Sequence[LayerResult], settings: dict[str, Any]) -> str:
-    """Writes sweep.json, sweep.csv and sweep.md.
-
-    Args:
-        out: Folder of the run.
-        layers: Features of the layers.
-        results: One for each layer and probe.
-        settings: What the run was asked for.
-
-    Returns:
-        A table by layer, in Markdown, followed by a line that names the best layers.
-    """
-    best = best_layers(results)
-    table = sweep_table(layers, results)
-    lines = "; ".join(f"{name} {one.layer} ({_format(one.value, one.primary)})" for name, one in best.items())
-    text = f"{table}\n\nbest layer on the validation set (test result): {lines}"
-    norms = {"mean": layers.mean_norms.tolist(), "max": layers.max_norms.tolist()}
-    content = {
-        "settings": settings,
-        "best_layer": {name: one.layer for name, one in best.items()},
-        "token_norms": norms,
-        "results": [asdict(result) for result in results],
-    }
-    write_json(out / "sweep.json", content)
-    header = [field.name for field in fields(LayerResult)]
-    write_csv(out / "sweep.csv", [header, *([*asdict(result).values()] for result in results)])
-    with replacing(out / "sweep.md") as path:
-        path.write_text(f"{text}\n", encoding="utf-8")
-    return text
-
-
-def sweep_table(layers: LayerFeatures, results: Sequence[LayerResult]) -> str:
-    """The metric that counts by layer and probe, beside the lengths of the tokens' states."""
-    probes = list(dict.fromkeys(result.probe for result in results))
-    values = {(one.layer, one.probe): _format(one.value, one.primary) for one in results}
-    rows = [
-        [str(layer), *(values[layer, probe] for probe in probes), f"{mean_norm:.4g}", f"{max_norm:.4g}"]
-        for layer, (mean_norm, max_norm) in enumerate(zip(layers.mean_norms, layers.max_norms, strict=True))
-    ]
-    primary = _unit(results[0].primary)
-    return markdown(["layer", *(f"{probe} {primary}" for probe in probes), "mean norm", "largest norm"], rows)
-
-
-def group(results: Iterable[Result]) -> Groups:
-    """Brings the seeds of each features and probe together."""
-    groups: Groups = {}
-    for result in results:
-        groups.setdefault((result.features, result.probe), []).append(result)
-    return groups
-
-
-def summary_table(groups: Groups) -> str:
-    """The metric that counts, a row for each features and a column for each probe."""
-    probes = list(dict.fromkeys(probe for _, probe in groups))
-    rows = []
-    for features in dict.fromkeys(features for features, _ in groups):
-        cells = [groups.get((features, probe), []) for probe in probes]
-        rows.append([features, *(_cell(found, found[0].primary) if found else "" for found in cells)])
-    primary = next(iter(groups.values()))[0].primary
-    return markdown([_unit(primary), *probes], rows)
-
-
-def detail_table(groups: Groups) -> str:
-    """All metrics, a row for each features and probe, with the hyper-parameters that were chosen."""
-    metrics = list(dict.fromkeys(name for found in groups.values() for one in found for name in one.metrics))
-    rows = []
-    for (features, probe), found in groups.items():
-        chosen = ", ".join(dict.fromkeys(f"{result.parameter} {result.chosen:.3g}" for result in found))
-        cells = [_cell(found, metric) if metric in found[0].metrics else "" for metric in metrics]
-        rows.append([features, probe, chosen, *cells, f"{mean(result.seconds for result in found):.1f}"])
-    return markdown(["features", "probe", "chosen", *map(_unit, metrics), "seconds"], rows)
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose columns line up, the first on the left and the others on the right."""
-    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
-    rules = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    lines = [
-        [
-            cell.ljust(width) if not column else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        for row in (header, rules, *rows)
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _unit(metric: str) -> str:
-    return f"{metric} %" if metric in PERCENT else metric
-
-
-def _cell(results: Sequence[Result], metric: str) -> str:
-    """The mean, and the standard deviation where there are several seeds."""
-    values = [result.metrics[metric] for result in results]
-    spread = f" ± {_format(stdev(values), metric)}" if len(values) > 1 else ""
-    return f"{_format(mean(values), metric)}{spread}"
-
-
-def _format(value: float, metric: str) -> str:
-    return f"{100 * value:.1f}" if metric in PERCENT else f"{value:.3f}"
-
-
-def _csv_rows(results: Sequence[Result]) -> Iterator[list[Any]]:
-    metrics = list(dict.fromkeys(name for result in results for name in result.metrics))
-    yield ["features", "probe", "seed", "parameter", "chosen", *metrics, "seconds"]
-    for one in results:
-        values = [one.metrics.get(metric, "") for metric in metrics]
-        yield [one.features, one.probe, one.seed, one.parameter, one.chosen, *values, one.seconds]
+def _write(path: Path, parts: Iterable[str]) -> None:
+    with replacing(path) as unfinished:
+        unfinished.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
 def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
     """Writes a CSV file."""
     with replacing(path) as unfinished, unfinished.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows(rows)
+
+
+def describe_features(features: FeatureSpec) -> str:
+    """Model, fingerprint of its weights, layers, pooling, pixels and precision of features, in words."""
+    layers = ", ".join(map(str, features.layers))
+    options = [f"{name} {value}" for name, value in sorted(features.options.items())]
+    stored = "" if features.store_dtype == features.precision else f", stored as {features.store_dtype}"
+    words = [
+        features.title,
+        f"weights {features.weights}" if features.weights else "weights unknown",
+        *options,
+        f"layers {layers}" + (" after the final norm" if features.norm else ", no final norm"),
+        f"pooling {features.pool}",
+        describe_pixels(features),
+        f"precision {features.precision}{stored}",
+    ]
+    return "; ".join(words)
+
+
+def describe_pixels(features: FeatureSpec) -> str:
+    """The size at which images are seen, in words."""
+    size = features.size
+    limit = f", at most {size.max_tokens:,} patches" if size.fixed is None and size.tile is None else ""
+    return f"pixels {size}{limit}"
+
+
+def _machine_facts() -> Facts:
+    """The versions that were used, and the date."""
+    used = ", ".join(f"{name} {version}" for name, version in versions().items() if version is not None)
+    return [("versions", used), ("date", date.today().isoformat())]

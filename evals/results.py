@@ -48,6 +48,11 @@ class Result:
     left_out: int = 0
     seconds: float = 0.0
 
+    @property
+    def at_edge(self) -> bool:
+        """Whether the value that was chosen is the lowest or the highest that was tried."""
+        return is_at_edge(self.chosen, [value for value, _ in self.path])
+
     @classmethod
     def of(cls, fields: dict[str, Any]) -> "Result":
         """From what JSON has made of it.
@@ -70,6 +75,7 @@ class LayerResult:
         validation: Quality on the validation set, by which the layer is chosen.
         value: The metric that counts, on the test set.
         chosen: The hyper-parameter that was chosen.
+        at_edge: Whether it is the lowest or the highest that was tried.
     """
 
     layer: int
@@ -78,6 +84,12 @@ class LayerResult:
     validation: float
     value: float
     chosen: float
+    at_edge: bool = False
+
+
+def is_at_edge(chosen: float, tried: Sequence[float]) -> bool:
+    """Whether a value is the lowest or the highest of a grid of several."""
+    return len(set(tried)) > 1 and chosen in (min(tried), max(tried))
 
 
 def make_result(probe: Probe, title: str, seed: int, scores: Array, truth: Array, started: float) -> Result:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -15,8 +16,21 @@ from sail_encoder.commands.demo import demo
 from sail_encoder.commands.doctor import doctor
 from sail_encoder.commands.estimate import estimate
 from sail_encoder.commands.info import info
+from sail_encoder.images.decoding import read_image
 from sail_encoder.io.files import format_bytes
 from sail_encoder.store.reading import FeatureFolder
+
+
+class SlowReader:
+    """Reads images, each in so many seconds more."""
+
+    def __init__(self, seconds):
+        self.seconds, self.count = seconds, 0
+
+    def __call__(self, image):
+        time.sleep(self.seconds)
+        self.count += 1
+        return read_image(image)
 
 
 def lines(capsys):
@@ -58,7 +72,51 @@ def test_estimate(capsys):
     assert out["disk"].startswith(f"{1000 * 150 * 256 * 2 * 2 / 1e6:,.1f} MB")
     assert "measured on cpu" in out["time"]
     assert estimate("sail-tiny", device="H100", pool="mean") == 0
-    assert "60% of the data sheet's 989" in capsys.readouterr().out
+    out = lines(capsys)
+    assert "60% of the data sheet's 989" in out["time"]
+    assert out["reading"].startswith("reading and decoding are not counted; name images")
+    assert "in" not in out
+
+
+def test_estimate_counts_reading_of_images_that_are_named(tmp_path, capsys, monkeypatch):
+    for index in range(40):
+        Image.fromarray(noise(140, 210, index)).save(tmp_path / f"{index}.png")
+    command = ["estimate", str(tmp_path), "--device", "h100", "--resize", "native", "--readers", "2"]
+    monkeypatch.setattr("sail_encoder.commands.estimate.read_image", slow := SlowReader(0.02))
+    assert main(command) == 0
+    out = lines(capsys)
+    assert out["grid"].startswith("150 patches of 14 px per image, of 40 that were looked at")
+    assert slow.count == 16, "a few are enough"
+    seconds = float(out["reading"].split()[0])
+    # At least 20 ms each, in two threads.
+    assert 0.4 <= seconds < 4
+    assert "in 2 threads" in out["reading"]
+    assert "measured on 16" in out["reading"]
+    assert out["in"].startswith(
+        f"all      {out['reading'].split(' in ')[0]}: images are read while others are computed"
+    )
+    assert "reading is slower" in out["in"]
+    assert float(out["speed"].split()[0]) == pytest.approx(40 / seconds, rel=0.3)
+    assert main([*command, "--images", "4000"]) == 0
+    assert float(lines(capsys)["reading"].split()[0]) > 20 * seconds / 60
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--size", "448"], "--size 448 has no effect with images, which have sizes of their own"),
+        (["--readers", "0"], "--readers cannot be 0"),
+    ],
+)
+def test_estimate_refuses_what_nothing_would_read(options, message, tmp_path, capsys):
+    Image.fromarray(noise(20, 20)).save(tmp_path / "0.png")
+    assert main(["estimate", str(tmp_path), "--device", "h100", *options]) == 2
+    assert message in capsys.readouterr().err
+    assert main(["estimate", "--device", "h100", "--readers", "2"]) == 2
+    assert "--readers 2 has no effect without images" in capsys.readouterr().err
+    (tmp_path / "0.png").write_bytes(b"none")
+    assert main(["estimate", str(tmp_path), "--device", "h100"]) == 2
+    assert "none of the 1 images that were tried can be read, such as 0.png" in capsys.readouterr().err
 
 
 def test_sizes_for_people():

@@ -1,7 +1,8 @@
 """`sail probe`: what features know, measured by heads that are fitted on them."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,6 +26,7 @@ from sail_encoder.io.refusals import check_writable
 
 if TYPE_CHECKING:
     from evals.probing import ChooseOn, ProbeRun
+    from evals.report import Facts
     from evals.results import Result
     from heads.probe import Probe
 
@@ -61,6 +63,7 @@ def probe(
     test_resize: int | None = None,
     workers: int | None = None,
     plots: bool = True,
+    latex: bool = False,
 ) -> int:
     """Fits probes on features of labelled images, and reports what they reach.
 
@@ -109,6 +112,7 @@ def probe(
             --online; by default 256/224 of the crop, which is 256.
         workers: Processes that read images for each GPU, only with --online; 8 by default, 0 for none.
         plots: Whether to draw hyper-parameter paths and confusion matrices.
+        latex: Whether to write the tables as results.tex too.
 
     Returns:
         Exit status: 0 done, 1 done although some images could not be read, 130 or 143 stopped by a signal.
@@ -134,6 +138,7 @@ def probe(
     else:
         wanted = features.spec
     announce("torch" if stored else model)
+    from evals.probe_report import describe_probing
     from evals.probing import ProbeRun, check_probes
     from evals.results import ResultLog
 
@@ -141,15 +146,19 @@ def probe(
     _check_use(built, online, features)
     if online:
         crops = CropOptions.of(crop, workers, test_resize)
-        results = _train_online(folder, dataset, wanted, device, crops, choose_on, chosen, splits)
+        results, seen = _train_online(folder, dataset, wanted, device, crops, choose_on, chosen, splits)
+        mode = f"online, augmented crops of {crops.side} pixels, tested at {crops.test_resize} before the center crop"
     else:
         compared = with_baselines(wanted) if baselines or (baselines is None and data in MADE) else [wanted]
         sources = [features] if features else _extract(dataset, compared, device, folder / "features", built)
         with ResultLog(folder) as log:
             run = ProbeRun(log, folder, dataset, choose_on, device)
-            results = [result for source in sources for result in _run_probes(run, chosen, source, splits)]
+            results, seen = _run_all(run, chosen, sources, splits)
+        mode = f"features that were extracted once{f', from {data}' if stored else ''}"
+    if len(wanted.layers) > 1:
+        mode += f", {len(wanted.layers)} layers joined by {fuse}"
     if results:
-        _report(folder, results, asked)
+        _report(folder, results, asked, describe_probing(dataset, splits, seen, built, mode, choose_on))
     return int(any(result.left_out for result in results))
 
 
@@ -180,6 +189,17 @@ def _extract(
         yield extract_features(dataset, features, device, cache, grids)
 
 
+def _run_all(
+    run: "ProbeRun", probes: dict[str, dict[str, Any]], sources: Iterable[ImageFeatures], splits: list[Splits]
+) -> "tuple[list[Result], list[FeatureSpec]]":
+    """All probes on all features, and what these are."""
+    results, seen = [], []
+    for source in sources:
+        seen.append(source.spec)
+        results += _run_probes(run, probes, source, splits)
+    return results, seen
+
+
 def _run_probes(
     run: "ProbeRun", probes: dict[str, dict[str, Any]], features: ImageFeatures, splits: list[Splits]
 ) -> "list[Result]":
@@ -204,7 +224,7 @@ def _train_online(
     choose_on: "ChooseOn",
     probes: dict[str, dict[str, Any]],
     splits: list[Splits],
-) -> "list[Result]":
+) -> "tuple[list[Result], list[FeatureSpec]]":
     """Trains with the backbone in the loop; all processes take part, and only the first one has results to report."""
     from evals.online import OnlineRun
     from heads.processes import Processes
@@ -212,23 +232,24 @@ def _train_online(
     with Processes.join() as processes, OnlineRun(out, dataset, features, device, crops, choose_on, processes) as run:
         results = [run.run(name, probes[name], one, seed) for name in probes for seed, one in enumerate(splits)]
     if processes.rank:
-        return []
+        return [], []
     left_out = max(result.left_out for result in results)
     if left_out:
         _tell_left_out(left_out)
-    return results
+    precision = str(run.backbone.dtype).removeprefix("torch.")
+    return results, [replace(run.features, precision=precision, store_dtype=precision)]
 
 
 def _tell_left_out(count: int, why: str = "") -> None:
     print(f"{count:,} images could not be read and were left out{why}", file=sys.stderr)
 
 
-def _report(out: Path, results: "list[Result]", asked: dict[str, Any]) -> None:
+def _report(out: Path, results: "list[Result]", asked: dict[str, Any], facts: "Facts") -> None:
     """Writes everything, and prints the table that counts."""
     from evals.plots import can_plot, plot_results
-    from evals.report import write_report
+    from evals.probe_report import write_report
 
-    print(write_report(out, results, asked))
+    print(write_report(out, results, asked, facts, asked["latex"]))
     if asked["plots"] and can_plot():
         plot_results(out, results)
     print(f"all metrics are in {out / 'results.md'}", file=sys.stderr)

@@ -13,7 +13,7 @@ from heads.contract import SavedHead
 from heads.dense.registry import describe_dense_head, load_dense_head
 from sail_encoder.backbones.registry import announce
 from sail_encoder.io.errors import UserError
-from sail_encoder.io.runs import write_run
+from sail_encoder.io.runs import read_run, write_run
 from sail_encoder.io.versions import versions
 
 
@@ -34,6 +34,7 @@ def evaluate(
     flip: bool = False,
     overlays: int = 8,
     label_maps: bool = False,
+    latex: bool = False,
     device: str = "auto",
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     check: bool = True,
@@ -46,7 +47,7 @@ def evaluate(
     Args:
         data: Folder of the data set.
         head: Folder that sail segment train has written.
-        out: Folder for results.json, overlays and label maps; without it the table is only printed.
+        out: Folder for results.json, results.md, overlays and label maps; without it the table is only printed.
         split: Which part of the data set.
         layout: How the data set is laid out; folder is images/train with masks/train, and the same for val. As in
             training by default.
@@ -63,6 +64,7 @@ def evaluate(
         flip: Whether to look at mirrored images too.
         overlays: With --out, images to draw beside mask and prediction.
         label_maps: With --out, whether to write an index PNG of every image.
+        latex: With --out, whether to write the tables as results.tex too.
         device: auto, cpu, cuda, cuda:1 or mps.
         precision: Precision of the backbone; auto is bfloat16 on a GPU and float32 on a CPU.
         check: Whether to look through all masks first.
@@ -91,7 +93,9 @@ def evaluate(
         write_run(folder, EVAL, {"settings": {"head": str(head), "data": data}, "versions": versions()})
     with Gallery(dataset, folder, overlays, label_maps) as keep:
         scores = score(segmenter, inference, dataset, keep)
-    print(write_report(folder, scores, trained, inference, len(dataset)))
+    training = read_run(Path(head)) or {"settings": {}}
+    name = f"{data}, {split}"
+    print(write_report(folder, scores, trained, inference, len(dataset), name, training["settings"], latex))
     return 0
 
 

@@ -1,6 +1,6 @@
 """`sail segment train`: a dense head on a frozen backbone, and its scores."""
 
-from evals.segmentation.folders import TRAIN, check_owner, check_run, claim
+from evals.segmentation.folders import TRAIN, check_owner
 from evals.segmentation.options import TrainOptions, check_head, choose_features, open_data
 from evals.segmentation.sources import SCENES
 from sail_encoder.backbones.registry import announce
@@ -25,20 +25,10 @@ def train(options: TrainOptions) -> int:
     announce(options.model)
     check_head(options, [spec.embed_dim] * len(source.layers))
     training_data, validation_data = data or open_data(options)
-    settings = options.decisive(training_data)
-    if not options.overwrite:
-        check_run(options.folder, settings)
-    from evals.segmentation.batches import check_budget
-    from evals.segmentation.training import Run, build_batches, build_segmenter
+    from evals.segmentation.training import train_head
 
-    if options.mode == "cached":
-        check_budget(training_data.samples, spec, source, options.cache_gb)
-    segmenter, trained = build_segmenter(options, source, training_data)
-    settings = {**settings, "weights": trained.source.weights}
-    claim(options.folder, settings, options.overwrite)
-    run = Run(options, segmenter, trained, validation_data)
-    status = run.learn(build_batches(options, segmenter, training_data), settings, len(training_data))
+    status, table = train_head(options, source, spec, training_data, validation_data)
     if status:
         return status
-    print(run.finish())
+    print(table)
     return 0

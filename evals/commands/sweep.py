@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,6 +18,7 @@ from sail_encoder.io.refusals import check_writable
 
 if TYPE_CHECKING:
     from evals.layers import LayerFeatures
+    from evals.report import Facts
     from evals.results import LayerResult
 
 
@@ -50,6 +52,7 @@ def sweep(
     val_share: float = 0.1,
     test_share: float = 0.2,
     plots: bool = True,
+    latex: bool = False,
 ) -> int:
     """Probes every layer, from one pass over the images, and names the best.
 
@@ -58,7 +61,7 @@ def sweep(
 
     Args:
         data: digits, scenes, a folder, a table, shards, ...; as in sail probe.
-        out: Folder for sweep.json, sweep.csv, sweep.md and plots.
+        out: Folder for sweep.json, sweep.csv, results.md and plots.
         model: sail-tiny, a folder, a Hub name such as ByteDance-Seed/SAIL-7B, timm/NAME, or hf/NAME.
         weights: For a timm model, a file or folder of weights in place of its published ones.
         random_weights: Whether to leave the weights random; they are the same every time.
@@ -80,6 +83,7 @@ def sweep(
         val_share: Share of the training set to choose the layer and hyper-parameters on, where the data has none.
         test_share: Share to test on, where the data has no test set.
         plots: Whether to draw accuracy and norms by layer.
+        latex: Whether to write the table as results.tex too.
 
     Returns:
         Exit status: 0 done, 1 done although some images could not be read.
@@ -99,13 +103,23 @@ def sweep(
     _, features = resolve_features(model, "all", resize, max_tokens, **asked_of_features)
     announce(model)
     from evals.layers import pool_layers
+    from evals.probe_report import describe_probing
     from evals.probing import check_probes
 
-    if any(probe.takes == "grids" for probe in check_probes(chosen, dataset, [splits], device)):
+    built = check_probes(chosen, dataset, [splits], device)
+    if any(probe.takes == "grids" for probe in built):
         raise DatasetError("a sweep pools the patches, so it has no probes of grids; use ridge, logistic, knn, linear")
-    layers = pool_layers(load_for(features, device), dataset.images.images, features)
+    backbone = load_for(features, device)
+    features = replace(
+        features,
+        weights=backbone.fingerprint(features.depth - 1),
+        precision=str(backbone.dtype).removeprefix("torch."),
+        store_dtype="float32",
+    )
+    layers = pool_layers(backbone, dataset.images.images, features)
     results = list(_probe_layers(chosen, layers, dataset, splits, device))
-    _report(Path(out), layers, results, asked)
+    facts = describe_probing(dataset, [splits], [features], built, "all layers in one pass, each probed alone")
+    _report(Path(out), layers, results, asked, facts)
     missing = len(dataset.images.images) - len(layers.keys)
     if missing:
         print(f"{missing:,} images could not be read and were left out", file=sys.stderr)
@@ -134,12 +148,14 @@ def _probe_layers(
         yield probe_layer(probe, layer, *samples)
 
 
-def _report(out: Path, layers: "LayerFeatures", results: "Sequence[LayerResult]", settings: dict[str, Any]) -> None:
+def _report(
+    out: Path, layers: "LayerFeatures", results: "Sequence[LayerResult]", settings: dict[str, Any], facts: "Facts"
+) -> None:
     """Writes everything, prints the table, and names the best layers."""
     from evals.plots import can_plot, plot_layers, save
-    from evals.report import write_sweep
+    from evals.probe_report import write_sweep
 
-    print(write_sweep(out, layers, results, settings))
+    print(write_sweep(out, layers, results, settings, facts, settings["latex"]))
     if settings["plots"] and can_plot():
         names = list(dict.fromkeys(result.probe for result in results))
         series = {name: [result.value for result in results if result.probe == name] for name in names}

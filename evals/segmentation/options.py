@@ -35,7 +35,7 @@ _SHOWN = 10
 
 _HOW_IT_RUNS = {
     *("out", "device", "cache", "cache_gb", "check", "overwrite", "weights"),
-    *("validate_every", "save_every", "log_every", "overlays"),
+    *("validate_every", "save_every", "log_every", "overlays", "latex"),
 }
 """Options that do not change the head that comes out, and the file of weights, of which the fingerprint tells more."""
 
@@ -47,7 +47,7 @@ class TrainOptions:
     Attributes:
         data: Folder of the data set; or scenes for drawn scenes of one thing each, in the layout of ADE20K, and
             scenes-several for scenes of one to four.
-        out: Folder for the head, checkpoint, log, curves, results.json and overlays.
+        out: Folder for the head, checkpoint, log, curves, results.json, results.md and overlays.
         model: sail-tiny, a folder, a Hub name such as ByteDance-Seed/SAIL-7B, timm/NAME, hf/NAME, or raw/14 for raw
             patches.
         weights: For a timm model, a file or folder of weights in place of its published ones.
@@ -96,6 +96,7 @@ class TrainOptions:
         save_every: Steps between checkpoints; 0 writes one only at the end.
         log_every: Steps between lines of the log; 0 writes one only at the end.
         overlays: Validation images to draw beside mask and prediction.
+        latex: Whether to write the tables as results.tex too.
         seed: Decides everything that is random.
         device: auto, cpu, cuda, cuda:1 or mps.
         precision: Precision of the backbone; auto is bfloat16 on a GPU and float32 on a CPU. Heads use float32.
@@ -148,6 +149,7 @@ class TrainOptions:
     save_every: int = 100
     log_every: int = 20
     overlays: int = 8
+    latex: bool = False
     seed: int = 0
     device: str = "auto"
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

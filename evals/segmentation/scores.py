@@ -1,9 +1,9 @@
 """Scores of label maps: intersection over union and accuracy, by class and on average."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from evals.plots import plot_iou, save
+from evals.report import Table, describe_features, write_tables
 from evals.segmentation.data import SegmentationData
 from evals.segmentation.folders import IOU, LABELS, OVERLAYS, PICTURES, RESULTS, as_picture
 from evals.segmentation.predictions import save_comparison, save_labels
@@ -27,7 +28,6 @@ from sail_encoder.io.json_lines import LineLog
 from sail_encoder.io.threads import BackgroundWriter, map_ahead
 
 if TYPE_CHECKING:
-    from heads.dense.inference import Inference
     from heads.dense.registry import TrainedHead
 
 
@@ -109,14 +109,15 @@ class Scores:
 def format_scores(scores: dict[str, Any]) -> str:
     """A table of what `Scores.as_dict` returns, in percent, the means first."""
     width = max(map(len, ("class", *scores["classes"])))
-    rows = [" ".join(f"{name} {_percent(scores[name])}" for name in ("mIoU", "mAcc", "aAcc")), ""]
+    rows = [" ".join(f"{name} {percent(scores[name])}" for name in ("mIoU", "mAcc", "aAcc")), ""]
     rows.append(f"{'class':<{width}}  {'IoU':>6}  {'Acc':>6}")
     for name, row in scores["classes"].items():
-        rows.append(f"{name:<{width}}  {_percent(row['IoU']):>6}  {_percent(row['Acc']):>6}")
+        rows.append(f"{name:<{width}}  {percent(row['IoU']):>6}  {percent(row['Acc']):>6}")
     return "\n".join(rows)
 
 
-def _percent(share: float | None) -> str:
+def percent(share: float | None) -> str:
+    """A share in percent with two decimals, a hyphen where there is none."""
     return "-" if share is None else f"{100 * share:.2f}"
 
 
@@ -209,10 +210,27 @@ class Gallery:
                 self.written.close()
 
 
+_TRAINING = {
+    "training data": "{data}, {training_images}",
+    "training crops": "{crop} pixels",
+    "steps": "{steps} of {batch_size}, {optimizer}, {schedule}, warm-up {warmup}",
+    "rate": "{learning_rate:g}, weight decay {weight_decay:g}",
+    "seeds": "{seed}",
+}
+"""What the settings of a run of `sail segment train` tell about a head."""
+
+
 def write_report(
-    folder: Path | None, scores: Scores, trained: "TrainedHead", inference: "Inference", images: int
+    folder: Path | None,
+    scores: Scores,
+    trained: "TrainedHead",
+    inference: "Inference",
+    images: int,
+    data: str,
+    training: Mapping[str, Any],
+    latex: bool = False,
 ) -> str:
-    """Writes results.json and returns the table.
+    """Writes results.json and results.md, and returns the table.
 
     Args:
         folder: Where to write; nothing is written where it is None.
@@ -220,6 +238,9 @@ def write_report(
         trained: The head.
         inference: How images were looked at.
         images: How many there were.
+        data: Name of the data set.
+        training: Settings of the run that has trained the head, as far as they are known.
+        latex: Whether to write results.tex too.
     """
     source = trained.source
     way = {
@@ -242,7 +263,7 @@ def write_report(
     layers = ", ".join(map(str, source.layers))
     lines = [
         f"{trained.kind} head, {trained.mode} training, layers {layers} of {source.model}",
-        f"{images:,} images, {inference}",
+        f"{images:,} images, {inference}; in percent",
         format_scores(table),
     ]
     if folder is not None:
@@ -251,5 +272,30 @@ def write_report(
         with suppress(ImportError):
             classes = {name: row["IoU"] for name, row in table["classes"].items()}
             save(plot_iou(f"{trained.kind} head on {source.title}", classes), folder / IOU)
+        facts = [("data", f"{data}, {images:,} images"), *_protocol(trained, inference, training)]
+        write_tables(folder, _tables(table), facts, latex)
         lines.append(f"results and pictures are in {folder}")
     return "\n".join(lines)
+
+
+def _tables(scores: Mapping[str, Any]) -> list[Table]:
+    """The means, and the scores of each class, in percent."""
+    means = ("mIoU", "mAcc", "aAcc")
+    classes = [[name, percent(row["IoU"]), percent(row["Acc"])] for name, row in scores["classes"].items()]
+    return [
+        Table([f"{name} %" for name in means], [[percent(scores[name]) for name in means]]),
+        Table(["class", "IoU %", "Acc %"], classes),
+    ]
+
+
+def _protocol(trained: "TrainedHead", inference: "Inference", training: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """How the head was trained, as far as the settings of its run tell, and how it looks at images."""
+    precision = str(training.get("precision", trained.source.precision))
+    yield "model", describe_features(replace(trained.source, precision=precision, store_dtype=precision))
+    yield "inference", str(inference)
+    yield "head", trained.kind
+    yield "mode", trained.mode
+    for name, text in _TRAINING.items():
+        # A head may lie in a folder by itself, or be of a version that knew fewer settings.
+        with suppress(KeyError):
+            yield name, text.format(**training)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from evals.segmentation.augment import Augmentation
-from evals.segmentation.batches import Batch, Batches, CachedBatches, OnlineBatches, cache_grids
+from evals.segmentation.batches import Batch, Batches, CachedBatches, OnlineBatches, cache_grids, check_budget
 from evals.segmentation.data import SegmentationData
-from evals.segmentation.folders import CHECKPOINT, CURVES, LOG
+from evals.segmentation.folders import CHECKPOINT, CURVES, LOG, check_run, claim
 from evals.segmentation.inference import inference_of, read_windows, whole_patches
 from evals.segmentation.options import JITTER, CountedPixels, TrainOptions, build_head
 from evals.segmentation.scores import Gallery, score, write_report
@@ -23,8 +23,9 @@ from heads.dense.registry import TrainedHead, save_dense_head
 from heads.dense.segmenter import Segmenter
 from heads.trainer import Trainer, read_log
 from sail_encoder.backbones.registry import load_for
-from sail_encoder.backbones.spec import FeatureSpec
+from sail_encoder.backbones.spec import BackboneSpec, FeatureSpec
 from sail_encoder.io.files import replacing
+from sail_encoder.io.runs import read_run
 
 CACHE = "cache"
 """Folder of cached grids in that of a run, unless the options name another."""
@@ -59,6 +60,42 @@ def build_batches(options: TrainOptions, segmenter: Segmenter, data: Segmentatio
     p = backbone.patch_size
     patches = (crop[0] // p, crop[1] // p)
     return CachedBatches(features, data, patches, p, flip, batch_size, seed, backbone.device)
+
+
+def train_head(
+    options: TrainOptions,
+    source: FeatureSpec,
+    spec: BackboneSpec,
+    training: SegmentationData,
+    validation: SegmentationData,
+) -> tuple[int, str]:
+    """Trains a head in its folder, from the last checkpoint if there is one, and scores it.
+
+    Args:
+        options: What was asked for.
+        source: Which features the head reads.
+        spec: Of which backbone.
+        training: What it learns from.
+        validation: What it is scored on.
+
+    Returns:
+        0 and the table of scores, or the exit status where a signal has stopped it.
+
+    Raises:
+        UserError: If a run with other settings is in the folder, or the cache is larger than its budget.
+        SystemExit: If a signal has stopped the extraction of cached grids.
+    """
+    settings = options.decisive(training)
+    if not options.overwrite:
+        check_run(options.folder, settings)
+    if options.mode == "cached":
+        check_budget(training.samples, spec, source, options.cache_gb)
+    segmenter, trained = build_segmenter(options, source, training)
+    settings = {**settings, "weights": trained.source.weights}
+    claim(options.folder, settings, options.overwrite)
+    run = Run(options, segmenter, trained, validation)
+    status = run.learn(build_batches(options, segmenter, training), settings, len(training))
+    return (status, "") if status else (0, run.finish())
 
 
 class Run:
@@ -129,7 +166,17 @@ class Run:
         with Gallery(self.validation, self.folder, self.options.overlays) as keep:
             scores = score(self.segmenter, self.inference, self.validation, keep)
         self._draw_curves(scores.mean_iou)
-        return write_report(self.folder, scores, self.trained, self.inference, len(self.validation))
+        run = read_run(self.folder)
+        return write_report(
+            self.folder,
+            scores,
+            self.trained,
+            self.inference,
+            len(self.validation),
+            f"{self.options.data}, validation",
+            run["settings"] if run else {},
+            self.options.latex,
+        )
 
     def _draw_curves(self, mean_iou: float) -> None:
         lines = read_log(self.folder / LOG)

@@ -83,6 +83,9 @@ SAIL_VL: dict[str, tuple[Sizes, Sizes | None]] = {
 }
 """Tower and language model of SAIL-VL models; a SAILViT alone has no language model."""
 
+LICENCES = {"ByteDance-Seed/SAIL-7B": "Apache-2.0"}
+"""Licences of weights, as their cards name them; those of others are to be looked up there."""
+
 
 def published_name(name: str, revision: str | None = None) -> str | None:
     """Name of a published model in these tables, None where its own files are to be read."""

@@ -37,6 +37,8 @@ class ArgumentReader:
         function: Its parameters are the options, or the fields of the dataclass that it takes.
         positional: Those that are also given by a word without an option; a list takes all words that are left.
         synonyms: Spellings of 0.1.0, and the names that the options have now.
+        presets: Folder of shipped configuration files; without `--config` the one that is named like the first word
+            is read, if there is one.
 
     Attributes:
         print_config: The option `--print_config` where it was given: the values are then only shown, and may lack some.
@@ -47,11 +49,14 @@ class ArgumentReader:
         function: Callable[..., int],
         positional: Sequence[str] = (),
         synonyms: Mapping[str, str] = MappingProxyType({}),
+        presets: str = "",
     ) -> None:
         self.parameters = parameters_of(function)
         self.positional = positional
         self.synonyms = synonyms
+        self.presets = presets
         self.print_config = ""
+        self._has_config = False
         self._from_files: dict[str, Any] = {}
         self._options: dict[str, Any] = {}
         self._words: list[str] = []
@@ -73,6 +78,8 @@ class ArgumentReader:
             else:
                 self._words.append(argument)
         values = {**self._from_files, **self._options, **self._place_words()}
+        if self.presets and not self._has_config:
+            values = {**self._preset(values), **values}
         for name, value in values.items():
             if any("\0" in text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)):
                 raise UserError(f"--{name} cannot hold a NUL character")
@@ -89,6 +96,7 @@ class ArgumentReader:
             self.print_config = f"--{name}{separator}{text}"
         elif name == "config":
             path = text if separator else _next_value(option, rest)
+            self._has_config = True
             found = find_config(path, self.parameters)
             self._from_files |= read_config(found, self.parameters, self.synonyms)
         elif name in self.parameters:
@@ -104,6 +112,15 @@ class ArgumentReader:
             self._options[name.removeprefix("no_")] = False
         else:
             raise UserError(f"no option {option}{suggest(option, self.parameters)}")
+
+    def _preset(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Options of the shipped file that is named like the first positional argument."""
+        name = str(values.get(self.positional[0], ""))
+        shipped = {path.stem: path for path in (SHIPPED / self.presets).glob("*.yaml")}
+        if name not in shipped:
+            return {}
+        print(f"settings are those of configs/{self.presets}/{name}.yaml, unless they are given", file=sys.stderr)
+        return read_config(shipped[name], self.parameters, self.synonyms)
 
     def _is_switch(self, name: str) -> bool:
         return name in self.parameters and is_switch(self.parameters[name])

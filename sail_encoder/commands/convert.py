@@ -8,13 +8,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from sail_encoder.backbones.descriptions import describe_sail
 from sail_encoder.backbones.registry import announce
+from sail_encoder.commands import cards
+from sail_encoder.commands.relatives import SAIL_VL, kind_of_relative, save_relative
 from sail_encoder.io.errors import UserError
 from sail_encoder.io.hub import find_checkpoint
 from sail_encoder.io.refusals import check_writable, explain_refusals
+from sail_encoder.models.sail_vl.published import hub_name
 
 if TYPE_CHECKING:
     import torch
@@ -47,16 +50,17 @@ def convert(
     vision_end_token_id: int | None = None,
     max_shard_size: str = "5GB",
 ) -> int:
-    """Writes a SAIL checkpoint in the native format.
+    """Writes a published checkpoint in the format of transformers' Auto classes.
 
-    AutoModel, AutoImageProcessor and the other Auto classes of transformers read it once sail_encoder is imported.
-    Shards are written one at a time, so a model larger than memory can be converted.
+    SAIL, SAIL-VL, SAIL-VL2, SAILViT and Pixel-SAIL: AutoModel and the other Auto classes read the folder once
+    sail_encoder is imported; its README.md shows how, and names source and licence. Of SAIL, shards are written one at
+    a time, so that a model larger than memory can be converted; a relative is held in memory as a whole.
 
     Args:
         model: A folder or a Hub name, in the published or the native format.
         out: Folder to write; must not exist, or be empty.
-        encoder_only: Whether to leave out the language head and the text embeddings, for a smaller file that gives the
-            same features.
+        encoder_only: Of SAIL, whether to leave out the language head and the text embeddings, for a smaller file that
+            gives the same features.
         layers: With encoder_only, keep the first so many blocks alone.
         precision: Precision of the weights.
         vision_start_token_id: Id of <vision>, where the checkpoint has no tokenizer.
@@ -69,16 +73,20 @@ def convert(
     """
     folder, shard_bytes = Path(out), _read_size(max_shard_size)
     _check_folder(folder)
-    _check_layers(layers, encoder_only, describe_sail(model).num_layers)
-    announce(model)
-    from sail_encoder.models.sail.checkpoint import open_sail
-
     given = {
         "vision_start_token_id": vision_start_token_id,
         "image_token_id": image_token_id,
         "vision_end_token_id": vision_end_token_id,
     }
     ids = {name: value for name, value in given.items() if value is not None}
+    if kind := kind_of_relative(model):
+        return _convert_relative(
+            kind, model, folder, precision, max_shard_size, ids, encoder_only=encoder_only, layers=layers
+        )
+    _check_layers(layers, encoder_only, describe_sail(model).num_layers)
+    announce(model)
+    from sail_encoder.models.sail.checkpoint import open_sail
+
     checkpoint = open_sail(find_checkpoint(model), **ids)
     checkpoint.require_vision_tokens()
     whole = checkpoint.has_language_head and not encoder_only
@@ -87,7 +95,26 @@ def convert(
     with _new_folder(folder) as unfinished:
         _write_settings(content, unfinished)
         _write_weights(content, shards, unfinished)
+        has_tokenizer = (unfinished / "tokenizer_config.json").is_file()
+        card = cards.SAIL if whole and has_tokenizer else cards.ENCODER
+        cards.write_card(card, model, checkpoint.folder, unfinished, folder.name)
     print(f"wrote {folder}; sail info {folder} describes it")
+    return 0
+
+
+def _convert_relative(
+    kind: str, model: str, folder: Path, precision: str, max_shard_size: str, ids: dict[str, int], **of_sail: Any
+) -> int:
+    """Writes a relative of SAIL, which is held in memory as a whole."""
+    foreign = [name for name, value in of_sail.items() if value]
+    foreign += [name for name in ids if name != "image_token_id" or kind != SAIL_VL]
+    if foreign:
+        raise UserError(f"--{foreign[0]} has no effect on {model}, which is no SAIL; leave it out")
+    announce(model)
+    with _new_folder(folder) as unfinished:
+        card = save_relative(kind, model, unfinished, precision, max_shard_size, **ids)
+        cards.write_card(card, model, find_checkpoint(hub_name(model)), unfinished, folder.name)
+    print(f"wrote {folder}; {folder / cards.CARD} shows how to use it")
     return 0
 
 

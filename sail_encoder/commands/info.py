@@ -50,7 +50,10 @@ def _has_language_model(known: str) -> bool:
 
 def _published_rows(known: str, vision: "BackboneSpec") -> dict[str, str]:
     """Rows about a published model, known without its files."""
-    rows = {"published as": f"https://huggingface.co/{known}", "licence": "see its card there"}
+    rows = {
+        "published as": f"https://huggingface.co/{known}",
+        "licence": published.LICENCES.get(known, "see its card there"),
+    }
     language_model = published.SAIL_VL.get(known, (None, None))[1]
     if language_model is None:
         return rows

@@ -36,7 +36,7 @@ _WIDTH, _LARGEST, _SMALLEST = 510, 150, 60
 
 
 @dataclass(frozen=True)
-class _Column:
+class Column:
     """Features of one model, on all images.
 
     Attributes:
@@ -49,6 +49,7 @@ class _Column:
 
     @property
     def layers(self) -> list[int]:
+        """Blocks whose features there are."""
         return list(self.seen[0].grids)
 
 
@@ -113,7 +114,7 @@ def pca(
             raise UserError("nothing to draw; name images or folders, or a folder of sail extract with --features")
         chosen = choose_backbone(weights, random_weights, max_tiles, msac, project)
         asked = _resolve((models or "sail-tiny").split(","), layers or "-1", resize, max_tokens, chosen)
-        columns = [_Column(one.title, see(photos, one)) for one in asked]
+        columns = [Column(one.title, see(photos, one)) for one in asked]
     else:
         _refuse_beside_features(
             models=models, weights=weights, random_weights=random_weights, msac=msac, project=project
@@ -125,7 +126,7 @@ def pca(
     if is_numbers(path):
         _save(scores, photos, columns, path)
     else:
-        _draw(scores, masks, photos, columns, path, smooth, dpi)
+        draw_columns(scores, masks, photos, columns, path, smooth, dpi)
     rest = f", the first of {count:,}; --limit takes more" if count > len(photos) else ""
     names = ", ".join(sorted({photo.name for photo in photos})) if len(photos) <= 3 else f"{len(photos)} images"
     print(f"wrote {out}: {sum(map(len, scores))} x {names}{rest}")
@@ -163,7 +164,7 @@ def _resolve(
 
 def _read_stored(
     folder: FeatureFolder, names: Sequence[str] | None, layers: str | None, limit: int
-) -> tuple[list[Photo], _Column, int]:
+) -> tuple[list[Photo], Column, int]:
     """Images of a folder of features, what is stored of them, and how many there are."""
     if folder.is_pooled:
         raise UserError(f"{folder.folder} holds one vector per image, and no grids; extract with --pool none")
@@ -184,7 +185,7 @@ def _read_stored(
         grids = {layer: np.asarray(folder.read(entry, layer), np.float32) for layer in stored}
         # What the model saw is not drawn, only where its patches lie in the image.
         seen.append(Seen(Geometry(entry.image_size, entry.image_size, entry.grid), grids))
-    return photos, _Column(folder.spec.title or str(folder.folder), seen), count
+    return photos, Column(folder.spec.title or str(folder.folder), seen), count
 
 
 def _stored_layers(folder: FeatureFolder, layers: str) -> list[int]:
@@ -212,7 +213,7 @@ def _stored_photo(folder: FeatureFolder, name: str, size: tuple[int, int]) -> Ph
 
 
 def _analyse(
-    columns: Sequence[_Column], only_foreground: bool, threshold: float | None
+    columns: Sequence[Column], only_foreground: bool, threshold: float | None
 ) -> tuple[list[list[list[Array]]], list[list[Array]] | None]:
     """Scores per model, layer and image, and which patches are foreground, if that was asked for."""
     grids = [[[seen.grids[layer] for seen in column.seen] for layer in column.layers] for column in columns]
@@ -225,7 +226,7 @@ def _analyse(
     return sheet_scores(grids, masks), masks
 
 
-def _save(scores: list[list[list[Array]]], photos: Sequence[Photo], columns: Sequence[_Column], out: Path) -> None:
+def _save(scores: list[list[list[Array]]], photos: Sequence[Photo], columns: Sequence[Column], out: Path) -> None:
     arrays = {
         f"{index}/{photo.name}/{column.title}/layer{layer}": scores[model][place][index]
         for index, photo in enumerate(photos)
@@ -235,15 +236,26 @@ def _save(scores: list[list[list[Array]]], photos: Sequence[Photo], columns: Seq
     save_numbers(arrays, (len(photos), len(arrays) // len(photos)), out)
 
 
-def _draw(
+def draw_columns(
     scores: list[list[list[Array]]],
     masks: list[list[Array]] | None,
     photos: Sequence[Photo],
-    columns: Sequence[_Column],
+    columns: Sequence[Column],
     out: Path,
-    smooth: bool,
-    dpi: int,
+    smooth: bool = False,
+    dpi: int = DPI,
 ) -> None:
+    """Draws a sheet with a row per image, and a column for each layer of each model.
+
+    Args:
+        scores: What `sheet_scores` gives for these columns.
+        masks: For each model which patches of each image are drawn; all by default.
+        photos: The images.
+        columns: Features of the models on them.
+        out: The picture.
+        smooth: Whether to interpolate between patches.
+        dpi: Pixels per inch.
+    """
     pictures = sum(map(len, scores)) + 1
     beside = max(1, math.ceil(math.sqrt(len(photos) / 2))) if pictures == 2 else 1
     side = panel_side(min(_LARGEST, max(_SMALLEST, _WIDTH / (pictures * beside))), dpi)
@@ -263,7 +275,7 @@ def _draw(
 
 
 def _headings(
-    scores: list[list[list[Array]]], masks: list[list[Array]] | None, columns: Sequence[_Column]
+    scores: list[list[list[Array]]], masks: list[list[Array]] | None, columns: Sequence[Column]
 ) -> list[tuple[str, str]]:
     """Model, layer and how much of the variance is shown, for each column."""
     headings = []

@@ -419,3 +419,26 @@ def test_mistakes_are_one_line_with_status_2(command, message, data, runs, tmp_p
     assert len(errors) == 1
     assert message.replace("FILE", known["FILE"]) in errors[0]
     assert not (tmp_path / "out" / "head.json").exists()
+
+
+def test_tables_that_can_be_pasted_say_how_the_numbers_were_made(runs, data, tmp_path, capsys):
+    text = (runs["cached"] / "results.md").read_text()
+    scores = results(runs["cached"])["scores"]
+    assert f"| {100 * scores['mIoU']:.2f} " in text
+    facts = dict(line[2:].split(": ", 1) for line in text.splitlines() if line.startswith("- "))
+    assert facts["data"] == f"{data}, validation, 8 images"
+    assert facts["training data"].startswith(f"{data}, 24 named ")
+    assert facts["steps"] == "200 of 8, adamw, poly, warm-up 5"
+    assert facts["rate"] == "0.01, weight decay 0.0001"
+    assert (facts["mode"], facts["head"], facts["seeds"]) == ("cached", "linear", "0")
+    for part in ("raw pixels", "weights ", "layers 0", "pixels native", "precision float32"):
+        assert part in facts["model"]
+    assert {"versions", "date"} <= facts.keys()
+    assert main(["segment", "eval", data, "--head", str(runs["cached"]), "--out", str(tmp_path), "--latex"]) == 0
+    assert "in percent" in capsys.readouterr().out
+    assert f"{100 * scores['mIoU']:.2f} & " in (tmp_path / "results.tex").read_text()
+    assert not (runs["cached"] / "results.tex").exists()
+    evaluated = (tmp_path / "results.md").read_text()
+    assert [line for line in evaluated.splitlines() if line.startswith(("- rate", "- steps"))] == [
+        f"- {name}: {facts[name]}" for name in ("steps", "rate")
+    ]
