@@ -2,8 +2,9 @@
 
     python -m tools.house
 
-Functions and types on an image's way are counted by a tracer: `sail extract` runs on sail-tiny over two images and
-over five, one after the other in one reader, and what is called more often for five is called per image.
+Functions and types on an image's way are counted by a tracer: `sail extract` runs on sail-tiny over 400 images and over
+600, one after the other in one reader, and what is called once more for each of the further images is called per
+image. Forecasts look at 200 images at most, so that they do not count.
 """
 
 import ast
@@ -24,6 +25,9 @@ from PIL import Image
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("sail_encoder", "heads", "evals", "tools")
 MOST_LINES, MOST_LINES_OF_A_FUNCTION, MOST_DATACLASSES = 400, 50, 45
+
+FEW, MANY = 400, 600
+"""Images of the two runs that the tracer compares."""
 
 Edge = tuple[str, str]
 
@@ -117,8 +121,8 @@ def trace_extraction(images: int, folder: Path) -> CallCounter:
 
 
 def per_image(few: collections.Counter[str], many: collections.Counter[str]) -> list[str]:
-    """Names that are called at least once more for each of three more images."""
-    return sorted(name for name in many if many[name] - few[name] >= 3)
+    """Names that are called at least once more for each of the further images."""
+    return sorted(name for name in many if many[name] - few[name] >= MANY - FEW)
 
 
 def report() -> Iterator[str]:
@@ -134,7 +138,7 @@ def report() -> Iterator[str]:
     yield f"packages in a cycle       {', '.join(mutual(package_imports(modules))) or 'none'}"
     with tempfile.TemporaryDirectory() as name:
         trace_extraction(1, Path(name))
-        few, many = trace_extraction(2, Path(name)), trace_extraction(5, Path(name))
+        few, many = trace_extraction(FEW, Path(name)), trace_extraction(MANY, Path(name))
     functions, types = per_image(few.calls, many.calls), per_image(few.types, many.types)
     yield f"functions per image       {len(functions)}: {', '.join(one.partition(':')[2] for one in functions)}"
     yield f"types per image           {len(types)}: {', '.join(types)}"

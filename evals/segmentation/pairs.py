@@ -146,7 +146,7 @@ def _walk(folder: Path) -> Iterator[str]:
         DatasetError: If a folder cannot be read.
     """
     try:
-        yield from (entry.path for entry in walk(folder) if irregular_entry(entry) is None)
+        yield from (entry.path for entries in walk(folder) for entry in entries if irregular_entry(entry) is None)
     except OSError as error:
         raise DatasetError(
             f"{error.filename} cannot be read ({error.strerror}); change its permissions, or move it away"

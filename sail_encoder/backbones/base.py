@@ -314,7 +314,7 @@ def read_resized(image: ImageLike, spec: BackboneSpec, size: Resize, exif_rotate
         UserError: If patches do not tile the size.
     """
     rgb, orientation = read_image(image, exif_rotate)
-    rows, columns = spec.grid((rgb.height, rgb.width), size)
+    rows, columns = size.grid((rgb.height, rgb.width), spec.patch_size)
     resized = (rows * spec.patch_size, columns * spec.patch_size)
     geometry = Geometry((rgb.height, rgb.width), resized, (rows, columns), orientation)
     return rgb.resize(resized[::-1], Image.Resampling[spec.resample]), geometry

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import TYPE_CHECKING, TypeVar
 
 from sail_encoder.images.decoding import Array
@@ -47,7 +48,7 @@ class Batch:
     @property
     def lengths(self) -> list[int]:
         """Patches per image, in the batch's own order."""
-        return [geometry.patches for geometry in self.geometries]
+        return [prod(geometry.grid) for geometry in self.geometries]
 
     def pin_memory(self) -> "Batch":
         """The same batch in memory that can be copied to a GPU while it computes."""

@@ -29,7 +29,8 @@ class PackedBackbone(VisionBackbone):
 
     def prepare(self, image: ImageLike, size: Resize, exif_rotate: bool = False) -> Prepared:
         resized, geometry = read_resized(image, self.spec, size, exif_rotate)
-        return Prepared(patchify(np.asarray(resized), self.patch_size), geometry, geometry.patches)
+        patches = patchify(np.asarray(resized), self.spec.patch_size)
+        return Prepared(patches, geometry, len(patches))
 
     def collate(self, items: Sequence[Prepared]) -> Batch:
         # Images of equal length side by side share a call of attention where there is no kernel for mixed lengths.

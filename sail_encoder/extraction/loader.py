@@ -29,16 +29,19 @@ IMAGES_AHEAD_PER_READER = 4
 
 @dataclass(frozen=True, eq=False)
 class Loaded(Generic[T]):
-    """An item and its image, or why there is none."""
+    """An item and its image, or why there is none.
+
+    Attributes:
+        item: The item.
+        image: Its image, None where that could not be read.
+        error: Why.
+        cost: Tokens that it adds to a batch; a failure counts as one, so that a batch of nothing else ends too.
+    """
 
     item: T
     image: Prepared | None
     error: str | None = None
-
-    @property
-    def cost(self) -> int:
-        """Tokens that it adds to a batch; a failure counts as one, so that a batch of nothing else ends too."""
-        return 1 if self.image is None else self.image.cost
+    cost: int = 1
 
 
 Group = list[Loaded[T]]
@@ -100,7 +103,8 @@ class PackedLoader(Generic[T]):
     def _load(self, numbered: tuple[int, T]) -> tuple[int, Loaded[T]]:
         number, item = numbered
         try:
-            return number, Loaded(item, self.prepare(item))
+            image = self.prepare(item)
+            return number, Loaded(item, image, cost=image.cost)
         except (ImageError, OSError) as error:
             return number, Loaded(item, None, error.reason if isinstance(error, ImageError) else str(error))
 

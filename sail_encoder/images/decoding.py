@@ -62,7 +62,7 @@ def read_image(image: ImageLike, exif_rotate: bool = False) -> tuple[Image.Image
     """
     if isinstance(image, (str, os.PathLike)):
         try:
-            return _decode(_locate(os.fspath(image)), exif_rotate)
+            return _decode(os.fspath(image), exif_rotate)
         except ImageError as error:
             raise ImageError(error.reason, os.fspath(image)) from None
     if isinstance(image, (bytes, bytearray, memoryview)):
@@ -80,14 +80,6 @@ def read_image(image: ImageLike, exif_rotate: bool = False) -> tuple[Image.Image
         f"{type(image).__name__} is not an image; pass a path, a PIL image, an array [height, width, 3] or a tensor "
         "[3, height, width]"
     )
-
-
-def _locate(path: str) -> str | io.BytesIO:
-    """A path of this machine, or the content of a file elsewhere."""
-    if not is_remote(path):
-        return path
-    with _explain_decoder():
-        return io.BytesIO(read_remote(path))
 
 
 def _read_open_file(file: Any) -> bytes:
@@ -123,7 +115,9 @@ def _formats() -> tuple[str, ...]:
 
 
 def _open(source: str | io.BytesIO) -> Image.Image:
-    if isinstance(source, str):
+    if isinstance(source, str) and is_remote(source):
+        source = io.BytesIO(read_remote(source))
+    elif isinstance(source, str):
         require_regular(source)
     return Image.open(source, formats=_formats())
 
@@ -175,18 +169,14 @@ def _upright_rgb(image: Image.Image, exif_rotate: bool) -> tuple[Image.Image, in
     # Pillow holds 16 bits of PNG and PGM in its 32-bit mode; elsewhere nobody knows how far such pixels go.
     if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
         raise ImageError("32-bit pixels have no defined white; save the image with 8 or 16 bits")
-    orientation = _orientation(image)
+    found = image.getexif().get(ExifTags.Base.Orientation, 1)
+    orientation = found if isinstance(found, int) and 1 <= found <= 8 else 1
     if exif_rotate:
         image, orientation = ImageOps.exif_transpose(image), 1
     if image.mode.startswith("I"):
         levels = np.asarray(image)
         image = Image.fromarray((levels.clip(0, 65535) // 257).astype(np.uint8))
     return image.convert("RGB"), orientation
-
-
-def _orientation(image: Image.Image) -> int:
-    value = image.getexif().get(ExifTags.Base.Orientation, 1)
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def _rgb_array(pixels: Array, channels_first: bool) -> Array:

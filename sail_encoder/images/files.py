@@ -6,9 +6,8 @@ import tarfile
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
-from sail_encoder.io.errors import ImageError
-from sail_encoder.io.files import open_regular, require_regular
-from sail_encoder.io.remote import FileStatus, is_remote, open_remote, read_remote, remote_status
+from sail_encoder.io.files import open_regular
+from sail_encoder.io.remote import is_remote, open_remote, read_remote, remote_status
 
 _COMMON_SUFFIXES = {".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 _RARE_SUFFIXES = {".avif", ".jp2", ".pbm", ".pgm", ".pnm", ".ppm", ".tga"}
@@ -43,20 +42,26 @@ class ImageFile:
         """The same image with the size and the time of its file, which are looked up if they are not known."""
         if self.size is not None:
             return self
-        status = _look_up(self.path)
-        return replace(self, size=status.size, modified=status.modified)
+        try:
+            if is_remote(self.path):
+                size, modified = remote_status(self.path)
+            else:
+                status = os.stat(self.path)
+                size, modified = status.st_size, status.st_mtime_ns
+        # Of one that cannot be looked at, reading it says why.
+        except (OSError, ValueError):
+            size, modified = -1, None
+        return replace(self, size=size, modified=modified)
 
     def open(self) -> str | bytes:
-        """Source that Pillow can read: the path, or the bytes of a member of a tar shard or of a file elsewhere.
+        """Source that `read_image` takes: the path, or the bytes of a member of a tar shard or of a file elsewhere.
 
         Raises:
-            ImageError: If it is a FIFO, a socket or a device.
-            OSError: If it cannot be read.
+            OSError: If these bytes cannot be read.
         """
         if is_remote(self.path):
             return read_remote(self.path, self.offset, self.size)
         if self.offset is None:
-            _require_regular(self.path)
             return self.path
         with open_regular(self.path) as file:
             file.seek(self.offset)
@@ -77,28 +82,6 @@ class SparseMember(ImageFile):
             with tarfile.open(fileobj=file, mode="r:") as shard:
                 content = shard.extractfile(shard.next() or "")
                 return content.read() if content else b""
-
-
-def _require_regular(path: str) -> None:
-    try:
-        require_regular(path)
-    except FileNotFoundError:
-        raise ImageError("no such file", path) from None
-    except ValueError as error:
-        raise ImageError(f"no such file ({error})", path) from None
-    except OSError as error:
-        raise ImageError(error.strerror or str(error), path) from None
-
-
-def _look_up(path: str) -> FileStatus:
-    """Size and time of a file; of one that cannot be looked at the size is -1, and reading it says why."""
-    try:
-        if is_remote(path):
-            return remote_status(path)
-        status = os.stat(path)
-    except (OSError, ValueError):
-        return FileStatus(-1, None)
-    return FileStatus(status.st_size, status.st_mtime_ns)
 
 
 def suffix_of(path: str) -> str:

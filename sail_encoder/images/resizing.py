@@ -175,7 +175,8 @@ def native_grid(size: Size, patch_size: int, max_tokens: int) -> Size:
     long_patches = math.ceil(long / patch_size)
     short_patches = math.ceil(int(long_patches * patch_size * (short / long)) / patch_size)
     rows, columns = (long_patches, short_patches) if size[0] >= size[1] else (short_patches, long_patches)
-    return limit_tokens(rows, columns, max_tokens)
+    fits = short_patches >= 1 and rows * columns <= max_tokens
+    return (rows, columns) if fits else limit_tokens(rows, columns, max_tokens)
 
 
 def limit_tokens(rows: int, columns: int, max_tokens: int) -> Size:

@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -103,7 +103,7 @@ class _Listing:
         path = os.path.abspath(os.path.expanduser(source))
         if os.path.isdir(path):
             self.bases.add(path)
-            for names in _in_steps(self._walk(path)):
+            for names in _in_steps(chain.from_iterable(self._walk(path))):
                 self._add_batch(ImageBatch.of(f"{path.rstrip('/')}/", names))
         elif os.path.isfile(path):
             self._add_file(path)
@@ -172,21 +172,27 @@ class _Listing:
         else:
             self._add_file(source)
 
-    def _walk(self, folder: str) -> Iterator[str]:
-        """Paths of images below a folder, without the folder itself."""
+    def _walk(self, folder: str) -> Iterator[list[str]]:
+        """Paths of images below a folder, without the folder itself, those side by side together."""
         start = len(folder.rstrip("/")) + 1
         try:
-            for entry in walk(folder):
-                if suffix_of(entry.name) not in IMAGE_SUFFIXES:
-                    self.passed_over[suffix_of(entry.name) or "without suffix"] += 1
-                elif kind := irregular_entry(entry):
-                    self.irregular.append(f"{entry.path} ({kind})")
-                else:
-                    yield entry.path[start:]
+            for entries in walk(folder):
+                yield [entry.path[start:] for entry in entries if self._is_image(entry)]
         except OSError as error:
             raise SourceError(
                 f"cannot list {error.filename}: {error.strerror}; repair that, or name what is beside it"
             ) from None
+
+    def _is_image(self, entry: "os.DirEntry[str]") -> bool:
+        """Tells whether a file is an image that can be read; others are noted."""
+        suffix = suffix_of(entry.name)
+        if suffix not in IMAGE_SUFFIXES:
+            self.passed_over[suffix or "without suffix"] += 1
+            return False
+        kind = None if entry.is_file(follow_symlinks=False) else irregular_entry(entry)
+        if kind:
+            self.irregular.append(f"{entry.path} ({kind})")
+        return kind is None
 
     def _add_batch(self, batch: ImageBatch) -> None:
         self._flush()

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain, starmap
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
 
@@ -72,7 +73,10 @@ class ImageBatch:
         keys = self._keys(names)
         paths = [self.tar] * len(keys) if self.tar else [os.fsdecode(self.base + name) for name in names]
         columns = (self._column(values, rows) for values in (self.sizes, self.offsets, self.modified))
-        return [_image(*fields) for fields in zip(keys, paths, *columns, strict=True)]
+        fields = zip(keys, paths, *columns, strict=True)
+        if self.offsets is None or (self.offsets[rows] >= 0).all():
+            return list(starmap(ImageFile, fields))
+        return [_image(*one) for one in fields]
 
     def _names(self, rows: Array) -> list[bytes]:
         first, count = int(rows[0]), len(rows)
@@ -128,9 +132,8 @@ class ImageTable(Sequence[ImageFile]):
         return images[0]
 
     def __iter__(self) -> Iterator[ImageFile]:
-        for rows in self._steps():
-            for batch, inside in self._runs(rows):
-                yield from batch.images(inside)
+        runs = chain.from_iterable(map(self._runs, self._steps()))
+        return chain.from_iterable(batch.images(inside) for batch, inside in runs)
 
     def take(self, rows: Array) -> "ImageTable":
         """Some of the images, by their numbers in ascending order."""

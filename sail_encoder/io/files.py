@@ -128,7 +128,7 @@ def irregular_kind(mode: int) -> str | None:
 
 
 def irregular_entry(entry: "os.DirEntry[str]") -> str | None:
-    """The same of what lies in a folder; a link to nothing is a missing file, of which reading it tells."""
+    """The same of what lies in a folder; a link to nothing is a missing file, and reading it says so."""
     try:
         return None if entry.is_file() else irregular_kind(entry.stat().st_mode)
     except OSError:
@@ -141,7 +141,7 @@ def require_regular(path: StrPath) -> None:
     Raises:
         OSError: If it is one of them, with EINVAL, or it is not there.
     """
-    kind = irregular_kind(os.stat(path).st_mode)
+    kind = _KINDS.get(stat.S_IFMT(os.stat(path).st_mode))
     if kind is not None:
         raise _refusal(kind, path)
 
@@ -179,45 +179,50 @@ def _refusal(kind: str, path: StrPath) -> OSError:
     return OSError(errno.EINVAL, f"is {kind}, and only regular files are read", os.fspath(path))
 
 
-def walk(folder: StrPath) -> Iterator["os.DirEntry[str]"]:
+def walk(folder: StrPath) -> Iterator[list["os.DirEntry[str]"]]:
     """All that lies below a folder but folders, depth first in the order of names; hidden names are left out.
 
     Links are followed, but not in circles. Folders may be nested as deeply as the system allows.
+
+    Yields:
+        What lies side by side, with no folder between.
 
     Raises:
         OSError: If a folder cannot be listed; its `filename` says which.
     """
     open_folders = [_scan(os.fspath(folder), ())]
     while open_folders:
-        above, entries = open_folders[-1]
-        entry = next(entries, None)
-        if entry is None:
+        above, runs = open_folders[-1]
+        run = next(runs, None)
+        if run is None:
             open_folders.pop()
-        elif entry.name.startswith("."):
-            continue
-        elif _is_folder(entry):
-            open_folders.append(_scan(entry.path, above))
+        elif isinstance(run, str):
+            open_folders.append(_scan(run, above))
         else:
-            yield entry
+            yield run
 
 
 _Identity = tuple[int, int]
+_Run = str | list["os.DirEntry[str]"]
+"""Path of a folder, or files side by side."""
 
 
-def _scan(folder: str, above: tuple[_Identity, ...]) -> tuple[tuple[_Identity, ...], Iterator["os.DirEntry[str]"]]:
+def _scan(folder: str, above: tuple[_Identity, ...]) -> tuple[tuple[_Identity, ...], Iterator[_Run]]:
     """Identities of a folder and of those above it, and what lies in it; nothing where it lies in itself."""
     status = os.stat(folder)
     identity = (status.st_dev, status.st_ino)
-    entries = [] if identity in above else sorted(os.scandir(folder), key=lambda entry: entry.name)
-    return (*above, identity), iter(entries)
-
-
-def _is_folder(entry: "os.DirEntry[str]") -> bool:
-    try:
-        return entry.is_dir()
-    # A link to itself leads nowhere, like a link to a missing file.
-    except OSError:
-        return False
+    runs: list[_Run] = []
+    for entry in [] if identity in above else sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if entry.name.startswith("."):
+            continue
+        # Of links `isdir` asks, as one to itself leads nowhere and is an error for the entry.
+        if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry.path)):
+            runs.append(entry.path)
+        elif runs and not isinstance(runs[-1], str):
+            runs[-1].append(entry)
+        else:
+            runs.append([entry])
+    return (*above, identity), iter(runs)
 
 
 def format_bytes(count: float) -> str:

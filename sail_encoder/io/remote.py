@@ -55,7 +55,7 @@ def protocol_of(path: str) -> str | None:
 
 def is_remote(path: str) -> bool:
     """Tells whether a path names a protocol."""
-    return protocol_of(path) is not None
+    return _PROTOCOL.match(path) is not None
 
 
 def open_file_system(path: str) -> "tuple[AbstractFileSystem, str]":

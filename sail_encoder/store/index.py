@@ -99,11 +99,11 @@ class ImageStates:
     def note(self, records: Sequence[Record]) -> None:
         """Takes note of what journals say; later records replace earlier ones, unless the image has changed since."""
         usable = [record for record in records if record.row is None or self.is_complete(str(record.file))]
-        rows = index_of(self.images).rows([record.key for record in usable])
+        rows, status = index_of(self.images).rows([record.key for record in usable]), self.table["status"]
         for record, row in zip(usable, rows.tolist(), strict=True):
             if row < 0:
                 self.others[record.key] = record
-            elif self._supersedes(record, row):
+            elif status[row] == PENDING or self._supersedes(record, row):
                 self.table[row] = self._state(record)
 
     def forget(self, keys: Sequence[str]) -> None:
@@ -141,18 +141,19 @@ class ImageStates:
     def _supersedes(self, record: Record, row: int) -> bool:
         earlier = self.table[row]
         modified = _UNKNOWN if record.modified is None else record.modified
-        if earlier["status"] == PENDING or (earlier["size"], earlier["modified"]) == (record.size, modified):
+        if (earlier["size"], earlier["modified"]) == (record.size, modified):
             return True
         image = self.images[row].with_status()
         then = None if earlier["modified"] == _UNKNOWN else int(earlier["modified"])
         return not Record(record.key, int(earlier["size"]), modified=then).is_of(image) or record.is_of(image)
 
     def _state(self, record: Record) -> tuple[Any, ...]:
-        file = _NO_FILE
+        status, file = PENDING, _NO_FILE
         if record.file is not None:
+            status = DONE
             file = _OWN_FILE if record.file == grid_file(record.key) else self.files.number(record.file)
         return (
-            _STATUS.index(record.status),
+            status if record.error is None else FAILED,
             file,
             _UNKNOWN if record.row is None else record.row,
             record.grid,

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, fields
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from sail_encoder.images.files import ImageFile
 from sail_encoder.io.files import open_regular
@@ -71,7 +71,10 @@ class Record:
             if isinstance(value, int) and not _LOWEST.get(name, -_HIGHEST) <= value <= _LARGEST.get(name, _HIGHEST):
                 raise TypeError(f"{name} is {value}")
             if isinstance(value, list):
-                values[name] = _tuple_of_sizes(value, _LENGTHS[name])
+                are_sizes = all(isinstance(size, int) and 0 <= size <= _LARGEST_SIDE for size in value)
+                if not are_sizes or _LENGTHS[name] not in (None, len(value)):
+                    raise TypeError(f"{reprlib.repr(value)} are no sizes")
+                values[name] = tuple(value)
         record = cls(**values)
         if record.file is not None and not is_below(record.file):
             raise TypeError(f"file is {record.file!r}")
@@ -81,13 +84,6 @@ class Record:
     def values(self) -> dict[str, Any]:
         """The line of the journal."""
         return {name: getattr(self, name) for name in _KINDS}
-
-    @property
-    def status(self) -> Literal["done", "failed", "pending"]:
-        """State of the image."""
-        if self.error is not None:
-            return "failed"
-        return "pending" if self.file is None else "done"
 
     def is_of(self, image: ImageFile) -> bool:
         """Tells whether the image has not changed since, as far as both are known."""
@@ -118,13 +114,6 @@ assert list(_KINDS) == [field.name for field in fields(Record)]
 _LOWEST, _LARGEST = {"row": 0}, {"exif_orientation": 2**7 - 1}
 _LARGEST_SIDE, _HIGHEST = 2**31 - 1, 2**63 - 1
 """What the columns of index.parquet hold."""
-
-
-def _tuple_of_sizes(values: list[Any], length: int | None) -> tuple[int, ...]:
-    are_sizes = all(isinstance(value, int) and 0 <= value <= _LARGEST_SIDE for value in values)
-    if length not in (None, len(values)) or not are_sizes:
-        raise TypeError(f"{reprlib.repr(values)} are no sizes")
-    return tuple(values)
 
 
 def is_below(file: str) -> bool:

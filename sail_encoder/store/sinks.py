@@ -84,7 +84,9 @@ class FileSink:
         target = os.path.join(self.folder, file)
         unfinished = os.path.join(self.work, f"{slot}.npy")
         try:
-            self._make_folder(os.path.dirname(target))
+            if (above := os.path.dirname(target)) not in self.known_folders:
+                make_folders(above)
+                self.known_folders.add(above)
             if os.path.lexists(target) and not self._is_ours(file):
                 raise FileExistsError(errno.EEXIST, "another program has left a file there; move it away")
             _save(unfinished, array)
@@ -105,11 +107,6 @@ class FileSink:
     def _journaled(self) -> Array:
         """int64, hashes of the names in the journals, in order."""
         return np.unique(np.fromiter(map(hash, read_names(self.folder)), np.int64))
-
-    def _make_folder(self, folder: str) -> None:
-        if folder not in self.known_folders:
-            make_folders(folder)
-            self.known_folders.add(folder)
 
     def is_intact(self, record: Record) -> bool:
         try:

@@ -1,13 +1,17 @@
 """Small files of a SAIL checkpoint, published or native, read without weights, torch or transformers."""
 
+from collections.abc import Mapping
 from math import isqrt
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sail_encoder.io.errors import CheckpointError
 from sail_encoder.io.files import read_fields
 from sail_encoder.io.hub import find_checkpoint
-from sail_encoder.io.quantised import refuse_quantised_config
+from sail_encoder.io.quantised import refuse_quantised_config, refuse_quantised_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 DEFAULTS = {
     "hidden_size": 4096,
@@ -98,6 +102,26 @@ def missing_patch_weight(folder: Path | str) -> CheckpointError:
         f"{folder} has no vis_embed.weight: it is not SAIL, or was saved as a plain Mistral, which drops the patch "
         "embedding; get the original files"
     )
+
+
+def check_loaded(tensors: "Mapping[str, Tensor]", info: Mapping[str, Any], source: Path | str) -> None:
+    """Makes sure that transformers has loaded a SAIL, and all of it.
+
+    Args:
+        tensors: The weights by name.
+        info: What `output_loading_info` gives.
+        source: Where they were loaded from.
+
+    Raises:
+        CheckpointError: If there is no patch embedding, a weight is NaN or infinite, or a tensor is the scale of a
+            quantised one, which the configuration does not name.
+    """
+    from sail_encoder.io.weights import require_finite
+
+    if any(key.endswith("vis_embed.weight") for key in info["missing_keys"]):
+        raise missing_patch_weight(source)
+    refuse_quantised_tensors(info["unexpected_keys"], str(source))
+    require_finite(tensors, source)
 
 
 def _lacks_patch_size(config: dict[str, Any]) -> bool:

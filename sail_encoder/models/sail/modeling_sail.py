@@ -22,10 +22,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
-from sail_encoder.io.quantised import refuse_quantised_tensors
-from sail_encoder.io.weights import require_finite
 from sail_encoder.models.cache_name import CACHE, given_cache
-from sail_encoder.models.sail.config_file import missing_patch_weight
+from sail_encoder.models.sail.config_file import check_loaded
 from sail_encoder.models.sail.configuration_sail import SailConfig
 from sail_encoder.models.sail.packed_images import (
     PackedImages,
@@ -182,18 +180,10 @@ class SailPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Loads a checkpoint, native or published; options as in transformers.
-
-        Raises:
-            CheckpointError: If there is no patch embedding in it, or it has scales of quantised weights that its
-                configuration does not name, or NaN.
-        """
+        """Loads a checkpoint, native or published; raises a `CheckpointError` where `check_loaded` finds a fault."""
         wants_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
-        if any(key.endswith("vis_embed.weight") for key in info["missing_keys"]):
-            raise missing_patch_weight(pretrained_model_name_or_path)
-        refuse_quantised_tensors(info["unexpected_keys"], str(pretrained_model_name_or_path))
-        require_finite(model.state_dict(), pretrained_model_name_or_path)
+        check_loaded(model.state_dict(), info, pretrained_model_name_or_path)
         return (model, info) if wants_info else model
 
 
