@@ -74,12 +74,13 @@ def sweep_table(layers: LayerFeatures, results: Sequence[LayerResult]) -> str:
     """The metric that counts by layer and probe, beside the lengths of the tokens' states."""
     probes = list(dict.fromkeys(result.probe for result in results))
     values = {(one.layer, one.probe): _format(one.value, one.primary) for one in results}
-    rows = [
-        [str(layer), *(values[layer, probe] for probe in probes), f"{mean_norm:.4g}", f"{max_norm:.4g}"]
-        for layer, (mean_norm, max_norm) in enumerate(zip(layers.mean_norms, layers.max_norms, strict=True))
-    ]
+    rows = [[str(layer), *(values[layer, probe] for probe in probes)] for layer in layers.numbers]
+    norms = list(zip(layers.mean_norms, layers.max_norms, strict=True))
+    for row, lengths in zip(rows, norms, strict=False):
+        row += [f"{length:.4g}" for length in lengths]
     primary = _unit(results[0].primary)
-    return markdown(["layer", *(f"{probe} {primary}" for probe in probes), "mean norm", "largest norm"], rows)
+    headings = ["layer", *(f"{probe} {primary}" for probe in probes)]
+    return markdown([*headings, *(["mean norm", "largest norm"] if norms else [])], rows)
 
 
 def group(results: Iterable[Result]) -> Groups:

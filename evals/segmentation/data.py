@@ -203,7 +203,8 @@ def highest_id(inspected: Sequence[Inspected], ignored: Iterable[int]) -> int:
     Ids below it that no mask has are printed, since a stray pixel may have made it the highest.
 
     Raises:
-        DatasetError: If no mask can be used, or no pixel counts, or so many ids are missing that the highest is hardly a class.
+        DatasetError: If no mask can be used, no pixel counts, or so many ids are missing that the highest is hardly a
+            class.
     """
     left_out = set(ignored)
     first_with = {key: item.sample.mask for item in reversed(inspected) for key in item.pixels if key not in left_out}
