@@ -3,8 +3,8 @@
     python -m tools.cases --worktree e29043d
     python -m tools.cases --worktree ../before --match "b3 or b4"
 
-A commit is checked out into a folder for the time of the run; an existing folder is taken as it is. Names that the other
-code does not have are shown as `import`, and say nothing about the case.
+A commit is checked out into a folder for the time of the run; an existing folder is taken as it is. Names that the
+other code does not have are shown as `import`, and say nothing about the case.
 """
 
 import argparse

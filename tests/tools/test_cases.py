@@ -3,7 +3,7 @@ from tools.cases import compare, run_cases
 CASES = """
 import pytest
 
-def test_a1(): 
+def test_a1():
     import code_under_test
     assert code_under_test.VALUE == 2
 
