@@ -62,7 +62,7 @@ def run_cases(code: Path, match: str, tests: Path = CASES) -> dict[str, str]:
 
 def _outcome(case: ElementTree.Element) -> tuple[str, str]:
     # What could not even be collected has no class, and the module as its name.
-    module = (case.get("classname") or case.get("name", "")).rpartition(".")[2]
+    module = str(case.get("classname") or case.get("name")).rpartition(".")[2]
     name = f"{module}::{case.get('name')}" if case.get("classname") else module
     problems = [*case.iter("failure"), *case.iter("error")]
     if problems:
