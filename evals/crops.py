@@ -38,9 +38,18 @@ class CroppedImages(Dataset[tuple[Tensor | None, int]]):
         seed: Of the random crops and flips; None takes the center.
         test_resize: The shorter side that images are brought to before their center is taken; that of the crop by
             default.
+        exif_rotate: Whether to turn photographs upright as their EXIF orientation says.
     """
 
-    def __init__(self, dataset: LabelledImages, crop: int, seed: int | None, test_resize: int | None = None) -> None:
+    def __init__(
+        self,
+        dataset: LabelledImages,
+        crop: int,
+        seed: int | None,
+        test_resize: int | None = None,
+        exif_rotate: bool = False,
+    ) -> None:
+        self.exif_rotate = exif_rotate
         self.images = {image.key: image for image in dataset.images.images}
         self.keys, self.seed = dataset.keys, seed
         bicubic = v2.InterpolationMode.BICUBIC
@@ -52,7 +61,7 @@ class CroppedImages(Dataset[tuple[Tensor | None, int]]):
     def __getitem__(self, item: Item) -> tuple[Tensor | None, int]:
         row, step = item
         try:
-            image, _ = read_image(self.images[self.keys[row]].open())
+            image, _ = read_image(self.images[self.keys[row]].open(), self.exif_rotate)
         except (ImageError, OSError):
             return None, row
         with torch.random.fork_rng(devices=[]):

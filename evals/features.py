@@ -197,7 +197,7 @@ def with_baselines(wanted: FeatureSpec) -> list[FeatureSpec]:
     Raw pixels are a single patch as large as the image, brought to 16x16.
     """
     pixels = FeatureSpec("raw/16", (0,), False, "mean", wanted.fuse, Resize((16, 16)))
-    pixels = replace(pixels, precision=wanted.precision, store_dtype=wanted.store_dtype)
+    pixels = replace(pixels, exif_rotate=wanted.exif_rotate, precision=wanted.precision, store_dtype=wanted.store_dtype)
     untrained = replace(wanted, pretrained=False, options={})
     return [pixels, untrained, wanted] if wanted.pretrained else [pixels, wanted]
 

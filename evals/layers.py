@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -18,6 +19,7 @@ from sail_encoder.extraction.loader import PackedLoader
 from sail_encoder.images.decoding import Array
 from sail_encoder.images.sources import ImageFile
 from sail_encoder.io.threads import BackgroundWriter
+from sail_encoder.store.reading import FeatureFolder
 
 BATCHES_TO_COPY = 2
 
@@ -28,28 +30,35 @@ class LayerFeatures:
 
     Attributes:
         vectors: float32 [layers, images, C].
-        mean_norms: Mean over all tokens of the length of their state, before the final norm [layers].
+        mean_norms: Mean over all tokens of the length of their state, before the final norm [layers]; empty where only
+            stored features are known.
         max_norms: The largest of these lengths [layers].
         keys: The images, in order; those that could not be read are left out.
+        numbers: Which layers of the model these are.
     """
 
     vectors: Array
     mean_norms: Array
     max_norms: Array
     keys: list[str]
+    numbers: Sequence[int]
+
+    @classmethod
+    def from_folder(cls, folder: FeatureFolder, pool: str) -> "LayerFeatures":
+        """Layers that `sail extract` has stored; grids are pooled, vectors are taken as they are."""
+        vectors = np.stack([folder.matrix(layer, pool).astype(np.float32) for layer in folder.layers])
+        keys = [entry.path for entry in folder.entries]
+        return cls(vectors, np.empty(0), np.empty(0), keys, folder.layers)
 
 
-def pool_layers(
-    backbone: VisionBackbone, images: Sequence[ImageFile], features: FeatureSpec, exif_rotate: bool = False
-) -> LayerFeatures:
+def pool_layers(backbone: VisionBackbone, images: Sequence[ImageFile], features: FeatureSpec) -> LayerFeatures:
     """Encodes images once, and pools the patches of every layer.
 
     Args:
         backbone: The model.
         images: The images.
-        features: How they are brought to size, whether the final norm is applied to every layer, and how patches become
-            one vector.
-        exif_rotate: Whether to turn photographs upright as their EXIF orientation says.
+        features: How they are turned and brought to size, whether the final norm is applied to every layer, and how
+            patches become one vector.
 
     Raises:
         DatasetError: If no image can be read.
@@ -59,7 +68,7 @@ def pool_layers(
     lengths = TokenLengths(backbone)
 
     def prepare(image: ImageFile) -> Prepared:
-        return backbone.prepare(image.open(), features.size, exif_rotate)
+        return backbone.prepare(image.open(), features.size, features.exif_rotate)
 
     loader = PackedLoader(backbone, prepare)
     pool_batch = partial(_pool_batch, backbone, features)
@@ -77,7 +86,7 @@ def pool_layers(
         to_copy.drain()
     if not keys:
         raise DatasetError(f"none of {len(images)} images can be read")
-    return LayerFeatures(torch.cat(parts, 1).numpy(), lengths.mean, lengths.largest, keys)
+    return LayerFeatures(torch.cat(parts, 1).numpy(), lengths.mean, lengths.largest, keys, range(backbone.num_layers))
 
 
 class TokenLengths:

@@ -166,7 +166,7 @@ class OnlineRun:
     ) -> Generator[tuple[Any, Tensor], None, None]:
         """Features and targets of this process's share of each batch."""
         encoded = torch.as_tensor(probe.targets_.encode(self.dataset.targets[index]), device=self.backbone.device)
-        images = CroppedImages(self.dataset, self.crops.side, probe.seed)
+        images = CroppedImages(self.dataset, self.crops.side, probe.seed, exif_rotate=self.features.exif_rotate)
         batches = shuffled_batches(len(index), batch_size, last, probe.seed)
         items = (self._items(index[batch.numpy()], step) for step, batch in islice(enumerate(batches), first, None))
         for patches, rows, unread in images.load(items, self.crops.workers):
@@ -186,7 +186,7 @@ class OnlineRun:
         bank.eval()
         mine = index[self.processes.rank :: self.processes.count].tolist()
         batches = [[(row, 0) for row in mine[at : at + TEST_BATCH]] for at in range(0, len(mine), TEST_BATCH)]
-        images = CroppedImages(self.dataset, self.crops.side, None, self.crops.test_resize)
+        images = CroppedImages(self.dataset, self.crops.side, None, self.crops.test_resize, self.features.exif_rotate)
         scores, rows = [], []
         for patches, where, unread in images.load(batches, self.crops.workers):
             self._unread.update(unread)

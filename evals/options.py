@@ -54,7 +54,7 @@ _EXTRACTED = ("resize", "max_tokens", "store_dtype", "baselines")
 BACKBONE_OPTIONS = ("weights", "random_weights", "max_tiles", "msac", "project")
 """Options that say how a backbone is loaded, in the order of `choose_backbone`."""
 
-_STORED = ("model", *BACKBONE_OPTIONS, "layers", "norm", "precision", *_EXTRACTED)
+_STORED = ("model", *BACKBONE_OPTIONS, "layers", "norm", "exif_rotate", "precision", *_EXTRACTED)
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,16 @@ def refuse_unread(command: Callable[..., int], asked: Mapping[str, Any], stored:
         _refuse(command, asked, _EXTRACTED, "with --online true, which looks at crops and stores no features")
     else:
         _refuse(command, asked, _ONLINE, "without --online true")
+
+
+def refuse_model_options(command: Callable[..., int], asked: Mapping[str, Any], folder: str) -> None:
+    """Refuses options of `sail sweep` that choose a model or its features, beside features that are stored.
+
+    Raises:
+        UserError: If there is one.
+    """
+    names = [name for name in (*_STORED, "resize", "max_tokens") if name in asked]
+    _refuse(command, asked, names, f"with the features in {folder}, which are there already")
 
 
 def _refuse(command: Callable[..., int], asked: Mapping[str, Any], names: Iterable[str], where: str) -> None:

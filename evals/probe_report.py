@@ -146,12 +146,12 @@ def sweep_table(layers: LayerFeatures, results: Sequence[LayerResult]) -> Table:
     """The metric that counts by layer and probe, beside the lengths of the tokens' states."""
     probes = list(dict.fromkeys(result.probe for result in results))
     values = {(one.layer, one.probe): format_value(one.value, one.primary) + EDGE * one.at_edge for one in results}
-    rows = [
-        [str(layer), *(values[layer, probe] for probe in probes), f"{mean_norm:.4g}", f"{max_norm:.4g}"]
-        for layer, (mean_norm, max_norm) in enumerate(zip(layers.mean_norms, layers.max_norms, strict=True))
-    ]
-    primary = with_unit(results[0].primary)
-    return Table(["layer", *(f"{probe} {primary}" for probe in probes), "mean norm", "largest norm"], rows)
+    rows = [[str(layer), *(values[layer, probe] for probe in probes)] for layer in layers.numbers]
+    norms = list(zip(layers.mean_norms, layers.max_norms, strict=True))
+    for row, lengths in zip(rows, norms, strict=False):
+        row += [f"{length:.4g}" for length in lengths]
+    headings = ["layer", *(f"{probe} {with_unit(results[0].primary)}" for probe in probes)]
+    return Table([*headings, *(["mean norm", "largest norm"] if norms else [])], rows)
 
 
 def group(results: Iterable[Result]) -> Groups:

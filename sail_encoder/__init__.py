@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from sail_encoder.models.sail.configuration_sail import SailConfig
     from sail_encoder.models.sail.image_processing_sail import SailImageProcessor
     from sail_encoder.models.sail.modeling_sail import SailForCausalLM, SailModel
+    from sail_encoder.models.sail.modeling_sail_backbone import SailBackbone
     from sail_encoder.models.sail.processing_sail import SailProcessor
     from sail_encoder.store.reading import FeatureFolder
 
@@ -45,6 +46,7 @@ _HOMES = {
     "PixelSailForCausalLM": "models.pixel_sail.modeling_pixel_sail",
     "PixelSailProcessor": "models.pixel_sail.processing_pixel_sail",
     "Resize": "images.resizing",
+    "SailBackbone": "models.sail.modeling_sail_backbone",
     "SailConfig": "models.sail.configuration_sail",
     "SailForCausalLM": "models.sail.modeling_sail",
     "SailImageProcessor": "models.sail.image_processing_sail",
@@ -71,6 +73,7 @@ __all__ = [
     "PixelSailForCausalLM",
     "PixelSailProcessor",
     "Resize",
+    "SailBackbone",
     "SailConfig",
     "SailForCausalLM",
     "SailImageProcessor",

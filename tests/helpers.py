@@ -11,7 +11,7 @@ from einops import rearrange
 from PIL import Image
 from safetensors.torch import load_file
 
-from sail_encoder.models.sail.configuration_sail import SailConfig
+from sail_encoder import SailConfig
 
 GOLDEN = Path(__file__).parent / "golden" / "sail"
 GOLDEN_IDS = {"vision_start_token_id": 300, "image_token_id": 301, "vision_end_token_id": 302}

@@ -47,6 +47,7 @@ def probe(
     pool: VectorPooling = "mean",
     resize: str = "auto",
     max_tokens: int | None = None,
+    exif_rotate: bool = False,
     store_dtype: Literal["float16", "float32"] = "float16",
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     device: str = "auto",
@@ -91,6 +92,7 @@ def probe(
             patches, the class token (cls), or that followed by the mean (cls_mean), as DINOv2 and DINOv3 have it.
         resize: The model's own rule (auto), native, short512 (the shorter side), a side such as 224, or 448x672.
         max_tokens: Patches of an image at most under the native rule.
+        exif_rotate: Whether to turn photographs upright as their EXIF orientation says.
         store_dtype: Type in which features are stored.
         precision: Precision of the backbone; auto is bfloat16 on a GPU and float32 on a CPU.
         device: auto (a GPU where there is one), cpu, cuda:1, ...
@@ -164,7 +166,7 @@ def probe(
 
 def _asked_of_features(asked: dict[str, Any]) -> dict[str, Any]:
     """Options of the command that are fields of a `FeatureSpec`."""
-    names = ("norm", "fuse", "pool", "precision", "store_dtype")
+    names = ("norm", "exif_rotate", "fuse", "pool", "precision", "store_dtype")
     fields = {name: asked[name] for name in names}
     return fields | choose_backbone(*(asked[name] for name in BACKBONE_OPTIONS))
 

@@ -21,6 +21,7 @@ def predict(
     fit: Literal["resize", "pad"] | None = None,
     scales: tuple[float, ...] = (1.0,),
     flip: bool = False,
+    exif_rotate: bool = False,
     overlays: bool = True,
     device: str = "auto",
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
@@ -42,6 +43,8 @@ def predict(
             at the bottom and at the right; as in training by default.
         scales: Factors on the size, such as [0.75,1.0,1.25]; the probabilities of all are averaged.
         flip: Whether to look at mirrored images too.
+        exif_rotate: Whether to turn photographs upright as their EXIF orientation says; label maps
+            are then upright too.
         overlays: Whether to draw the classes over the images.
         device: auto, cpu, cuda, cuda:1 or mps.
         precision: Precision of the backbone; auto is bfloat16 on a GPU and float32 on a CPU.
@@ -62,11 +65,11 @@ def predict(
     trained = load_dense_head(head)
     segmenter = load_segmenter(trained, model, device, precision)
     inference = inference_of(trained, segmenter.backbone.patch_size, window, stride, scales, flip, fit)
-    folder = LabelFolder(Path(out), trained.classes, overlays)
+    folder = LabelFolder(Path(out), trained.classes, overlays, exif_rotate)
     settings = {
         "root": listing.root,
         "head": fingerprint_head(head),
-        "inference": str(inference),
+        "inference": f"{inference}, exif_rotate" if exif_rotate else str(inference),
         "precision": str(segmenter.backbone.dtype).removeprefix("torch."),
     }
     folder.claim(settings, overwrite)

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from evals.datasets.labelled import LabelledImages
 from evals.datasets.loading import load_dataset
 from evals.datasets.splits import Splits, split_each_seed
+from evals.datasets.stored import label_features
 from evals.errors import DatasetError
-from evals.options import parse_probes
+from evals.features import open_features
+from evals.options import BACKBONE_OPTIONS, parse_probes, refuse_model_options
 from sail_encoder.backbones.registry import announce, check_features, choose_backbone, load_for, resolve_features
-from sail_encoder.backbones.spec import VectorPooling
+from sail_encoder.backbones.spec import FeatureSpec, VectorPooling
 from sail_encoder.io.devices import check_device
 from sail_encoder.io.refusals import check_writable
 
@@ -44,6 +46,7 @@ def sweep(
     pool: VectorPooling = "mean",
     resize: str = "auto",
     max_tokens: int | None = None,
+    exif_rotate: bool = False,
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     device: str = "auto",
     labels: str | None = None,
@@ -60,7 +63,8 @@ def sweep(
     on the validation set; the table shows the test set. Norms of the tokens tell where a few of them dominate.
 
     Args:
-        data: digits, scenes, a folder, a table, shards, ...; as in sail probe.
+        data: digits, scenes, a folder, a table, shards, ...; as in sail probe. Of what sail extract has left, all
+            layers that are stored.
         out: Folder for sweep.json, sweep.csv, results.md and plots.
         model: sail-tiny, a folder, a Hub name such as ByteDance-Seed/SAIL-7B, timm/NAME, or hf/NAME.
         weights: For a timm model, a file or folder of weights in place of its published ones.
@@ -75,6 +79,7 @@ def sweep(
             that followed by the mean (cls_mean).
         resize: The model's own rule (auto), native, short512 (the shorter side), a side such as 224, or 448x672.
         max_tokens: Patches of an image at most under the native rule.
+        exif_rotate: Whether to turn photographs upright as their EXIF orientation says.
         precision: Precision of the backbone; auto is bfloat16 on a GPU and float32 on a CPU.
         device: auto (a GPU where there is one), cpu, cuda:1, ...
         labels: For ImageNet its devkit or a list of synsets.
@@ -93,37 +98,62 @@ def sweep(
     check_features("all", resize, max_tokens)
     check_writable(Path(out))
     named = None if probes is None else parse_probes(probes)
-    dataset = load_dataset(data, labels, label_column, task)
+    stored = (Path(data) / "index.parquet").exists()
+    if stored:
+        refuse_model_options(sweep, asked, data)
+    features = open_features(data, "concat", pool) if stored else None
+    dataset = (
+        label_features(features.folder, labels, label_column, task)
+        if features
+        else load_dataset(data, labels, label_column, task)
+    )
     default = {name: None for name in SETTINGS if name != "logistic" or dataset.task != "regression"}
     named = named or parse_probes(default)
     chosen = {name: {**SETTINGS.get(name, {}), **settings} for name, settings in named.items()}
     (splits,) = split_each_seed(dataset, val_share, test_share, 1)
-    asked_of_features = {"norm": norm, "pool": pool, "precision": precision}
-    asked_of_features |= choose_backbone(weights, random_weights, max_tiles, msac, project)
-    _, features = resolve_features(model, "all", resize, max_tokens, **asked_of_features)
-    announce(model)
-    from evals.layers import pool_layers
+    wanted = features.spec if features else _resolve(asked)
+    # Reports name what the features are of.
+    asked["model"] = wanted.model
+    announce("torch" if stored else model)
+    from evals.layers import LayerFeatures
     from evals.probe_report import describe_probing
     from evals.probing import check_probes
 
     built = check_probes(chosen, dataset, [splits], device)
     if any(probe.takes == "grids" for probe in built):
         raise DatasetError("a sweep pools the patches, so it has no probes of grids; use ridge, logistic, knn, linear")
-    backbone = load_for(features, device)
-    features = replace(
-        features,
-        weights=backbone.fingerprint(features.depth - 1),
-        precision=str(backbone.dtype).removeprefix("torch."),
-        store_dtype="float32",
-    )
-    layers = pool_layers(backbone, dataset.images.images, features)
+    if features is None:
+        wanted, layers = _encode(dataset, wanted, device)
+    else:
+        layers = LayerFeatures.from_folder(features.folder, pool)
     results = list(_probe_layers(chosen, layers, dataset, splits, device))
-    facts = describe_probing(dataset, [splits], [features], built, "all layers in one pass, each probed alone")
+    facts = describe_probing(dataset, [splits], [wanted], built, "all layers in one pass, each probed alone")
     _report(Path(out), layers, results, asked, facts)
-    missing = len(dataset.images.images) - len(layers.keys)
+    missing = 0 if stored else len(dataset.images.images) - len(layers.keys)
     if missing:
         print(f"{missing:,} images could not be read and were left out", file=sys.stderr)
     return int(missing > 0)
+
+
+def _resolve(asked: dict[str, Any]) -> FeatureSpec:
+    """Features of all layers, as the options of the command have them."""
+    fields = {name: asked[name] for name in ("norm", "pool", "exif_rotate", "precision")}
+    fields |= choose_backbone(*(asked[name] for name in BACKBONE_OPTIONS))
+    return resolve_features(asked["model"], "all", asked["resize"], asked["max_tokens"], **fields)[1]
+
+
+def _encode(dataset: LabelledImages, wanted: FeatureSpec, device: str) -> "tuple[FeatureSpec, LayerFeatures]":
+    """Features of all layers, and their description with what is known once the backbone is loaded."""
+    from evals.layers import pool_layers
+
+    backbone = load_for(wanted, device)
+    known = replace(
+        wanted,
+        weights=backbone.fingerprint(wanted.depth - 1),
+        precision=str(backbone.dtype).removeprefix("torch."),
+        store_dtype="float32",
+    )
+    return known, pool_layers(backbone, dataset.images.images, known)
 
 
 def _probe_layers(
@@ -143,9 +173,10 @@ def _probe_layers(
         parts.append((np.array([rows[dataset.keys[sample]] for sample in known], int), dataset.targets[known]))
     todo = [(layer, name) for layer in range(len(layers.vectors)) for name in probes]
     for layer, name in tqdm(todo, "probes", disable=None):
+        number = layers.numbers[layer]
         probe = build_probe(name, probes[name], head_task(dataset), 0, device)
         samples = [(layers.vectors[layer][where], targets) for where, targets in parts]
-        yield probe_layer(probe, layer, *samples)
+        yield probe_layer(probe, number, *samples)
 
 
 def _report(
@@ -161,5 +192,7 @@ def _report(
         series = {name: [result.value for result in results if result.probe == name] for name in names}
         title, primary = f"{settings['model']} on {settings['data']}", results[0].primary
         save(plot_layers(title, series, f"{primary} on the test set"), out / "plots" / "accuracy.png")
+        if not len(layers.mean_norms):
+            return
         norms = {"largest": layers.max_norms.tolist(), "mean": layers.mean_norms.tolist()}
         save(plot_layers(title, norms, "length of a token's state", log=True), out / "plots" / "norms.png")

@@ -102,12 +102,14 @@ class LabelFolder:
         folder: Where they go.
         classes: Names of the classes.
         overlays: Whether to draw overlays.
+        exif_rotate: Whether to turn photographs upright as their EXIF orientation says.
     """
 
-    def __init__(self, folder: Path, classes: Sequence[str], overlays: bool) -> None:
+    def __init__(self, folder: Path, classes: Sequence[str], overlays: bool, exif_rotate: bool = False) -> None:
         self.folder = folder
         self.classes = classes
         self.overlays = overlays
+        self.exif_rotate = exif_rotate
         self.failures: dict[str, str] = {}
 
     def claim(self, settings: dict[str, Any], overwrite: bool) -> None:
@@ -168,7 +170,7 @@ class LabelFolder:
         """The image, or a single pixel in place of one that cannot be read, whose label is thrown away."""
         image = item[1]
         try:
-            return read_image(image.open())[0]
+            return read_image(image.open(), self.exif_rotate)[0]
         except ImageError as error:
             self.failures[image.key] = error.reason
         except OSError as error:
@@ -177,7 +179,8 @@ class LabelFolder:
 
     def _write(self, name: str, image: ImageFile, labels: Array) -> None:
         if self.overlays:
-            save_picture(overlay(read_image(image.open())[0], labels, self.classes), self._overlay(name))
+            upright, _ = read_image(image.open(), self.exif_rotate)
+            save_picture(overlay(upright, labels, self.classes), self._overlay(name))
         save_labels(labels, self.classes, self._label_map(name))
 
     def _write_failures(self) -> None:

@@ -4,13 +4,14 @@ import io
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from case_helpers import extract, sail, says_one_line
 from helpers import save_images
 
-from sail_encoder.io.hub import find_checkpoint
+import sail_encoder
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +22,7 @@ def photos(tmp_path_factory):
 @pytest.fixture
 def folder(tmp_path):
     """A copy of sail-tiny."""
-    shutil.copytree(find_checkpoint("sail-tiny"), tmp_path / "model")
+    shutil.copytree(Path(sail_encoder.__file__).parent / "tiny", tmp_path / "model")
     return tmp_path / "model"
 
 

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 from case_helpers import extract, sail, says_one_line, statuses
+from helpers import GOLDEN as SAIL
 from helpers import noise
 from PIL import Image
 from pixel_sail_golden import CHECKPOINT as PIXEL_SAIL
-from sail_vl_golden import GOLDEN
 
 from sail_encoder import Sampling, load_backbone, load_chat
 
+GOLDEN = SAIL.parent
 PIXELS = noise(30, 43, 7)
 """Of no side that patches tile, so that what differs before resizing differs after it."""
 

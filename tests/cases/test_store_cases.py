@@ -18,8 +18,7 @@ from helpers import noise, save_images
 from PIL import Image
 from pyarrow import parquet
 
-from sail_encoder import FeatureFolder
-from sail_encoder.io.errors import UserError
+from sail_encoder import FeatureFolder, UserError
 
 
 @pytest.fixture

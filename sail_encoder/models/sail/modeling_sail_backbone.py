@@ -46,7 +46,8 @@ class SailBackbone(BackboneMixin, SailPreTrainedModel):
         """Encodes images.
 
         Args:
-            pixel_values: [batch, 3, height, width], normalised; sides are multiples of the patch size.
+            pixel_values: [batch, 3, height, width], normalised; sides are multiples of the patch size. They may be of
+                another precision than the weights; feature maps then have theirs, as a head in float32 needs them.
             output_hidden_states: Whether to run all blocks and return every hidden state,
                 [batch, 1 + nh * nw, C] each, the embedding first.
 
@@ -59,10 +60,11 @@ class SailBackbone(BackboneMixin, SailPreTrainedModel):
         """
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        patches, grid = patchify_batch(pixel_values, self.config.vision_patch_size)
+        patches, grid = patchify_batch(pixel_values.to(self.dtype), self.config.vision_patch_size)
         states = self._states(patches, [grid] * len(pixel_values), run_all=bool(output_hidden_states))
         maps = [self._feature_map(states[self.stage_names.index(stage)], grid) for stage in self.out_features]
         hidden_states = tuple(states.values()) if output_hidden_states else None
+        maps = [feature_map.to(pixel_values.dtype) for feature_map in maps]
         return BackboneOutput(feature_maps=tuple(maps), hidden_states=hidden_states)
 
     def _states(self, patches: Tensor, grids: list[Size], run_all: bool) -> dict[int, Tensor]:
