@@ -71,9 +71,9 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
     from pyarrow import parquet
 
     try:
-        table = parquet.read_table(path)
-        path_column(table.column_names, path)
-        return list(table.to_pylist())
+        # The columns are looked at first, since two of one name end the reader of tables.
+        path_column(parquet.read_schema(path).names, path)
+        return list(parquet.read_table(path).to_pylist())
     except pyarrow.ArrowException as error:
         raise ValueError(str(error)) from None
 

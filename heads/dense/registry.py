@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from heads.contract import WEIGHTS, HeadError, SavedHead, describe_head, load_head, save_head
+from heads.contract import DESCRIPTION, WEIGHTS, HeadError, SavedHead, describe_head, load_head, save_head
 from heads.registry import get_head
 from sail_encoder.backbones.spec import FeatureSpec
 from sail_encoder.images.resizing import Size
 from sail_encoder.io.fingerprints import digest_file
+from sail_encoder.io.typed import require_fields
 
 if TYPE_CHECKING:
     from heads.dense.contract import DenseHead
@@ -82,7 +83,11 @@ class TrainedHead:
     ids: Mapping[int, str | None] | None = None
 
 
-_BESIDE_SETTINGS = ("classes", "mode", "window", "stride", "fit")
+_SIDES = tuple[int, int] | None
+_KINDS = {"classes": list[str], "mode": str, "window": _SIDES, "stride": _SIDES, "fit": Fit}
+"""Types of what is said beside the settings of the head."""
+
+_BESIDE_SETTINGS = tuple(_KINDS)
 
 
 def save_dense_head(folder: str | Path, trained: TrainedHead) -> None:
@@ -108,6 +113,11 @@ def describe_dense_head(folder: str | Path) -> tuple[SavedHead, FeatureSpec]:
 def _require_dense(saved: SavedHead, folder: str | Path) -> FeatureSpec:
     if "classes" not in saved.settings or saved.source is None:
         raise HeadError(f"{folder} holds a head of kind '{saved.kind}', not one that sail segment train has written")
+    try:
+        require_fields(saved.settings, _KINDS)
+        require_fields(saved.fitted, {"layout": str | None, "ids": list[tuple[int, str | None]] | None})
+    except TypeError as error:
+        raise HeadError(f"{Path(folder) / DESCRIPTION} is damaged ({error}); train the head again") from None
     return saved.source
 
 
@@ -122,6 +132,9 @@ def load_dense_head(folder: str | Path) -> TrainedHead:
     settings = dict(saved.settings)
     # Heads of the first version fit images in one way only.
     settings.setdefault("fit", "resize")
+    missing = [name for name in _BESIDE_SETTINGS if name not in settings]
+    if missing:
+        raise HeadError(f"{Path(folder) / DESCRIPTION} lacks {', '.join(missing)}; train the head again")
     classes, mode, window, stride, fit = (settings.pop(name) for name in _BESIDE_SETTINGS)
     head = build_dense_head(saved.kind, **settings)
     try:

@@ -13,6 +13,7 @@ from sail_encoder.io.errors import CheckpointError
 from sail_encoder.io.files import read_fields
 from sail_encoder.io.hub import HF, find_checkpoint
 from sail_encoder.io.quantised import refuse_quantised_config
+from sail_encoder.io.typed import require_type
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HALVES = (0.5, 0.5, 0.5)
@@ -232,6 +233,7 @@ def _preprocessing(folder: Path, architecture: Architecture, image_size: int, pa
         # Written for pixels of 0 to 1, whatever factor the processor brings its pixels to scale with.
         scale = 255 * fields.get("rescale_factor", 1 / 255) if fields.get("do_rescale", True) else 255
         mean, std = fields.get("image_mean", architecture.mean), fields.get("image_std", architecture.std)
+        require_type([mean, std], list[tuple[float, float, float]], "image_mean, image_std")
         if not fields.get("do_normalize", True):
             mean, std = (0.0,) * 3, (1.0,) * 3
         default = Image.Resampling[architecture.resample]

@@ -5,11 +5,11 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
-from safetensors import SafetensorError
 from timm.models import load_state_dict
 from torch import Tensor
 
 from sail_encoder.io.errors import CheckpointError
+from sail_encoder.io.files import require_regular
 from sail_encoder.io.quantised import refuse_quantised_tensors
 from sail_encoder.io.weights import WeightFiles, require_finite
 
@@ -52,10 +52,12 @@ def read_weights(path: Path) -> Mapping[str, Tensor]:
         files = WeightFiles(path)
         return dict(files.read(files.tensors))
     try:
+        require_regular(path)
         return load_state_dict(str(path), weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"no weights {path}; name a safetensors file, a checkpoint, or their folder") from None
-    except (AttributeError, EOFError, RuntimeError, SafetensorError, UnpicklingError) as error:
+    # A damaged file ends the unpickler at any point of its own.
+    except Exception as error:
         # timm wraps what torch raises of a pickle with code in it.
         if isinstance(error, UnpicklingError) or "weights_only" in str(error):
             raise CheckpointError(

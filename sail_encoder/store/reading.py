@@ -4,10 +4,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, overload
+from typing import Any, overload
 
 import numpy as np
-from numpy.lib import format as npy_format
 
 from sail_encoder.backbones.spec import FeatureSpec
 from sail_encoder.images.table import STEP, Array, KeyIndex
@@ -15,6 +14,7 @@ from sail_encoder.io.errors import StoreError, in_one_line
 from sail_encoder.io.files import open_regular
 from sail_encoder.io.runs import RUN, read_run
 from sail_encoder.store.index import INDEX
+from sail_encoder.store.npy import map_array, read_header
 
 _COLUMNS = ("path", "file", "row", "grid_height", "grid_width", "image_height", "image_width")
 
@@ -218,7 +218,7 @@ class FeatureFolder:
         start, stop, _ = (rows or slice(None)).indices(nh)
         try:
             with open_regular(path) as file:
-                shape, dtype = _read_header(file)
+                shape, dtype = read_header(file)
                 if shape[:-1] != (*[len(self.layers)] * several, nh, nw):
                     raise ValueError(f"its shape is {list(shape)}, for a grid of {nh}x{nw}")
                 row_values = nw * shape[-1]
@@ -233,20 +233,15 @@ class FeatureFolder:
     def _shard(self, file: str) -> Array:
         if file not in self._shards:
             try:
-                self._shards[file] = self._map(self.folder / file)
+                shard = map_array(self.folder / file)
+                if shard.ndim != (3 if len(self.layers) > 1 else 2):
+                    raise ValueError(f"its shape is {list(shard.shape)}, for rows of vectors")
+                self._shards[file] = shard
             except FileNotFoundError:
                 raise StoreError(f"{self.folder / file} is missing; {_AGAIN}") from None
             except (OSError, ValueError) as error:
                 raise StoreError(f"{self.folder / file} is damaged: {in_one_line(error)}; {_AGAIN}") from None
         return self._shards[file]
-
-    def _map(self, path: Path) -> Array:
-        """Rows of a shard, mapped into memory."""
-        with open_regular(path) as file:
-            shape, dtype = _read_header(file)
-            if len(shape) != (3 if len(self.layers) > 1 else 2):
-                raise ValueError(f"its shape is {list(shape)}, for rows of vectors")
-            return np.memmap(file, dtype, "r", file.tell(), shape)
 
     def matrix(self, layer: int | None = None, pool: str = "mean") -> Array:
         """All images as one array [images, C], rows in the order of `entries`.
@@ -299,24 +294,6 @@ def _read_spec(run: dict[str, Any], path: Path) -> FeatureSpec:
         return FeatureSpec.from_json({"model": model, **run["settings"]})
     except (KeyError, TypeError, ValueError) as error:
         raise StoreError(f"{path} is damaged, or of no extraction ({error!r}); {_AGAIN}") from None
-
-
-def _read_header(file: BinaryIO) -> tuple[tuple[int, ...], "np.dtype[Any]"]:
-    """Shape and type of an array in a .npy file, which is left where its values begin.
-
-    Raises:
-        ValueError: If it is none, or holds what only Python could unpack.
-    """
-    try:
-        version = npy_format.read_magic(file)
-        read = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
-        shape, is_fortran, dtype = read(file)
-    # The header is an expression of Python, which ends its parser in many ways.
-    except Exception as error:
-        raise ValueError(in_one_line(error)) from None
-    if is_fortran or dtype.hasobject or not shape:
-        raise ValueError("it is no array of numbers as sail extract writes it")
-    return shape, dtype
 
 
 def _pool(grid: Array, how: str) -> Array:

@@ -78,6 +78,8 @@ class Record:
         record = cls(**values)
         if record.file is not None and not is_below(record.file):
             raise TypeError(f"file is {record.file!r}")
+        if record.file is None and record.row is not None:
+            raise TypeError(f"row is {record.row} of no file")
         return record
 
     @property

@@ -23,6 +23,7 @@ from sail_encoder.images.table import Array
 from sail_encoder.io.errors import StoreError
 from sail_encoder.io.files import append_all, make_folders, read_json
 from sail_encoder.store.index import grid_file
+from sail_encoder.store.npy import map_array
 from sail_encoder.store.records import Record, read_names
 
 SHARD_BYTES = 2**28
@@ -251,6 +252,6 @@ def _save(path: str, array: Array) -> None:
 
 def _count_rows(shard: Path) -> int:
     try:
-        return len(np.load(shard, mmap_mode="r"))
+        return len(map_array(shard))
     except (OSError, ValueError):
         return 0

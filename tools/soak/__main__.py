@@ -42,14 +42,11 @@ class Soak:
             self.ended[name] = self._run_undisturbed(name)
 
     def _run_undisturbed(self, name: str) -> tuple[int, float, Left, list[str]]:
-        """Exit status, seconds, and what is left, of a work without trouble; once before, so that all is loaded."""
-        work = WORKS[name]
-        for attempt in ("first", name):
-            folder = self._prepare(attempt)
-            started = time.perf_counter()
-            status = Running(work.arguments, folder).wait([0, 1])
-            seconds = time.perf_counter() - started
-        left = status, seconds, work.read(folder), _files(folder)
+        """Exit status, seconds, and what is left, of a work without trouble."""
+        work, folder = WORKS[name], self._prepare(name)
+        started = time.perf_counter()
+        status = Running(work.arguments, folder).wait([0, 1])
+        left = status, time.perf_counter() - started, work.read(folder), _files(folder)
         if name == "segment train":
             shutil.copytree(folder / OUT, self.inputs / HEAD)
         shutil.rmtree(folder)

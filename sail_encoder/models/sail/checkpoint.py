@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
 
 from sail_encoder.io.errors import CheckpointError, UserError, explain_damage
 from sail_encoder.io.weights import WeightFiles
+from sail_encoder.models.generation import read_generation_config
 from sail_encoder.models.sail.config_file import PATCH_WEIGHTS, VISION_TOKENS, missing_patch_weight, read_config
 from sail_encoder.models.sail.configuration_sail import SailConfig
 from sail_encoder.models.sail.modeling_sail import SailForCausalLM, SailModel
@@ -195,9 +195,7 @@ def load_language_model(checkpoint: SailCheckpoint, device: torch.device, dtype:
         model = SailForCausalLM(config)
     _place(model, checkpoint.read(checkpoint.language_keys()), device, dtype)
     model.tie_weights()
-    if (checkpoint.folder / "generation_config.json").is_file():
-        with explain_damage(f"cannot read {checkpoint.folder / 'generation_config.json'}"):
-            model.generation_config = GenerationConfig.from_pretrained(checkpoint.folder)
+    model.generation_config = read_generation_config(checkpoint.folder) or model.generation_config
     return model.eval()
 
 

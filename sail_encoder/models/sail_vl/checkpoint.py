@@ -13,11 +13,12 @@ from typing import Any, TypeVar
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from sail_encoder.io.errors import CheckpointError, UserError
 from sail_encoder.io.quantised import quantised, refuse_quantised_config
 from sail_encoder.io.weights import WeightFiles
+from sail_encoder.models.generation import read_generation_config
 from sail_encoder.models.sail_vl.configuration_sail_vl import (
     TOWER_CONFIGS,
     InternViTConfig,
@@ -186,8 +187,7 @@ def load_model(
     # Rotary frequencies are no weights, and on the meta device they were not computed.
     language = model.language_model.model
     language.rotary_emb = type(language.rotary_emb)(config.text_config).to(device)
-    if (checkpoint.folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(checkpoint.folder)
+    model.generation_config = read_generation_config(checkpoint.folder) or model.generation_config
     complete_generation_config(model)
     return model
 
