@@ -41,6 +41,7 @@ OUT = ["--out", "out"]
 HEAD = [*OUT, "--head", "head"]
 TRAIN = ["segment", "train", "scenes", *OUT]
 DIGITS = ["digits", *OUT]
+COMPARE = ["compare", *DIGITS, "--models"]
 
 MISTAKES = [
     # Paths.
@@ -52,6 +53,11 @@ MISTAKES = [
     (["probe", "digits", "--out", "x.png/o"], "cannot write x.png/o: Not a directory"),
     (["sweep", "nowhere", *OUT], "no data set 'nowhere'"),
     (["sweep", "digits", "--out", "x.png"], "cannot write x.png: File exists"),
+    (["compare", "nowhere", *OUT, "--models", "sail-tiny"], "no data set 'nowhere'"),
+    ([*COMPARE, "sail-tiny", "--masks", "nowhere"], "no folder nowhere"),
+    ([*COMPARE, "sail-tiny,raw/14,sail-tiny"], "--models names sail-tiny twice; leave one of them out"),
+    ([*COMPARE, "raw/14,sail-tny"], "no model 'sail-tny'"),
+    ([*COMPARE, "sail-tiny", "--random-weights", "raw/14"], "names raw/14, which is none of --models sail-tiny"),
     (["segment", "train", "nowhere", *OUT], "no folder nowhere"),
     (["segment", "train", "photos", *OUT], "photos has no train split in this layout"),
     (["segment", "train", "scenes", "--out", "x.png"], "--out cannot be x.png, because"),

@@ -1,7 +1,7 @@
 """Every command and every line of Python in README.md, in order, as a newcomer would run them.
 
 Three things stand in: a checkpoint in the published format for SAIL-7B, which cannot be downloaded here, `--help` for
-measurements that take minutes, and `--print_config` for probes and segmentation, which have tests of their own.
+measurements that take minutes, and `--print_config` for probes, comparisons and segmentation, which have tests of their own.
 """
 
 import io
@@ -21,7 +21,7 @@ import sail_cli
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(sh|python)\n(.*?)```", README, re.DOTALL)
-PARSED_ONLY = ("probe", "sweep", "segment")
+PARSED_ONLY = ("probe", "sweep", "compare", "segment")
 SAIL_7B = "ByteDance-Seed/SAIL-7B"
 
 

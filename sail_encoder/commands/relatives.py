@@ -8,7 +8,7 @@ from sail_encoder.backbones import published
 from sail_encoder.backbones.published import published_name
 from sail_encoder.commands import cards
 from sail_encoder.commands.cards import CardKind
-from sail_encoder.io.hub import TINY, find_checkpoint
+from sail_encoder.io.hub import HF, RAW, TIMM, TINY, find_checkpoint
 from sail_encoder.models.sail.config_file import stored_shape
 from sail_encoder.models.sail_vl.published import TOWERS, hub_name, read_json
 
@@ -31,12 +31,12 @@ _PROCESSORS = {
 
 
 def kind_of_relative(model: str) -> str | None:
-    """Kind of a relative, by its name or its small files; None for a SAIL.
+    """Kind of a relative, by its name or its small files; None for a SAIL, and for what is no checkpoint.
 
     Raises:
         CheckpointError: If there is no such checkpoint.
     """
-    if model == TINY:
+    if model == TINY or model.startswith((TIMM, HF, RAW)):
         return None
     if known := published_name(model):
         if known in published.SAIL:
