@@ -29,7 +29,7 @@ from benchmarks.models import SIZES
 from evals.segmentation.augment import Augmentation
 from evals.segmentation.batches import Batches, CachedBatches, Crop, OnlineBatches, cache_grids
 from evals.segmentation.data import SegmentationData
-from evals.segmentation.sources import DataSource
+from evals.segmentation.layouts import DataSource
 from heads.dense.registry import build_dense_head
 from heads.dense.segmenter import Segmenter
 from heads.recipe import Recipe

@@ -27,8 +27,8 @@ from evals.probing import ProbeRun, check_probes
 from evals.report import Facts
 from evals.results import Result, ResultLog
 from evals.segmentation.data import SegmentationData
-from evals.segmentation.folders import RESULTS
 from evals.segmentation.options import TrainOptions, check_head, open_data
+from evals.segmentation.run_folders import RESULTS
 from evals.segmentation.training import train_head
 from sail_encoder.backbones.base import VisionBackbone
 from sail_encoder.backbones.batch import Batch, Prepared

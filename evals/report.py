@@ -20,7 +20,7 @@ RESULTS = "results"
 """Name of the files of a report, without their suffix."""
 
 EDGE = "*"
-"""Mark behind a number whose hyper-parameter was chosen at the edge of its grid."""
+"""Mark after a number whose hyper-parameter was chosen at the edge of its grid."""
 
 EDGE_NOTE = f"{EDGE} chosen at the edge of its grid, so that a better value may lie beyond it"
 

@@ -1,7 +1,8 @@
 """Every command and every line of Python in README.md, in order, as a newcomer would run them.
 
 Three things stand in: a checkpoint in the published format for SAIL-7B, which cannot be downloaded here, `--help` for
-measurements that take minutes, and `--print_config` for probes, comparisons and segmentation, which have tests of their own.
+measurements that take minutes, and `--print_config` for probes, comparisons and segmentation, which have tests of
+their own.
 """
 
 import io

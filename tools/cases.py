@@ -66,8 +66,8 @@ def _outcome(case: ElementTree.Element) -> tuple[str, str]:
     name = f"{module}::{case.get('name')}" if case.get("classname") else module
     problems = [*case.iter("failure"), *case.iter("error")]
     if problems:
-        told = "\n".join(f"{problem.get('message')}\n{problem.text}" for problem in problems)
-        return name, "import" if any(f"{kind}: " in told for kind in _MISSING) else "failed"
+        texts = "\n".join(f"{problem.get('message')}\n{problem.text}" for problem in problems)
+        return name, "import" if any(f"{kind}: " in texts for kind in _MISSING) else "failed"
     return name, "skipped" if case.find("skipped") is not None else "passed"
 
 

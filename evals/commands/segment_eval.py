@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, cast
 
-from evals.segmentation.folders import EVAL, check_owner
-from evals.segmentation.inference import check_folder, check_inference, check_range, inference_of
 from evals.segmentation.labels import ClassMap
+from evals.segmentation.layouts import DataSource
+from evals.segmentation.option_checks import check_folder, check_inference, check_range, inference_of
 from evals.segmentation.pairs import LayoutName, SplitName
-from evals.segmentation.sources import DataSource
+from evals.segmentation.run_folders import EVAL, check_owner
 from heads.contract import SavedHead
 from heads.dense.registry import describe_dense_head, load_dense_head
 from sail_encoder.backbones.registry import announce

@@ -4,8 +4,8 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from evals.segmentation.folders import PREDICT, check_owner
-from evals.segmentation.inference import check_folder, check_inference, inference_of
+from evals.segmentation.option_checks import check_folder, check_inference, inference_of
+from evals.segmentation.run_folders import PREDICT, check_owner
 from heads.dense.registry import describe_dense_head, fingerprint_head, load_dense_head
 from sail_encoder.backbones.registry import announce
 from sail_encoder.images.sources import list_images

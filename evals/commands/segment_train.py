@@ -1,8 +1,8 @@
 """`sail segment train`: a dense head on a frozen backbone, and its scores."""
 
-from evals.segmentation.folders import TRAIN, check_owner
+from evals.segmentation.layouts import SCENES
 from evals.segmentation.options import TrainOptions, check_head, choose_features, open_data
-from evals.segmentation.sources import SCENES
+from evals.segmentation.run_folders import TRAIN, check_owner
 from sail_encoder.backbones.registry import announce
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from evals.segmentation.data import SegmentationData
-from evals.segmentation.inference import HIGHEST_SEED, check_folder, check_range, read_windows, whole_patches
+from evals.segmentation.layouts import SCENES, DataSource, draw_scenes
+from evals.segmentation.option_checks import HIGHEST_SEED, check_folder, check_range, read_windows, whole_patches
 from evals.segmentation.pairs import LayoutName
-from evals.segmentation.sources import SCENES, DataSource, draw_scenes
 from heads.dense import registry
 from heads.dense.registry import build_dense_head
 from heads.recipe import OptimizerName, Recipe

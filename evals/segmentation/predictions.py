@@ -16,7 +16,9 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from evals.segmentation.folders import (
+from evals.segmentation.labels import palette
+from evals.segmentation.layouts import CLASS_FILE
+from evals.segmentation.run_folders import (
     LABELS,
     OVERLAYS,
     PREDICT,
@@ -26,8 +28,6 @@ from evals.segmentation.folders import (
     read_log_of_run,
     remove_run,
 )
-from evals.segmentation.labels import palette
-from evals.segmentation.sources import CLASS_FILE
 from heads.dense import IGNORE
 from heads.dense.inference import Inference, predict
 from heads.dense.segmenter import Segmenter

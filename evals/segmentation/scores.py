@@ -16,8 +16,8 @@ from tqdm import tqdm
 from evals.plots import plot_iou, save
 from evals.report import Table, describe_features, write_tables
 from evals.segmentation.data import SegmentationData
-from evals.segmentation.folders import IOU, LABELS, OVERLAYS, PICTURES, RESULTS, as_picture
 from evals.segmentation.predictions import save_comparison, save_labels
+from evals.segmentation.run_folders import IOU, LABELS, OVERLAYS, PICTURES, RESULTS, as_picture
 from heads.dense import IGNORE
 from heads.dense.inference import Inference, predict
 from heads.dense.segmenter import Segmenter

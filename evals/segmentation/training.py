@@ -13,9 +13,9 @@ from torch import Tensor
 from evals.segmentation.augment import Augmentation
 from evals.segmentation.batches import Batch, Batches, CachedBatches, OnlineBatches, cache_grids, check_budget
 from evals.segmentation.data import SegmentationData
-from evals.segmentation.folders import CHECKPOINT, CURVES, LOG, check_run, claim
-from evals.segmentation.inference import inference_of, read_windows, whole_patches
+from evals.segmentation.option_checks import inference_of, read_windows, whole_patches
 from evals.segmentation.options import JITTER, CountedPixels, TrainOptions, build_head
+from evals.segmentation.run_folders import CHECKPOINT, CURVES, LOG, check_run, claim
 from evals.segmentation.scores import Gallery, score, write_report
 from heads.dense import IGNORE
 from heads.dense.contract import DenseHead, OnePassHead

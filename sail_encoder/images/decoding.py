@@ -29,7 +29,7 @@ _CHANNELS = (1, 3, 4)
 """Gray, RGB, and RGB with transparency."""
 
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
-"""What stands in bytes 8 to 12 of a HEIC file, behind `ftyp` (ISO/IEC 23008-12)."""
+"""Bytes 8 to 12 of a HEIC file, after `ftyp` (ISO/IEC 23008-12)."""
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -8,7 +8,7 @@ from helpers import noise, relative_error, results_in, save_images
 from safetensors.torch import save_file
 from torch import nn
 
-from evals.segmentation import sources
+from evals.segmentation import layouts
 from sail_cli import main
 from sail_encoder import UserError, VisionBackbone, load_backbone
 from sail_encoder.backbones.registry import describe
@@ -299,7 +299,7 @@ def test_probes_and_sweeps_of_random_weights(tmp_path):
 
 
 def test_heads_remember_that_weights_were_random(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "SPLITS", {"training": range(8), "validation": range(8, 12)})
+    monkeypatch.setattr(layouts, "SPLITS", {"training": range(8), "validation": range(8, 12)})
     train = ["segment", "train", "scenes", "--out", str(tmp_path / "h"), "--model", f"timm/{TINY}", "--random-weights"]
     sizes = ["--resize", "64", "--crop", "64", "--steps", "2", "--warmup", "0", "--batch-size", "2", "--head", "linear"]
     assert main([*train, *sizes]) == 0

@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from evals.probing import build_probe
-from evals.segmentation.inference import read_windows
+from evals.segmentation.option_checks import read_windows
 from evals.segmentation.options import TrainOptions
 from heads.dense.inference import Inference
 from heads.dense.upernet import UperNetHead

@@ -20,7 +20,7 @@ LONGEST = 180.0
 _PRELOADED = [
     *("sail_encoder.commands.extract", "sail_encoder.extraction.run", "sail_encoder.backbones.raw", "pyarrow.parquet"),
     *("evals.commands.segment_train", "evals.commands.segment_predict", "evals.segmentation.training"),
-    *("evals.segmentation.folders", "sail_encoder.commands.chat", "sail_encoder.chat.batch"),
+    *("evals.segmentation.run_folders", "sail_encoder.commands.chat", "sail_encoder.chat.batch"),
     "sail_encoder.models.sail.modeling_sail",
 ]
 
@@ -33,7 +33,7 @@ class Running:
     """A command in a process that has imported everything already, so that troubles fall into its work.
 
     Args:
-        arguments: What stands behind `sail`.
+        arguments: Arguments of `sail`.
         folder: Where it runs, and where what it prints is kept.
         file_limit: Bytes that a file may have at most, as on a disk that is full.
     """

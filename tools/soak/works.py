@@ -23,7 +23,7 @@ class Work:
     """A command of `sail`, run in a folder that holds its inputs under `data`.
 
     Attributes:
-        arguments: What stands behind `sail`.
+        arguments: Arguments of `sail`.
         read: What is left in the folder of the command that has ended, to be compared.
         images: Where the images lie of which one may be damaged.
         state: Files of its own that may be damaged, and how: `noise` at the beginning, `half` of it, or `empty`. A

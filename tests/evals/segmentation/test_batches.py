@@ -11,7 +11,7 @@ from helpers import unpatchify
 from evals.errors import DatasetError
 from evals.segmentation.augment import Augmentation
 from evals.segmentation.batches import CachedBatches, OnlineBatches, Sampler, cache_grids, check_budget
-from evals.segmentation.sources import DataSource
+from evals.segmentation.layouts import DataSource
 from heads.dense import IGNORE
 from heads.dense.linear import LinearHead
 from heads.dense.segmenter import Segmenter

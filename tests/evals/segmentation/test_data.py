@@ -14,7 +14,7 @@ from PIL import Image
 from evals.errors import DatasetError
 from evals.segmentation import labels
 from evals.segmentation.labels import ADE20K, CITYSCAPES, COCO_STUFF, PASCAL_CONTEXT, VOC2012, ClassMap, palette
-from evals.segmentation.sources import DataSource
+from evals.segmentation.layouts import DataSource
 from heads.dense import IGNORE
 from sail_cli import main
 

@@ -14,7 +14,7 @@ from drawn_data import COLORS, write_data
 from helpers import noise
 from PIL import Image
 
-from evals.segmentation.inference import inference_of
+from evals.segmentation.option_checks import inference_of
 from heads.contract import HeadError
 from heads.dense.registry import load_dense_head
 from sail_cli import main

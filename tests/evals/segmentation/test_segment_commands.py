@@ -12,7 +12,7 @@ from drawn_data import COLORS, draw, write_data
 from PIL import Image
 
 from evals.scenes import CLASSES, TRAINING_SEEDS
-from evals.segmentation import sources
+from evals.segmentation import layouts
 from sail_cli import main
 from sail_encoder.backbones.raw import RawPatches
 
@@ -291,10 +291,10 @@ def test_upernet_trains(data, small_checkpoint, tmp_path, capsys):
 
 
 def test_scenes_of_one_thing_and_of_several(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "SPLITS", {"training": range(9), "validation": range(9, 10)})
+    monkeypatch.setattr(layouts, "SPLITS", {"training": range(9), "validation": range(9, 10)})
     shown = {}
-    for name in sources.SCENES:
-        sources.draw_scenes(tmp_path / name, name)
+    for name in layouts.SCENES:
+        layouts.draw_scenes(tmp_path / name, name)
         masks = (np.asarray(Image.open(mask)) for mask in (tmp_path / name / "annotations/training").iterdir())
         shown[name] = [len(np.unique(mask)) - 1 for mask in masks]
     assert set(shown["scenes"]) == {1}
@@ -302,8 +302,8 @@ def test_scenes_of_one_thing_and_of_several(tmp_path, monkeypatch):
 
 
 def test_scenes_are_drawn_in_the_layout_of_ade20k(tmp_path, monkeypatch):
-    assert not [seed for seeds in sources.SPLITS.values() for seed in seeds if seed in TRAINING_SEEDS]
-    monkeypatch.setattr(sources, "SPLITS", {"training": range(5), "validation": range(9, 11)})
+    assert not [seed for seeds in layouts.SPLITS.values() for seed in seeds if seed in TRAINING_SEEDS]
+    monkeypatch.setattr(layouts, "SPLITS", {"training": range(5), "validation": range(9, 11)})
     assert main(["segment", "train", "scenes", "--out", str(tmp_path), "--steps", "2", *FAST, "--warmup", "0"]) == 0
     scores = results(tmp_path)["scores"]
     assert list(scores["classes"]) == list(CLASSES)

@@ -11,8 +11,8 @@ from drawn_data import draw, save_pair
 from helpers import small_config
 from PIL import Image
 
-from evals.segmentation import sources
-from evals.segmentation.inference import whole_patches
+from evals.segmentation import layouts
+from evals.segmentation.option_checks import whole_patches
 from sail_cli import main
 from sail_encoder.models.sail.modeling_sail import SailForCausalLM
 
@@ -58,7 +58,7 @@ def write(root, layout):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_trains_and_is_scored(path, checkpoint, tmp_path, monkeypatch):
     settings = yaml.safe_load(path.read_text())
-    monkeypatch.setattr(sources, "SPLITS", {"training": range(2), "validation": range(9, 11)})
+    monkeypatch.setattr(layouts, "SPLITS", {"training": range(2), "validation": range(9, 11)})
     data = [] if "data" in settings else [write(tmp_path / "data", settings["layout"])]
     whole_patches("crop", settings["crop"], 14)
     smaller = ["--model", checkpoint, "--steps", "1", "--warmup", "0", "--batch_size", "2", "--crop", "56"]

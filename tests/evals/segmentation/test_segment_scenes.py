@@ -2,7 +2,7 @@
 
 import json
 
-from evals.segmentation import sources
+from evals.segmentation import layouts
 from sail_cli import main
 
 SHORTER = ["--steps", "80", "--batch_size", "16", "--learning_rate", "0.01", "--overlays", "0"]
@@ -10,8 +10,8 @@ SHORTER = ["--steps", "80", "--batch_size", "16", "--learning_rate", "0.01", "--
 
 
 def test_features_tell_what_raw_patches_do_not(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "SPLITS", {"training": range(100_000, 100_120), "validation": range(110_000, 110_024)})
-    sources.draw_scenes(tmp_path / "scenes", "scenes")
+    monkeypatch.setattr(layouts, "SPLITS", {"training": range(100_000, 100_120), "validation": range(110_000, 110_024)})
+    layouts.draw_scenes(tmp_path / "scenes", "scenes")
     data = [str(tmp_path / "scenes"), "--config", "configs/segmentation/scenes_linear.yaml", "--layout", "ade20k"]
     scores = {}
     for name, features in (("sail-tiny", []), ("raw", ["--model", "raw/14", "--layers", "0"])):

@@ -13,8 +13,8 @@ import torch
 from drawn_data import write_data
 from safetensors.torch import load_file, save_file
 
-from evals.segmentation.folders import LOG
 from evals.segmentation.options import TrainOptions
+from evals.segmentation.run_folders import LOG
 from heads.trainer import read_log
 from sail_cli import main
 from sail_encoder.io.errors import UserError

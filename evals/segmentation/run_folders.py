@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from evals.segmentation.sources import CLASS_FILE
+from evals.segmentation.layouts import CLASS_FILE
 from heads.contract import DESCRIPTION, WEIGHTS
 from sail_encoder.io.errors import UserError
 from sail_encoder.io.json_lines import LineLog
