@@ -11,7 +11,7 @@ from evals.report import Facts, Table, write_tables
 from evals.results import Result
 from sail_encoder.backbones.spec import FeatureSpec
 from sail_encoder.io.files import write_json
-from sail_encoder.pictures.bars import Bars, draw_bars
+from sail_encoder.pictures.bars import Bars, draw_bars, format_number
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def comparison_table(scores: Sequence[BackboneScores]) -> Table:
             one.features.title,
             f"{one.parameters / 1e6:,.1f} M" if one.parameters else "0",
             f"{one.tokens:,.0f}",
-            f"{one.images_per_second:,.3g}",
+            format_number(one.images_per_second),
             *(primary_cell(one.of_probe(name)) for name, _ in probes),
             *([f"{100 * (one.mean_iou or 0):.1f}"] if has_masks else []),
         ]
