@@ -198,5 +198,5 @@ def test_shipped_configurations_are_found_by_name(tmp_path, monkeypatch):
         assert find_config(name, parameters_of(probe)) == SHIPPED / f"{file}.yaml"
     (tmp_path / "digits").write_text("out: mine")
     assert find_config("digits", parameters_of(probe)) == Path("digits")
-    with pytest.raises(UserError, match=r"no configuration file digts, did you mean 'digits'.* shipped are probe/"):
+    with pytest.raises(UserError, match=r"no configuration file digts, did you mean 'digits'.* shipped are compare/"):
         find_config("digts", parameters_of(probe))

@@ -93,9 +93,9 @@ MISTAKES = [
     ([*TRAIN, "--model", "raw/0"], "no raw patches 'raw/0'"),
     (["segment", "eval", "photos", "--head", "head", "--model", "bert"], "bert is a 'bert' checkpoint, not SAIL"),
     (["segment", "predict", "x.png", *HEAD, "--model", "sail-tny"], "no model 'sail-tny'"),
-    (["chat", "x.png", "hi", "--model", "null"], "config.json holds no JSON object"),
+    (["chat", "x.png", "hi", "--model", "null"], "config.json holds no fields; download it again"),
     (["chat", "x.png", "hi", "--model", "timm/vit_tiny_patch16_224"], "has no language model; models that chat are"),
-    (["pca", "x.png", "--model", "flat"], "config.json: num_hidden_layers cannot be 0; allowed is a whole number"),
+    (["pca", "x.png", "--models", "flat"], "config.json: num_hidden_layers cannot be 0; allowed is a whole number"),
     (["pca", "x.png", "--models", "sail-tiny,sail-tny"], "no model 'sail-tny'"),
     (["pca", "x.png", "--models", "timm/vit_tiny_patch16_224,sail-tny"], "no model 'sail-tny'"),
     (["similarity", "x.png", "--at", "0,0", "--model", "text"], "hidden_size cannot be '64'"),
@@ -109,7 +109,7 @@ MISTAKES = [
     (["extract", "x.png", *OUT, "--layers", "top", "--model", "timm/x"], "layers 'top' are not understood"),
     (["probe", *DIGITS, "--layers", "9"], "layer 9 does not exist"),
     ([*TRAIN, "--layers", "last7"], "layers 'last7' need 1 to 6 layers"),
-    (["pca", "x.png", "--layer", "-7"], "layer -7 does not exist"),
+    (["pca", "x.png", "--layers", "-7"], "layer -7 does not exist"),
     (["pca", "x.png", "--layers", "0,6"], "layer 6 does not exist"),
     (["similarity", "x.png", "--at", "0,0", "--layer", "6"], "layer 6 does not exist"),
     (["match", "x.png", "x.png", "--layer", "6"], "layer 6 does not exist"),
@@ -199,7 +199,9 @@ def workplace(tmp_path_factory):
         (folder / "broken" / name).write_text("{")
     (folder / "others").mkdir()
     settings = {**FeatureSpec("sail-tiny", (0,)).to_json(), "root": str(folder)}
-    (folder / "others" / "run.json").write_text(json.dumps({"settings": settings, "runs": []}))
+    (folder / "others" / "run.json").write_text(
+        json.dumps({"format": 2, "command": "extract", "settings": settings, "runs": []})
+    )
     (folder / "head").mkdir()
     source = {"backbone": "sail-tiny", "weights": "", "layers": [5], "resize": "native"}
     head = {"kind": "linear", "settings": {"classes": ["a", "b"]}, "source": source}

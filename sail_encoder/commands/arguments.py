@@ -209,6 +209,8 @@ def _load_yaml(path: Path) -> dict[str, tuple[Any, Any]]:
         text = read_text(path)
         _check_events(yaml.parse(text))
         values, written = get_loader("yaml")(text), yaml.load(text, yaml.BaseLoader)
+    except UserError:
+        raise
     # A number or a date that is written like one and is none is a ValueError.
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"this is not YAML ({error})") from None

@@ -16,10 +16,10 @@ NESTED = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     [
         (NESTED, "aliases (*name) are not read"),
         ("out: &a [1]\nmodel: *a\n", "aliases (*name) are not read"),
-        ("out: " + "[" * 20_000 + "]" * 20_000, "nests"),
-        ("out: " + "[" * 20_000, "nests"),
-        ("out: " + "{a: " * 20_000, "nests"),
-        ("\n".join(" " * depth + "a:" for depth in range(3000)), "nests"),
+        ("out: " + "[" * 20_000 + "]" * 20_000, "nested"),
+        ("out: " + "[" * 20_000, "nested"),
+        ("out: " + "{a: " * 20_000, "nested"),
+        ("\n".join(" " * depth + "a:" for depth in range(3000)), "nested"),
         ("out: " + "x" * 10**6 + "\nnothing: 1\n", "no option --"),
     ],
 )

@@ -226,6 +226,7 @@ def test_the_command_takes_a_sail_vl(golden, tmp_path, capsys):
         shown = [tmp_path / name for name in line.get("images", [line["image"]] if "image" in line else [])]
         assert answer["answer"] == chat.fork().ask(line["prompt"], images=shown, sampling=SHORT)
     assert answers[0]["id"] == 7
+    assert capsys.readouterr().out.startswith("3 of 3 answers in ")
     assert main(["chat", str(tmp_path / "a.png"), "What is it?", *model]) == 0
     assert capsys.readouterr().out.strip() == answers[0]["answer"]
 

@@ -3,6 +3,7 @@
 import copy
 import inspect
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -69,7 +70,7 @@ def reached(monkeypatch, tmp_path):
 
     def extract(dataset, wanted, device, cache, probes):
         seen.append((dataset.name, cache, device, wanted))
-        return [None]
+        return [SimpleNamespace(spec=wanted)]
 
     def fit(run, probes, features, splits):
         seen.append((run.out, samples(splits, run.choose_on), [learned(name, probes[name]) for name in probes]))

@@ -83,7 +83,7 @@ def test_a_path_listed_twice_is_refused(sources, tmp_path, capsys):
         *(("made", "label_column x"), ("grids", "label_column x")),
         *(("table", "crop 224"), ("made", "workers 0"), ("folder", "test_resize 256")),
         *(("grids", f"{name} x") for name in ("model", "layers", "resize")),
-        *(("grids", "norm false"), ("grids", "dtype float32"), ("grids", "precision bfloat16")),
+        *(("grids", "norm false"), ("grids", "store_dtype float32"), ("grids", "precision bfloat16")),
         *(("grids", "max_tokens 9"), ("grids", "baselines true"), ("vectors", "pool max")),
     ],
 )
@@ -95,7 +95,7 @@ def test_options_that_nothing_reads_are_refused(sources, source, option, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("option", ["resize 56", "max_tokens 9", "dtype float32", "baselines true"])
+@pytest.mark.parametrize("option", ["resize 56", "max_tokens 9", "store_dtype float32", "baselines true"])
 def test_online_training_stores_no_features(sources, option, tmp_path, capsys):
     name, value = option.split()
     command = ["probe", sources["folder"], "--out", str(tmp_path / "out"), "--online", "true"]

@@ -39,7 +39,7 @@ def test_ray_that_is_not_there_and_devices_of_this_machine_are_refused(tmp_path,
     with pytest.raises(UserError, match="--devices cpu names devices of this machine"):
         extract([str(tmp_path)], str(tmp_path / "out"), devices="cpu", engine="ray")
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UserError, match=r"pip install 'sail-encoder\[ray\]'"):
+    with pytest.raises(UserError, match=r"needs Ray: pip install ray"):
         extract([str(tmp_path)], str(tmp_path / "out"), engine="ray")
 
 

@@ -110,7 +110,11 @@ def test_the_scores_are_those_of_the_features(photos):
 
 def test_spellings_of_before(photos, capsys):
     assert main(["pca", "--image", "a.png", "--model", "raw/14", "--layer", "-1", "--out", "new/folder/x.jpg"]) == 0
-    assert capsys.readouterr().err == "loading raw/14 ...\n"
+    *renamed, last = capsys.readouterr().err.splitlines()
+    assert [line.partition(";")[0] for line in renamed] == [
+        f"--{old} is now --{old}s" for old in ("image", "model", "layer")
+    ]
+    assert last == "loading raw/14 ..."
     with Image.open("new/folder/x.jpg") as picture:
         assert picture.format == "JPEG"
 

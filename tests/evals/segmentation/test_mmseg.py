@@ -95,7 +95,7 @@ def test_without_mmsegmentation_one_sentence_says_what_to_install(monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "mmseg", None)
     monkeypatch.setitem(sys.modules, "mmseg.registry", None)
-    with pytest.raises(ImportError, match=r"pip install 'sail-encoder\[mmseg\]'") as caught:
+    with pytest.raises(ImportError, match=r"pip install onedl-mmcv") as caught:
         __import__("heads.mmseg")
     assert "\n" not in str(caught.value)
 

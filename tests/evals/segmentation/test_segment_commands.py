@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -337,7 +338,8 @@ def test_without_matplotlib_the_curves_are_left_out(data, tmp_path, monkeypatch,
 
 
 def test_an_interrupted_extraction_ends_the_run(data, tmp_path, monkeypatch):
-    monkeypatch.setattr("evals.segmentation.batches.extract", lambda *arguments, **options: 143)
+    progress = SimpleNamespace(done=0)
+    monkeypatch.setattr("evals.features.run_plan", lambda *_: SimpleNamespace(status=143, progress=progress))
     with pytest.raises(SystemExit) as ended:
         main(["segment", "train", data, "--out", str(tmp_path), "--mode", "cached", *FAST])
     assert ended.value.code == 143
