@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 
 def patchify(pixels: Array, patch_size: int) -> Array:
     """[rows * p, columns * p, 3] -> [rows * columns, 3 * p * p], channel first within a patch."""
-    p = patch_size
-    return np.ascontiguousarray(rearrange(pixels, "(r y) (k x) c -> (r k) (c y x)", y=p, x=p))
+    # Without einops, whose first calls fail where several threads make them at once: each looks for its backend.
+    p, rows, columns = patch_size, pixels.shape[0] // patch_size, pixels.shape[1] // patch_size
+    squares = pixels.reshape(rows, p, columns, p, 3).transpose(0, 2, 4, 1, 3)
+    return np.ascontiguousarray(squares.reshape(rows * columns, 3 * p * p))
 
 
 def patchify_batch(images: "Tensor", patch_size: int) -> tuple["Tensor", Size]:

@@ -52,7 +52,7 @@ def test_there_may_be_no_class_token(command, model, photographs, tmp_path, caps
 
 
 def test_probes_of_class_tokens_beside_probes_of_grids(tmp_path):
-    command = ["probe", "scenes-shapes", "--out", str(tmp_path), *VIT, "--resize", "32", "--plots", "false"]
+    command = ["probe", "digits", "--out", str(tmp_path), *VIT, "--resize", "32", "--plots", "false"]
     settings = "{ridge: {}, attentive: {epochs: 1, learning_rates: [0.01]}}"
     assert main([*command, "--pool", "cls_mean", "--baselines", "false", "--probes", settings]) == 0
     assert [result["probe"] for result in results_in(tmp_path)] == ["ridge", "attentive"]
