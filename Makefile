@@ -8,6 +8,9 @@ UV := $(shell command -v uv 2>/dev/null)
 INSTALL = $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/pip install --quiet) \
 	$(addprefix --constraint ,$(CONSTRAINTS))
 
+# The tests start many processes; where Python may not keep what it has compiled, each compiles everything again.
+export PYTHONDONTWRITEBYTECODE =
+
 .PHONY: demo test lint newest lowest constraints common clean
 
 demo: $(VENV)/core
