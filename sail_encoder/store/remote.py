@@ -5,7 +5,7 @@ which the same command goes on after a kill, and what is finished is copied from
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sail_encoder.io.errors import StoreError, UserError
@@ -14,6 +14,7 @@ from sail_encoder.io.fingerprints import digest
 from sail_encoder.io.remote import open_file_system
 from sail_encoder.io.runs import RUN
 from sail_encoder.store.index import FAILURES, INDEX
+from sail_encoder.store.shares import Share
 
 _COPIED = "copied.json"
 """In the folder here: size and time of each file as it was copied."""
@@ -80,29 +81,42 @@ class RemoteFolder:
             )
 
     def _copy(self) -> None:
+        """Copies what has changed, and removes what a run that was overwritten has left."""
         copied = self._copied()
         shards = sorted(path.name for path in self.local.glob("features_*.npy"))
         names = [*shards, *(name for name in (INDEX, FAILURES, RUN) if (self.local / name).exists())]
+        states = {name: _state(self.local / name) for name in names}
+        changed = [name for name in names if copied.get(name) != states[name]]
+        replaced = [name for name in copied if name.endswith(".npy") and (name in changed or name not in names)]
         try:
             self.files.makedirs(self.name, exist_ok=True)
-            for name in names:
-                status = (self.local / name).stat()
-                if copied.get(name) != [status.st_size, status.st_mtime_ns]:
-                    # Claimed first, so that a copy that is cut short is known to be ours.
-                    write_json(self.local / _COPIED, {**copied, name: []})
-                    self.files.put_file(str(self.local / name), f"{self.name}/{name}")
-                    copied[name] = [status.st_size, status.st_mtime_ns]
-                    write_json(self.local / _COPIED, copied)
-            for name in copied.keys() - set(names):
-                self.files.rm_file(f"{self.name}/{name}")
-                del copied[name]
+            # Nobody is to meet new vectors below an index of earlier ones.
+            self._remove([name for name in (RUN, INDEX) if replaced and name in copied], copied)
+            for name in (name for name in names if copied.get(name) != states[name]):
+                # Claimed first, so that a copy that is cut short is known to be ours.
+                write_json(self.local / _COPIED, {**copied, name: []})
+                self.files.put_file(str(self.local / name), f"{self.name}/{name}")
+                copied[name] = states[name]
+                write_json(self.local / _COPIED, copied)
+            self._remove(sorted(copied.keys() - set(names)), copied)
         except Exception as error:
             raise StoreError(
                 f"cannot write {self.path} ({_in_words(error)}); the features are safe in {self.local}, give the same "
                 "command again"
             ) from None
-        write_json(self.local / _COPIED, copied)
         print(f"copied to {self.path}")
+
+    def _remove(self, names: Sequence[str], copied: dict[str, list[int]]) -> None:
+        for name in names:
+            if self.files.exists(f"{self.name}/{name}"):
+                self.files.rm_file(f"{self.name}/{name}")
+            del copied[name]
+            write_json(self.local / _COPIED, copied)
+
+
+def _state(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
 
 
 def check_remote(path: str, pool: str, shard: str) -> None:
@@ -115,7 +129,7 @@ def check_remote(path: str, pool: str, shard: str) -> None:
         raise UserError(
             f"{path} takes pooled vectors alone, as grids are one file per image; use --pool mean, or a folder"
         )
-    if shard.split("/")[-1] != "1":
+    if Share.parse(shard).count > 1:
         raise UserError(f"--shard {shard} cannot write to {path}; use a folder that all machines see, and copy it then")
 
 

@@ -53,15 +53,37 @@ def test_shards_index_and_run_are_there(files, photos, tmp_path, capsys):
     np.testing.assert_array_equal(there.matrix(), FeatureFolder(tmp_path / "here").matrix())
 
 
-def test_only_what_is_new_is_copied(files, photos, tmp_path, monkeypatch):
+@pytest.fixture
+def copies(files, monkeypatch):
+    """Names of the files that are copied."""
     put, copies = type(files).put_file, []
-    monkeypatch.setattr(type(files), "put_file", lambda self, *a, **k: copies.append(a[1]) or put(self, *a, **k))
+    monkeypatch.setattr(
+        type(files), "put_file", lambda self, *a, **k: copies.append(a[1].rsplit("/", 1)[1]) or put(self, *a, **k)
+    )
+    return copies
+
+
+def test_only_what_is_new_is_copied(files, photos, tmp_path, copies):
     extract(photos)
+    assert copies == ["features_00000.npy", "index.parquet", "run.json"]
+    copies.clear()
+    assert extract(photos) == 0
+    assert "features_00000.npy" not in copies
     copies.clear()
     Image.fromarray(noise(28, 28)).save(photos / "new.png")
     assert extract(photos) == 0
-    assert copies[-1].endswith("run.json")
+    assert copies[-1] == "run.json"
     assert len(fetched(files, tmp_path / "there")) == 4
+
+
+def test_vectors_are_not_replaced_below_an_earlier_index(files, photos, copies, monkeypatch):
+    extract(photos)
+    put = type(files).put_file
+    there = []
+    monkeypatch.setattr(type(files), "put_file", lambda self, *a, **k: there.append(names(self)) or put(self, *a, **k))
+    assert extract(photos, "--pool", "max", "--overwrite") == 0
+    assert there[0] == ["features_00000.npy"]
+    assert names(files) == ["features_00000.npy", "index.parquet", "run.json"]
 
 
 def test_a_copy_that_was_cut_short_goes_on(files, photos, tmp_path, monkeypatch, capsys):
@@ -97,7 +119,15 @@ def test_a_run_is_overwritten(files, photos, tmp_path):
 def test_a_dry_run_and_a_stopped_one_copy_nothing(files, photos):
     files.makedirs("/features/run")
     assert extract(photos, "--dry-run") == 0
-    assert RemoteFolder(OUT).run(lambda folder: 130) == 130
+    assert names(files) == []
+
+    def stop(folder):
+        """As a run that a signal ends after one that was finished."""
+        main(["extract", str(photos), "--out", str(folder), "--model", "raw/14", "--pool", "mean"])
+        return 130
+
+    assert RemoteFolder(OUT).run(stop) == 130
+    assert (RemoteFolder(OUT).local / "run.json").exists()
     assert names(files) == []
 
 
@@ -106,6 +136,7 @@ def test_a_dry_run_and_a_stopped_one_copy_nothing(files, photos):
     [
         (["--pool", "none"], f"{OUT} takes pooled vectors alone"),
         (["--pool", "mean", "--shard", "0/2"], f"--shard 0/2 cannot write to {OUT}"),
+        (["--pool", "mean", "--shard", "two"], "shard 'two' is not understood"),
     ],
 )
 def test_what_cannot_go_elsewhere(options, message, photos, capsys):
