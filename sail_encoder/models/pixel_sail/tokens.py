@@ -29,8 +29,3 @@ def add_pixel_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[str, int]:
     """
     tokenizer.add_tokens(list(ADDED_TOKENS), special_tokens=True)
     return dict(zip(ADDED_TOKENS, tokenizer.convert_tokens_to_ids(list(ADDED_TOKENS)), strict=True))
-
-
-def visual_prompt(number: int) -> str:
-    """Name of a region in a question, `<Prompt0>` to `<Prompt14>`."""
-    return VISUAL_PROMPTS[number]
