@@ -7,6 +7,7 @@ and one with more models or other probes uses what is there.
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -135,8 +136,9 @@ class Comparison:
         for image in self._test_images(self.asked["pictures"]):
             try:
                 photos.append(Photo(Path(image.key).name, read_image(image.open())[0]))
-            except ImageError as error:
-                print(f"{image.key} is not drawn: {error.reason}", file=sys.stderr)
+            except (ImageError, OSError) as error:
+                reason = error.reason if isinstance(error, ImageError) else error
+                print(f"{image.key} is not drawn: {reason}", file=sys.stderr)
         if not photos:
             raise DatasetError(f"none of the images of {self.dataset.name} that were to be drawn can be read")
         return photos
@@ -237,10 +239,8 @@ def measure_speed(backbone: VisionBackbone, features: FeatureSpec, images: Seque
     """
     prepared = []
     for image in images:
-        try:
-            prepared.append(backbone.prepare(image.open(), features.size))
-        except ImageError:
-            continue
+        with suppress(ImageError, OSError):
+            prepared.append(backbone.prepare(image.open(), features.size, features.exif_rotate))
     if not prepared:
         raise DatasetError(f"none of the {len(images)} images on which speed is measured can be read")
 
