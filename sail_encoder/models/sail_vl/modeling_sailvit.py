@@ -10,6 +10,7 @@ SAILViT is AIMv2 (arXiv 2411.14402) trained further (arXiv 2507.01643). Modules 
 checkpoints, so that these load as they are.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -160,7 +161,7 @@ def interpolate_positions(positions: Tensor, grid: Grid) -> Tensor:
     return rearrange(resized, "1 c r k -> 1 (r k) c").to(positions.dtype)
 
 
-class VisionTower(PublishedPreTrainedModel):
+class VisionTower(PublishedPreTrainedModel, ABC):
     """Common part of both towers; `embed`, `blocks` and `final_norm` are their own.
 
     Attributes:
@@ -183,13 +184,13 @@ class VisionTower(PublishedPreTrainedModel):
     num_class_tokens = 0
 
     @property
+    @abstractmethod
     def blocks(self) -> nn.ModuleList:
         """Blocks in order."""
-        raise NotImplementedError
 
+    @abstractmethod
     def embed(self, pixel_values: Tensor) -> Tensor:
         """Tokens [batch, num_class_tokens + rows * columns, hidden_size] that enter the first block."""
-        raise NotImplementedError
 
     def final_norm(self, hidden: Tensor) -> Tensor:
         """Applies the tower's own final norm, where it has one."""
