@@ -69,20 +69,26 @@ class RemoteFolder:
 
     def _require_own(self) -> None:
         """Refuses a folder with files that no run of this machine has copied there."""
-        try:
-            found = self.files.ls(self.name, detail=False) if self.files.exists(self.name) else []
-        # Each file system has errors of its own, with no common class.
-        except Exception as error:
-            raise StoreError(f"cannot look into {self.path} ({_in_words(error)})") from None
-        foreign = sorted({Path(name).name for name in found} - self._copied().keys())
+        foreign = sorted(self._found() - self._copied().keys())
         if foreign:
             raise StoreError(
                 f"{self.path} has {foreign[0]}, which no run on this machine has copied there; use another --out"
             )
 
+    def _found(self) -> set[str]:
+        """Names of the files that are there now."""
+        try:
+            self.files.invalidate_cache()
+            found = self.files.ls(self.name, detail=False) if self.files.exists(self.name) else []
+        # Each file system has errors of its own, with no common class.
+        except Exception as error:
+            raise StoreError(f"cannot look into {self.path} ({_in_words(error)})") from None
+        return {Path(name).name for name in found}
+
     def _copy(self) -> None:
-        """Copies what has changed, and removes what a run that was overwritten has left."""
-        copied = self._copied()
+        """Copies what has changed or is no longer there, and removes what a run that was overwritten has left."""
+        found = self._found()
+        copied = {name: state for name, state in self._copied().items() if name in found}
         shards = sorted(path.name for path in self.local.glob("features_*.npy"))
         names = [*shards, *(name for name in (INDEX, FAILURES, RUN) if (self.local / name).exists())]
         states = {name: _state(self.local / name) for name in names}
@@ -108,8 +114,7 @@ class RemoteFolder:
 
     def _remove(self, names: Sequence[str], copied: dict[str, list[int]]) -> None:
         for name in names:
-            if self.files.exists(f"{self.name}/{name}"):
-                self.files.rm_file(f"{self.name}/{name}")
+            self.files.rm_file(f"{self.name}/{name}")
             del copied[name]
             write_json(self.local / _COPIED, copied)
 

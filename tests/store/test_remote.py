@@ -76,6 +76,13 @@ def test_only_what_is_new_is_copied(files, photos, tmp_path, copies):
     assert len(fetched(files, tmp_path / "there")) == 4
 
 
+def test_what_was_deleted_there_is_copied_again(files, photos, tmp_path):
+    extract(photos)
+    files.rm("/features/run/features_00000.npy")
+    assert extract(photos) == 0
+    assert len(fetched(files, tmp_path / "there").matrix()) == 3
+
+
 def test_vectors_are_not_replaced_below_an_earlier_index(files, photos, copies, monkeypatch):
     extract(photos)
     put = type(files).put_file
