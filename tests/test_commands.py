@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import time
 
@@ -151,8 +152,7 @@ def test_doctor_says_what_to_do(capsys, monkeypatch):
     assert doctor() == 1
     out = capsys.readouterr().out
     assert "pip install 'torch>=2.11'" in out
-    assert "missing - pip install 'timm>=1.0.22'" in out
-    assert "fail  timm" in out
+    assert re.search(r"fail  timm +missing - pip install 'timm>=[0-9.]+'", out)
     assert "pytest" not in out, "what tests need is not what a user needs"
 
 

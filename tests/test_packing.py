@@ -38,17 +38,20 @@ def test_packing_and_splitting_keep_images_apart_and_in_order():
     assert [grid.unique().tolist() for grid in grids] == [[1.0], [2.0], [3.0], [4.0]]
 
 
+def expected_attention(query, key, value, lengths, scale):
+    """Attention of each image in full to itself, from its definition."""
+    outputs = []
+    for q, k, v in zip(*(x.split(lengths) for x in (query, key, value)), strict=True):
+        k, v = k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
+        weights = (torch.einsum("qhd,khd->hqk", q, k) * scale).softmax(-1)
+        outputs.append(torch.einsum("hqk,khd->qhd", weights, v))
+    return torch.cat(outputs)
+
+
 def test_attention_stays_within_segments():
     torch.manual_seed(0)
     lengths = [3, 3, 7, 1, 7]
     query, key, value = torch.randn(21, 4, 8), torch.randn(21, 2, 8), torch.randn(21, 2, 8)
     assert runs_of_equal_length(lengths) == [(2, 3), (1, 7), (1, 1), (1, 7)]
     out = packed_attention(query, key, value, lengths, cumulative(torch.tensor(lengths)), 0.3)
-    start = 0
-    for length in lengths:
-        q, k, v = (x[start : start + length] for x in (query, key, value))
-        k, v = k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
-        weights = (torch.einsum("qhd,khd->hqk", q, k) * 0.3).softmax(-1)
-        expected = torch.einsum("hqk,khd->qhd", weights, v)
-        torch.testing.assert_close(out[start : start + length], expected)
-        start += length
+    torch.testing.assert_close(out, expected_attention(query, key, value, lengths, 0.3))
