@@ -1,7 +1,7 @@
 """Extraction against the bare products of the same shapes, and against the published way.
 
     python -m benchmarks.extract                    # 8 layers x 1024, on this machine's processor; about ten minutes
-    python -m benchmarks.extract --device cuda --size 7b --precisions bfloat16
+    python -m benchmarks.extract --device cuda --size 7b --precisions bfloat16 --images 200 --compile
 
 Measured side by side in one run, in turns, the median of the rounds:
 
@@ -205,6 +205,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=25)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--scale", type=float, default=1.0, help="factor on the sides of the photographs")
+    parser.add_argument("--compile", action="store_true", help="also with compiled layers")
     parser.add_argument("--token_budget", type=int, help="by default what sail extract takes")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
@@ -217,7 +218,13 @@ def main() -> None:
             spec = BackboneSpec("random", "sail", 14, model.config.hidden_size, model.config.num_hidden_layers)
             backbone = SailVisionBackbone(spec, model.model)
             budget = arguments.token_budget or backbone.default_token_budget()
-            compare(Setting(model, backbone, Path(folder), grids, budget), arguments.rounds)
+            setting = Setting(model, backbone, Path(folder), grids, budget)
+            compare(setting, arguments.rounds)
+            if arguments.compile:
+                for layer in model.model.layers:
+                    layer.compile(dynamic=True)
+                print("with compiled layers, which the published way does not use:")
+                compare(setting, arguments.rounds)
     if device.type == "cpu":
         compare_memory(arguments.size)
 

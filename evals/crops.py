@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 from evals.datasets.labelled import LabelledImages
 from sail_encoder.backbones.base import VisionBackbone
 from sail_encoder.backbones.batch import Batch
-from sail_encoder.backbones.pooling import pool
+from sail_encoder.backbones.pooling import pool_layers
 from sail_encoder.backbones.spec import FeatureSpec
 from sail_encoder.extraction.loader import PackedLoader
 from sail_encoder.images.decoding import Array, read_image
@@ -131,9 +131,8 @@ class CropEncoder:
         """Fused states [total patches, C], or pooled ones [images, C], in float32."""
         layers = self.features.layers
         encoded = self.backbone.forward(batch, layers, self.features.norm)
-        states = [encoded.patches[layer].float() for layer in layers]
-        if how != "none":
-            counts = torch.tensor(batch.lengths, device=self.backbone.device)
-            tokens = [encoded.class_tokens.get(layer) for layer in layers]
-            states = [pool(one, counts, how, token) for one, token in zip(states, tokens, strict=True)]
+        if how == "none":
+            states = [encoded.patches[layer].float() for layer in layers]
+        else:
+            states = pool_layers(encoded, layers, batch.lengths, how)
         return torch.cat(states, 1) if self.features.fuse == "concat" else torch.stack(states).mean(0)

@@ -18,6 +18,7 @@ from sail_encoder.backbones.spec import FeatureSpec
 from sail_encoder.extraction.loader import PackedLoader
 from sail_encoder.images.decoding import Array
 from sail_encoder.images.sources import ImageFile
+from sail_encoder.io.devices import send
 from sail_encoder.io.threads import BackgroundWriter
 from sail_encoder.store.reading import FeatureFolder
 
@@ -118,7 +119,7 @@ class TokenLengths:
 def _pool_batch(backbone: VisionBackbone, features: FeatureSpec, batch: Batch) -> tuple[Tensor, Tensor]:
     """Pooled states [layers, images, C] in the batch's order, and the lengths of all tokens [layers, total patches]."""
     encoded = backbone.forward(batch, range(backbone.num_layers), norm=False)
-    counts = torch.tensor(batch.lengths, device=backbone.device)
+    counts = send(torch.tensor(batch.lengths), backbone.device)
     pooled, norms = [], []
     for layer in range(backbone.num_layers):
         states = encoded.patches.pop(layer)

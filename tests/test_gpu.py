@@ -57,5 +57,8 @@ def test_the_published_answers(options):
 
 def test_answers_are_those_of_the_processor():
     image, sampling = draw_scene(3).image, Sampling(max_new_tokens=8)
-    said = [load_chat(device=device, dtype="float32").ask("What color is it?", image, sampling) for device in ("cpu", "cuda")]
+    said = [
+        load_chat(device=device, dtype="float32").ask("What color is it?", image, sampling)
+        for device in ("cpu", "cuda")
+    ]
     assert said[0] == said[1]

@@ -12,6 +12,7 @@ from sail_encoder.backbones.batch import Batch, Encoded, Prepared
 from sail_encoder.images.decoding import ImageLike
 from sail_encoder.images.patches import patchify, patchify_batch
 from sail_encoder.images.resizing import Resize, Size
+from sail_encoder.io.devices import send
 
 
 class PackedBackbone(VisionBackbone):
@@ -40,7 +41,7 @@ class PackedBackbone(VisionBackbone):
 
     @torch.no_grad()
     def forward(self, batch: Batch, layers: Collection[int], norm: bool = True) -> Encoded:
-        patches = batch.views[0].to(self.device, non_blocking=self.device.type == "cuda")
+        patches = send(batch.views[0], self.device)
         grids = [geometry.grid for geometry in batch.geometries]
         encoded = self.forward_patches(self.normalize(patches), grids, layers)
         return self.normed(encoded) if norm else encoded
@@ -53,7 +54,7 @@ class PackedBackbone(VisionBackbone):
         """Brings uint8 patches [n, 3 * p * p] to what the model takes, in float32."""
         area = self.patch_size**2
         mean, std = (
-            torch.tensor(channels, device=patches.device).repeat_interleave(area)
+            send(torch.tensor(channels).repeat_interleave(area), patches.device)
             for channels in (self.spec.image_mean, self.spec.image_std)
         )
         return (patches.float() / 255 - mean) / std

@@ -1,8 +1,12 @@
 """From the patches of images, and their class tokens where there are some, to one vector per image."""
 
+from collections.abc import Collection, Sequence
+
 import torch
 from torch import Tensor
 
+from sail_encoder.backbones.batch import Encoded
+from sail_encoder.io.devices import send
 from sail_encoder.io.errors import UserError
 
 POOLINGS = ("mean", "max", "gem", "cls", "cls_mean")
@@ -30,7 +34,8 @@ def pool(patches: Tensor, counts: Tensor, how: str, class_tokens: Tensor | None 
     if how not in POOLINGS:
         raise UserError(f"pooling '{how}' is unknown; use {', '.join(POOLINGS)}")
     if how in ("mean", "max"):
-        return torch.segment_reduce(patches.float(), how, lengths=counts)
+        # "unsafe" leaves out checks of the counts, for which a GPU would have to be waited for.
+        return torch.segment_reduce(patches.float(), how, lengths=counts, unsafe=True)
     if how == "gem":
         return generalized_mean(patches.float(), counts)
     if class_tokens is None:
@@ -38,6 +43,12 @@ def pool(patches: Tensor, counts: Tensor, how: str, class_tokens: Tensor | None 
     if how == "cls":
         return class_tokens.float()
     return torch.cat([class_tokens.float(), pool(patches, counts, "mean")], 1)
+
+
+def pool_layers(encoded: Encoded, layers: Collection[int], lengths: Sequence[int], how: str) -> list[Tensor]:
+    """Pools a batch of so many patches per image; one float32 [images, C] for each layer, as `pool` gives it."""
+    counts = send(torch.tensor(lengths), encoded.patches[next(iter(layers))].device)
+    return [pool(encoded.patches[layer], counts, how, encoded.class_tokens.get(layer)) for layer in layers]
 
 
 def pool_grid(grid: Tensor, how: str = "mean", class_token: Tensor | None = None) -> Tensor:
@@ -70,6 +81,8 @@ def generalized_mean(patches: Tensor, counts: Tensor, power: float = GEM_POWER) 
 
 def _power_mean(patches: Tensor, counts: Tensor, power: float) -> Tensor:
     """(mean of x^p)^(1/p) per image; divided by the image's largest first, so that no power overflows."""
-    largest = torch.segment_reduce(patches, "max", lengths=counts).clamp_min(torch.finfo(patches.dtype).tiny)
+    largest = torch.segment_reduce(patches, "max", lengths=counts, unsafe=True).clamp_min(
+        torch.finfo(patches.dtype).tiny
+    )
     powers = (patches / largest.repeat_interleave(counts, 0, output_size=len(patches))).pow(power)
-    return largest * torch.segment_reduce(powers, "mean", lengths=counts).pow(1 / power)
+    return largest * torch.segment_reduce(powers, "mean", lengths=counts, unsafe=True).pow(1 / power)

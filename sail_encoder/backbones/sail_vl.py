@@ -21,6 +21,7 @@ from sail_encoder.images.decoding import ImageLike, read_image
 from sail_encoder.images.geometry import Geometry
 from sail_encoder.images.resizing import Resize, Size
 from sail_encoder.images.tiling import choose_second_grid, cut_tiles
+from sail_encoder.io.devices import send
 from sail_encoder.io.errors import UserError
 from sail_encoder.io.hub import find_checkpoint
 from sail_encoder.models.sail_vl.checkpoint import (
@@ -124,7 +125,7 @@ class SailVLBackbone(VisionBackbone):
 
     def normalize(self, views: Tensor) -> Tensor:
         """Brings uint8 views [n, 3, height, width] to what the model takes, on its device, in float32."""
-        pixels = views.to(self.device, non_blocking=self.device.type == "cuda").float() / 255
+        pixels = send(views, self.device).float() / 255
         mean, std = (pixels.new_tensor(values)[:, None, None] for values in (self.spec.image_mean, self.spec.image_std))
         return (pixels - mean) / std
 

@@ -14,6 +14,7 @@ from sail_encoder.backbones.batch import Batch, Encoded, Prepared
 from sail_encoder.backbones.spec import BackboneSpec
 from sail_encoder.images.decoding import ImageLike
 from sail_encoder.images.resizing import Resize
+from sail_encoder.io.devices import send
 from sail_encoder.io.errors import UserError
 
 
@@ -70,7 +71,7 @@ class StackedBackbone(VisionBackbone):
 
     def normalize(self, views: Tensor) -> Tensor:
         """Brings uint8 images [n, 3, height, width] to what the model takes, on its device, in float32."""
-        pixels = views.to(self.device, non_blocking=self.device.type == "cuda").float() / 255
+        pixels = send(views, self.device).float() / 255
         mean, std = (pixels.new_tensor(values)[:, None, None] for values in (self.spec.image_mean, self.spec.image_std))
         return (pixels - mean) / std
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sail_encoder.backbones.base import VisionBackbone
 from sail_encoder.backbones.batch import Batch, Prepared
-from sail_encoder.backbones.pooling import pool
+from sail_encoder.backbones.pooling import pool_layers
 from sail_encoder.backbones.spec import FeatureSpec
 from sail_encoder.extraction.loader import Group, PackedLoader
 from sail_encoder.images.decoding import Array
@@ -93,11 +93,10 @@ class Pipeline:
         """Features of a batch in the type that is stored, on their way to the host."""
         layers, how = self.features.layers, self.features.pool
         encoded = self.backbone.forward(batch, layers, self.features.norm)
-        states = [encoded.patches[layer] for layer in layers]
-        if how != "none":
-            counts = torch.tensor(batch.lengths, device=self.backbone.device)
-            tokens = [encoded.class_tokens.get(layer) for layer in layers]
-            states = [pool(one, counts, how, token) for one, token in zip(states, tokens, strict=True)]
+        if how == "none":
+            states = [encoded.patches[layer] for layer in layers]
+        else:
+            states = pool_layers(encoded, layers, batch.lengths, how)
         return OnHost.copy(torch.stack(states).to(getattr(torch, self.features.store_dtype)))
 
     def _save(self, group: Group[ImageFile], batch: Batch | None, result: OnHost | None) -> None:

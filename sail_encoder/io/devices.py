@@ -71,6 +71,15 @@ def choose_device(device: "str | torch.device") -> "torch.device":
     return chosen
 
 
+def send(tensor: "torch.Tensor", device: "torch.device") -> "torch.Tensor":
+    """Copies a tensor from the host to a device; a GPU goes on working meanwhile.
+
+    What is made right on a GPU from a Python list lets the host wait until the GPU has done all before.
+    """
+    # Elsewhere than on CUDA nothing says when such a copy has arrived.
+    return tensor.to(device, non_blocking=device.type == "cuda")
+
+
 def choose_dtype(dtype: "str | torch.dtype", device: "torch.device") -> "torch.dtype":
     """Reads a precision; `auto` is bfloat16 on CUDA and float32 elsewhere.
 

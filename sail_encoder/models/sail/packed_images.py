@@ -16,6 +16,7 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import Cache
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
+from sail_encoder.io.devices import send
 from sail_encoder.models.sail.configuration_sail import SailConfig
 from sail_encoder.models.sail.positions import as_grids, prefix_positions, seen_tokens
 
@@ -64,7 +65,7 @@ class PackedImages:
         is_patch = torch.ones_like(input_ids, dtype=torch.bool)
         is_patch[starts] = is_patch[ends] = False
         host = input_ids, prefix_positions(grids), is_patch.nonzero().squeeze(1), cumulative(lengths)
-        ids, positions, patch_index, cu_seqlens = (_send(tensor, device) for tensor in host)
+        ids, positions, patch_index, cu_seqlens = (send(tensor, device) for tensor in host)
         return cls(ids, positions, patch_index, tuple(lengths.tolist()), cu_seqlens)
 
 
@@ -109,11 +110,6 @@ def cumulative(lengths: Tensor) -> Tensor:
 def runs_of_equal_length(lengths: Sequence[int]) -> list[tuple[int, int]]:
     """Neighbours of equal length, as (images, length): each run is one rectangular batch."""
     return [(len(list(run)), length) for length, run in groupby(lengths)]
-
-
-def _send(tensor: Tensor, device: torch.device) -> Tensor:
-    # Elsewhere than on CUDA nothing waits for such a copy.
-    return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 def packed_attention(
