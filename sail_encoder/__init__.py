@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from sail_encoder.models.sail.modeling_sail import SailForCausalLM, SailModel
     from sail_encoder.models.sail.modeling_sail_backbone import SailBackbone
     from sail_encoder.models.sail.processing_sail import SailProcessor
+    from sail_encoder.store.dataset import FeatureDataset
     from sail_encoder.store.reading import FeatureFolder
 
 __version__ = "0.1.0"
@@ -39,6 +40,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Chat": "chat.conversation",
     "CheckpointError": "io.errors",
+    "FeatureDataset": "store.dataset",
     "FeatureFolder": "store.reading",
     "Features": "backbones.features",
     "ImageError": "io.errors",
@@ -66,6 +68,7 @@ _HOMES = {
 __all__ = [
     "Chat",
     "CheckpointError",
+    "FeatureDataset",
     "FeatureFolder",
     "Features",
     "ImageError",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from sail_encoder.backbones.spec import FeatureSpec
 from sail_encoder.images.table import STEP, Array, KeyIndex
@@ -59,7 +60,8 @@ class Entries(Sequence[Entry]):
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return [self[row] for row in range(*index.indices(len(self)))]
+            rows = range(len(self))[index]
+            return self._entries(rows.start, len(rows)) if rows.step == 1 else [self[row] for row in rows]
         (entry,) = self._entries(range(len(self))[index], 1)
         return entry
 
@@ -243,23 +245,37 @@ class FeatureFolder:
                 raise StoreError(f"{self.folder / file} is damaged: {in_one_line(error)}; {_AGAIN}") from None
         return self._shards[file]
 
-    def matrix(self, layer: int | None = None, pool: str = "mean") -> Array:
-        """All images as one array [images, C], rows in the order of `entries`.
+    def matrix(
+        self, layer: int | None = None, pool: str = "mean", *, dtype: DTypeLike | None = None, rows: slice | None = None
+    ) -> Array:
+        """All images, or some, as one array [images, C], rows in the order of `entries`.
 
-        Where the run has pooled into one shard, this is a memory-mapped view; grids are pooled now, in float32.
+        Where the run has pooled into one shard, and no other type is asked for, this is a memory-mapped view. Grids are
+        pooled now, in float32, one at a time.
 
         Args:
             layer: One of `layers`; the last by default.
             pool: How to pool grids: `mean`, `max` or `gem`; pooled features are taken as they are.
+            dtype: Type of the values; by default that in which they are stored, or float32 where they are pooled now.
+            rows: Which images; all by default. Blocks of a folder that is larger than memory are read so.
 
         Raises:
-            UserError: If there is no such layer or pooling.
+            StoreError: If there is no such layer, or a file is missing or damaged.
+            UserError: If there is no such pooling.
         """
-        position = self._position(layer)
+        position, wanted = self._position(layer), rows or slice(None)
         shard = self._only_shard()
         if shard is not None:
-            return shard[:, position] if len(self.layers) > 1 else shard
-        return np.stack(list(self._vectors(layer, pool)))
+            vectors = shard[wanted, position] if len(self.layers) > 1 else shard[wanted]
+            return vectors if dtype is None else vectors.astype(dtype, copy=False)
+        entries = self.entries if rows is None else self.entries[rows]
+        if not entries:
+            return np.empty((0, 0), dtype or np.float32)
+        first = self._vector(entries[0], layer, pool)
+        matrix = np.empty((len(entries), len(first)), dtype or first.dtype)
+        for row, entry in zip(matrix, entries, strict=True):
+            row[:] = self._vector(entry, layer, pool)
+        return matrix
 
     def _only_shard(self) -> Array | None:
         """The shard whose rows are the images, if there is a single one."""
@@ -269,10 +285,9 @@ class FeatureFolder:
         shard = self._shard(files[0])
         return shard if np.array_equal(self.entries.rows, np.arange(len(shard))) else None
 
-    def _vectors(self, layer: int | None, pool: str) -> Iterator[Array]:
-        for entry in self.entries:
-            features = self.read(entry, layer)
-            yield features if self.is_pooled else _pool(features, pool)
+    def _vector(self, entry: Entry, layer: int | None, pool: str) -> Array:
+        features = self.read(entry, layer)
+        return features if self.is_pooled else _pool(features, pool)
 
     def _position(self, layer: int | None) -> int:
         if layer is None:

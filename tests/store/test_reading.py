@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
 from helpers import save_images
+from torch.utils.data import DataLoader
 
+from sail_encoder import FeatureDataset
 from sail_encoder.commands.extract import extract
 from sail_encoder.io.errors import StoreError
 from sail_encoder.store.reading import FeatureFolder
@@ -31,6 +33,37 @@ def test_grids_and_pooled_vectors_agree(photos, tmp_path, small_checkpoint, smal
             np.testing.assert_allclose(grids.read(entry, layer), grid.numpy(), rtol=1e-4, atol=1e-5)
     with pytest.raises(StoreError, match="has no layer 1"):
         grids.matrix(layer=1)
+
+
+@pytest.fixture(scope="module")
+def grids(photos, tmp_path_factory, small_checkpoint):
+    out = tmp_path_factory.mktemp("grids")
+    assert extract([str(photos)], str(out), str(small_checkpoint), layers="0,-1") == 1
+    return FeatureFolder(out)
+
+
+def test_blocks_of_a_matrix_are_its_rows(photos, grids, tmp_path, small_checkpoint):
+    extract([str(photos)], str(tmp_path), str(small_checkpoint), pool="mean", layers="0,-1")
+    for folder in (grids, FeatureFolder(tmp_path)):
+        whole = folder.matrix(0, dtype="float64")
+        assert whole.dtype == np.float64
+        np.testing.assert_array_equal(whole, folder.matrix(0).astype("float64"))
+        blocks = [folder.matrix(0, rows=slice(start, start + 2)) for start in range(0, len(folder), 2)]
+        np.testing.assert_array_equal(np.concatenate(blocks), folder.matrix(0))
+        assert len(folder.matrix(rows=slice(9, None))) == 0
+
+
+def test_a_dataset_for_a_loader(grids):
+    names = [entry.path for entry in grids.entries]
+    dataset = FeatureDataset(grids, {names[3]: 1, names[0]: 0})
+    batches = list(DataLoader(dataset, batch_size=1, num_workers=1))
+    assert [int(target) for _, target in batches] == [1, 0]
+    np.testing.assert_array_equal(batches[0][0][0].numpy(), grids[names[3]].astype("float32"))
+    everything = FeatureDataset(grids.folder, layer=0)
+    assert [everything[index][1] for index in range(len(everything))] == names
+    np.testing.assert_array_equal(everything[4][0].numpy(), grids.read(names[4], 0).astype("float32"))
+    with pytest.raises(StoreError, match=r"no features of 'broken\.png'"):
+        FeatureDataset(grids, {names[0]: 0, "broken.png": 1})
 
 
 def test_a_folder_without_a_finished_run(tmp_path):
