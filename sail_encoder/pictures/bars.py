@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sail_encoder.pictures.canvas import Canvas, open_canvas, save_canvas, text_width
+from sail_encoder.pictures.canvas import DPI, Canvas, open_canvas, save_canvas, text_width
 from sail_encoder.pictures.colors import INK, MARKS, MUTED, Color
 
 # Sizes are in points.
@@ -16,7 +16,6 @@ _ROW, _BAR = 15.0, 9.0
 _FULL = 78.0
 _LEADING = 1.7
 
-DPI = 200
 GROUND: Color = (236, 236, 236)
 
 
