@@ -7,7 +7,7 @@ from statistics import mean
 from typing import Any
 
 from evals.probe_report import PERCENT, group, primary_cell, warn_of_edges, with_unit
-from evals.report import Facts, Table, write_tables
+from evals.report import Facts, Table, markdown_of, write_tables
 from evals.results import Result
 from sail_encoder.backbones.spec import FeatureSpec
 from sail_encoder.io.files import write_json
@@ -56,7 +56,7 @@ def write_comparison(out: Path, scores: Sequence[BackboneScores], asked: Mapping
     write_tables(out, [table], facts, asked["latex"])
     warn_of_edges(group(result for one in scores for result in one.results))
     draw_bars([one.features.title for one in scores], _bars(scores), out / "chart.png")
-    return table.markdown()
+    return markdown_of(table)
 
 
 def _as_json(one: BackboneScores) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def comparison_table(scores: Sequence[BackboneScores]) -> Table:
         for one in scores
     ]
     names = [f"{name} {with_unit(primary)}" for name, primary in probes]
-    return Table(["model", "parameters", "tokens/image", "images/s", *names, *(["mIoU %"] if has_masks else [])], rows)
+    return [["model", "parameters", "tokens/image", "images/s", *names, *(["mIoU %"] if has_masks else [])], *rows]
 
 
 def _bars(scores: Sequence[BackboneScores]) -> list[Bars]:
