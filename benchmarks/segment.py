@@ -85,7 +85,7 @@ def seconds_a_step(segmenter: Segmenter, batches: Batches, setting: Setting) -> 
     total = WARM_UP + setting.steps
     head = build_dense_head("linear", [segmenter.backbone.embed_dim], CLASSES).to(segmenter.backbone.device)
     recipe = Recipe((1e-3,), steps=total, batch_size=setting.batch_size, weight_decay=1e-4, schedule="poly")
-    trainer = Trainer(head, recipe, lambda head, batch: head.loss(batch.maps, batch.labels))
+    trainer = Trainer(head, recipe, lambda head, batch: head.loss(*batch))
     with closing(batches.between(0, total)) as source:
         losses = map(trainer.train_step, source)
         return clock((float(loss) if last else 0.0 for last, loss in mark_last(losses, total)), setting.steps)

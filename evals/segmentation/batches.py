@@ -6,15 +6,14 @@ an uninterrupted one would have seen, whatever was read ahead when it stopped.
 
 import os
 import sys
-from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -43,22 +42,13 @@ from sail_encoder.io.fingerprints import digest
 from sail_encoder.io.threads import map_ahead, prefetch
 from sail_encoder.store.reading import Entry, FeatureFolder
 
-T = TypeVar("T")
-
 _BATCHES_AHEAD = 2
 
 
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """Batch that a head is trained on.
-
-    Attributes:
-        maps: For each layer float32 [n, C, nh, nw].
-        labels: uint8 [n, height, width] over the same field of view.
-    """
-
-    maps: list[Tensor]
-    labels: Tensor
+Batch = tuple[list[Tensor], Tensor]
+"""What a head is trained on: for each layer float32 [n, C, nh, nw]; and labels uint8 [n, height, width] of the same
+field of view.
+"""
 
 
 class Batches(Protocol):
@@ -85,28 +75,6 @@ class Sampler:
         """The sample at a position, and the random numbers that belong to it."""
         epoch, place = divmod(position, self.count)
         return int(self.permutation(epoch)[place]), np.random.default_rng((self.seed, 1, position))
-
-
-class _ReadAhead(ABC, Generic[T]):
-    """Makes the samples of batches in threads, a few batches ahead."""
-
-    def __init__(self, count: int, batch_size: int, seed: int) -> None:
-        self.batch_size = batch_size
-        self.sampler = Sampler(count, seed)
-
-    @abstractmethod
-    def make(self, position: int) -> T:
-        """One sample; called in threads."""
-
-    def read(self, first: int, last: int) -> Iterator[list[T]]:
-        """The samples of these batches."""
-        readers = count_readers()
-        with ThreadPoolExecutor(readers, "read") as pool:
-            positions = range(first * self.batch_size, last * self.batch_size)
-            samples = map_ahead(self.make, positions, pool, max(self.batch_size, 2 * readers))
-            batches = (list(islice(samples, self.batch_size)) for _ in range(first, last))
-            with closing(prefetch(batches, _BATCHES_AHEAD)) as ready:
-                yield from ready
 
 
 class OnlineBatches:
@@ -149,7 +117,7 @@ class OnlineBatches:
                 parts.append(maps)
                 if len(labels) == size:
                     layers = [torch.cat(some) for some in zip(*parts, strict=True)]
-                    yield Batch(layers, _to_device(np.stack(labels), device))
+                    yield layers, _to_device(np.stack(labels), device)
                     labels, parts = [], []
 
 
@@ -161,7 +129,7 @@ class Crop:
     labels: Array = field(default_factory=lambda: np.empty(0))
 
 
-class CachedBatches(_ReadAhead[tuple[Array, Array]]):
+class CachedBatches:
     """Crops of grids that were extracted once, some of them mirrored; the backbone does not run.
 
     Args:
@@ -186,17 +154,18 @@ class CachedBatches(_ReadAhead[tuple[Array, Array]]):
         seed: int,
         device: torch.device,
     ) -> None:
-        super().__init__(len(data), batch_size, seed)
+        self.sampler = Sampler(len(data), seed)
         self.features = features
         self.entries = _entries_of(features, data)
         self.data = data
         self.crop = crop
         self.patch_size = patch_size
         self.flip = flip
+        self.batch_size = batch_size
         self.device = device
 
     def make(self, position: int) -> tuple[Array, Array]:
-        """Features [layers, rows, columns, C] in float16, and labels."""
+        """Features [layers, rows, columns, C] in float16, and labels of one sample; called in threads."""
         index, rng = self.sampler.draw(position)
         entry, p = self.entries[index], self.patch_size
         size, crop = ((rows * p, columns * p) for rows, columns in (entry.grid, self.crop))
@@ -208,10 +177,16 @@ class CachedBatches(_ReadAhead[tuple[Array, Array]]):
         return np.stack([pad(grid, self.crop, 0) for grid in grids]), pad(labels, crop, IGNORE)
 
     def between(self, first: int, last: int) -> Generator[Batch, None, None]:
-        for samples in self.read(first, last):
-            grids, labels = (np.stack(arrays) for arrays in zip(*samples, strict=True))
-            features = _to_device(grids, self.device).permute(1, 0, 4, 2, 3).float()
-            yield Batch(list(features), _to_device(labels, self.device))
+        """Batches with these numbers; a few are made ahead."""
+        size, readers = self.batch_size, count_readers()
+        with ThreadPoolExecutor(readers, "read") as pool:
+            samples = map_ahead(self.make, range(first * size, last * size), pool, max(size, 2 * readers))
+            batches = (list(islice(samples, size)) for _ in range(first, last))
+            with closing(prefetch(batches, _BATCHES_AHEAD)) as ready:
+                for batch in ready:
+                    grids, labels = (np.stack(arrays) for arrays in zip(*batch, strict=True))
+                    features = _to_device(grids, self.device).permute(1, 0, 4, 2, 3).float()
+                    yield list(features), _to_device(labels, self.device)
 
 
 def _entries_of(features: FeatureFolder, data: SegmentationData) -> list[Entry]:
