@@ -103,11 +103,11 @@ def comparison_table(scores: Sequence[BackboneScores]) -> Table:
 
 def _bars(scores: Sequence[BackboneScores]) -> list[Bars]:
     """Groups of bars, one a column of the table that says how good or how fast backbones are."""
-    groups = []
+    groups: list[Bars] = []
     for name, primary in dict.fromkeys((result.probe, result.primary) for result in scores[0].results):
         factor = 100 if primary in PERCENT else 1
         values = [factor * mean(result.metrics[primary] for result in one.of_probe(name)) for one in scores]
-        groups.append(Bars(f"{name} {with_unit(primary)}", values, 100 if primary in PERCENT else None))
+        groups.append((f"{name} {with_unit(primary)}", values, 100 if primary in PERCENT else None))
     if scores[0].mean_iou is not None:
-        groups.append(Bars("mIoU %", [100 * (one.mean_iou or 0) for one in scores], 100))
-    return [*groups, Bars("images/s", [one.images_per_second for one in scores])]
+        groups.append(("mIoU %", [100 * (one.mean_iou or 0) for one in scores], 100))
+    return [*groups, ("images/s", [one.images_per_second for one in scores], None)]

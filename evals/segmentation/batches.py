@@ -9,7 +9,7 @@ import sys
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -95,38 +95,34 @@ class OnlineBatches:
         self.sampler = Sampler(len(data), seed)
         self.loader = PackedLoader(segmenter.backbone, self.prepare)
 
-    def prepare(self, crop: "Crop") -> Prepared:
-        """Draws one crop and its labels; called in threads."""
-        index, rng = self.sampler.draw(crop.position)
-        pixels, crop.labels = self.augmentation(self.data.read_image(index), self.data.read_labels(index), rng)
+    def prepare(self, sample: tuple[int, Array]) -> Prepared:
+        """Draws the crop at a position, and fills the place for its labels; called in threads."""
+        position, labels = sample
+        index, rng = self.sampler.draw(position)
+        pixels, labels[:] = self.augmentation(self.data.read_image(index), self.data.read_labels(index), rng)
         return self.segmenter.backbone.prepare(pixels, Resize(self.augmentation.crop))
 
     def between(self, first: int, last: int) -> Generator[Batch, None, None]:
         """Batches with these numbers; each is encoded in as many passes as memory asks for."""
         size, device = self.batch_size, self.segmenter.backbone.device
-        batches = ([Crop(number * size + place) for place in range(size)] for number in range(first, last))
+        batches = (
+            [(number * size + place, np.empty(self.augmentation.crop, np.uint8)) for place in range(size)]
+            for number in range(first, last)
+        )
         with closing(self.loader.run(batches, self.segmenter.maps)) as groups:
             labels: list[Array] = []
             parts: list[list[Tensor]] = []
             for group, _, maps in groups:
                 if failed := next((one for one in group if one.image is None), None):
-                    index, _ = self.sampler.draw(failed.item.position)
+                    index, _ = self.sampler.draw(failed.item[0])
                     raise UserError(f"{self.data.samples[index].image}: {failed.error}")
                 assert maps is not None, "a batch of images that were read has been encoded"
-                labels += [one.item.labels for one in group]
+                labels += [one.item[1] for one in group]
                 parts.append(maps)
                 if len(labels) == size:
                     layers = [torch.cat(some) for some in zip(*parts, strict=True)]
                     yield layers, _to_device(np.stack(labels), device)
                     labels, parts = [], []
-
-
-@dataclass(eq=False)
-class Crop:
-    """One crop of a batch: its number in the order of samples, and its labels once it is made."""
-
-    position: int
-    labels: Array = field(default_factory=lambda: np.empty(0))
 
 
 class CachedBatches:
@@ -220,7 +216,8 @@ def check_budget(samples: Sequence[Sample], spec: BackboneSpec, source: FeatureS
     Raises:
         UserError: If the budget does not hold them.
     """
-    tokens = look_at_some(list_images([str(sample.image) for sample in samples]).images, spec, source.size).patches
+    images = list_images([str(sample.image) for sample in samples]).images
+    tokens, _, _ = look_at_some(images, spec, source.size)
     needed = len(samples) * feature_bytes(tokens, spec.embed_dim, len(source.layers), source.store_dtype)
     text = (
         f"cached features of {len(samples):,} images, about {tokens:,.0f} patches of {spec.embed_dim:,} channels in "

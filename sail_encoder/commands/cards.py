@@ -46,7 +46,9 @@ backbone = sail_encoder.load_backbone("{folder}")  # needs no tokenizer, which i
 grid = backbone.encode([image])[0].grid  # [rows, columns, channels]
 """
 
-_MASKS = """Masks: `sail segment refer IMAGE EXPRESSION --model {folder} --out DIR`, or `answer_with_masks` in Python."""
+_MASKS = (
+    """Masks: `sail segment refer IMAGE EXPRESSION --model {folder} --out DIR`, or `answer_with_masks` in Python."""
+)
 
 
 CardKind = tuple[str, ...]

@@ -106,9 +106,9 @@ def _look_at(listed: Sequence[ImageFile], spec: BackboneSpec, features: FeatureS
     """Patches per image on average, by the sizes of some, and the same in words."""
     from sail_encoder.extraction.cost import look_at_some
 
-    sample = look_at_some(listed, spec, features.size)
-    each = f"{sample.patches:,.0f} patches of {spec.patch_size} px per image"
-    return sample.patches, f"{each}, of {sample.count:,} that were looked at{sample.note}"
+    patches, count, remark = look_at_some(listed, spec, features.size)
+    each = f"{patches:,.0f} patches of {spec.patch_size} px per image"
+    return patches, f"{each}, of {count:,} that were looked at{remark}"
 
 
 def _measure_reading(images: Sequence[ImageFile], spec: BackboneSpec, features: FeatureSpec) -> tuple[float, int]:

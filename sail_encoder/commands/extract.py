@@ -18,7 +18,6 @@ from sail_encoder.io.errors import UserError, require_positive
 from sail_encoder.io.refusals import check_writable
 from sail_encoder.io.remote import is_remote
 from sail_encoder.io.runs import check_settings
-from sail_encoder.store.index import Totals
 from sail_encoder.store.remote import RemoteFolder, check_remote
 from sail_encoder.store.shares import Share
 from sail_encoder.store.store import has_run, remove_run
@@ -162,24 +161,24 @@ def _check_folder(folder: Path, plan: Plan, part: Share, overwrite: bool) -> Non
     has_run(folder)
 
 
-def _conclude(folder: Path, status: int, progress: Progress, totals: Totals | None) -> int:
+def _conclude(folder: Path, status: int, progress: Progress, totals: dict[str, int] | None) -> int:
     """Prints what is there now, warns of what a user may not expect, and returns the exit status."""
     new = progress.done
     if totals is None:
         print(f"stopped; {new:,} images are safe in {folder}, the same command goes on", file=sys.stderr)
         return status
     rate = progress.report()["images_per_second"]
-    print(f"{totals.done:,} images in {folder}, {new:,} of them new at {rate:,.3g} images/s")
-    if totals.turned:
+    print(f"{totals['done']:,} images in {folder}, {new:,} of them new at {rate:,.3g} images/s")
+    if totals["turned"]:
         print(
-            f"{totals.turned:,} photographs carry an EXIF rotation that was not applied; see --exif_rotate",
+            f"{totals['turned']:,} photographs carry an EXIF rotation that was not applied; see --exif_rotate",
             file=sys.stderr,
         )
-    if totals.pending_elsewhere:
+    if totals["pending_elsewhere"]:
         print(
-            f"{totals.pending_elsewhere:,} images are still to do by other shards; index.parquet lists them",
+            f"{totals['pending_elsewhere']:,} images are still to do by other shards; index.parquet lists them",
             file=sys.stderr,
         )
-    if totals.failed:
-        print(f"{totals.failed:,} images failed; {folder / 'failures.csv'} says why", file=sys.stderr)
-    return 1 if totals.failed else 0
+    if totals["failed"]:
+        print(f"{totals['failed']:,} images failed; {folder / 'failures.csv'} says why", file=sys.stderr)
+    return 1 if totals["failed"] else 0

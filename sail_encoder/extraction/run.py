@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from sail_encoder.extraction.plan import Plan
 from sail_encoder.extraction.progress import Progress, describe_machine
 from sail_encoder.io.signals import Interrupt
-from sail_encoder.store.index import Totals
 from sail_encoder.store.shares import WHOLE, Share
 from sail_encoder.store.store import FeatureStore
 
@@ -22,7 +21,7 @@ def run_plan(
     part: Share = WHOLE,
     token_budget: int | None = None,
     readers: int | None = None,
-) -> tuple[int, Progress, Totals | None]:
+) -> tuple[int, Progress, dict[str, int] | None]:
     """Extracts what a folder does not have yet.
 
     Args:
