@@ -186,11 +186,12 @@ class _Layout:
         canvas.text(title, left, top - self._line(_TITLE) / 2, _TITLE, INK, "left")
         below = top + panel.pixels.shape[0] + self._line(_NOTE) / 2
         canvas.text(shorten(panel.note, width, _NOTE, self.dpi), left, below, _NOTE, MUTED, "left")
-        for box, color in panel.frames:
-            self._draw_frame(canvas, box, color, left, top)
+        for frame in panel.frames:
+            self._draw_frame(canvas, frame, left, top)
 
-    def _draw_frame(self, canvas: Canvas, box: tuple[int, int, int, int], color: Color, left: int, top: int) -> None:
+    def _draw_frame(self, canvas: Canvas, frame: Frame, left: int, top: int) -> None:
         """A colored outline between two white ones, so that it stands out from dark and from bright."""
+        box, color = frame
         x0, y0, x1, y1 = (edge + start for edge, start in zip(box, (left, top, left, top), strict=True))
         thin, wide = max(1, self._pixels(_CASING)), max(1, self._pixels(_OUTLINE))
         for grown, drawn, points in (
