@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +83,7 @@ class Sheet:
     headings: Sequence[Sequence[str]] = ()
     scale: Scale | None = None
     legend: Sequence[tuple[str, Color]] = ()
-    links: Sequence[Link] = field(default_factory=tuple)
+    links: Sequence[Link] = ()
 
 
 def draw_sheet(sheet: Sheet, out: Path, dpi: float) -> None:
