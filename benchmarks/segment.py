@@ -27,7 +27,7 @@ from PIL import Image
 
 from benchmarks.models import SIZES
 from evals.segmentation.augment import Augmentation
-from evals.segmentation.batches import Batches, CachedBatches, Crop, OnlineBatches, cache_grids
+from evals.segmentation.batches import Batches, CachedBatches, OnlineBatches, cache_grids
 from evals.segmentation.data import SegmentationData
 from evals.segmentation.layouts import DataSource
 from heads.dense.registry import build_dense_head
@@ -85,7 +85,7 @@ def seconds_a_step(segmenter: Segmenter, batches: Batches, setting: Setting) -> 
     total = WARM_UP + setting.steps
     head = build_dense_head("linear", [segmenter.backbone.embed_dim], CLASSES).to(segmenter.backbone.device)
     recipe = Recipe((1e-3,), steps=total, batch_size=setting.batch_size, weight_decay=1e-4, schedule="poly")
-    trainer = Trainer(head, recipe, lambda head, batch: head.loss(batch.maps, batch.labels))
+    trainer = Trainer(head, recipe, lambda head, batch: head.loss(*batch))
     with closing(batches.between(0, total)) as source:
         losses = map(trainer.train_step, source)
         return clock((float(loss) if last else 0.0 for last, loss in mark_last(losses, total)), setting.steps)
@@ -140,7 +140,8 @@ def build_segmenter(size: str, device: str, folder: Path) -> Segmenter:
 def ready_batches(online: OnlineBatches, setting: Setting) -> list[Batch]:
     """Two batches of crops that lie ready in memory."""
     backbone = online.segmenter.backbone
-    crops = [online.prepare(Crop(position)) for position in range(2 * setting.batch_size)]
+    labels = np.empty(online.augmentation.crop, np.uint8)
+    crops = [online.prepare((position, labels)) for position in range(2 * setting.batch_size)]
     halves = [backbone.collate(half) for half in (crops[: setting.batch_size], crops[setting.batch_size :])]
     return [half.pin_memory() for half in halves] if backbone.device.type == "cuda" else halves
 

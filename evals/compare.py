@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,6 @@ from sail_encoder.backbones.base import VisionBackbone
 from sail_encoder.backbones.batch import Batch, Prepared
 from sail_encoder.backbones.registry import announce, load_for
 from sail_encoder.backbones.spec import FeatureSpec
-from sail_encoder.commands.drawing import Photo, Seen
-from sail_encoder.commands.pca import Column, draw_columns
 from sail_encoder.extraction.loader import PackedLoader
 from sail_encoder.images.decoding import read_image
 from sail_encoder.io.devices import choose_device, choose_dtype
@@ -46,26 +44,15 @@ from sail_encoder.io.fingerprints import digest
 from sail_encoder.io.json_lines import LineLog
 from sail_encoder.io.runs import write_run
 from sail_encoder.io.versions import versions
+from sail_encoder.pictures.component_sheets import LayerGrids, draw_component_sheet
 from sail_encoder.pictures.components import sheet_scores
+from sail_encoder.pictures.overlays import Photo
 
 TIMED = 64
 """Images of the test set on which speed is measured, and tokens are counted."""
 
 PASSES = 3
 """Times that these are encoded; the fastest counts, since other work on the machine can only slow one down."""
-
-
-@dataclass(frozen=True)
-class Speed:
-    """How fast a backbone is, and how much it sees.
-
-    Attributes:
-        tokens: Patches per image on average, of all tiles; class tokens and the like are not counted.
-        images_per_second: In forward passes alone: images were read and brought to size before.
-    """
-
-    tokens: float
-    images_per_second: float
 
 
 class Comparison:
@@ -108,20 +95,18 @@ class Comparison:
         write_run(self.out, COMMAND, {"settings": dict(self.asked), "versions": versions()})
         masks = open_data(self._head_options) if self.heads else None
         photos = self._read_photos()
-        scores, columns = [], []
+        scores, seen = [], []
         for features in wanted:
-            one, column = self._measure(features, photos)
+            one, grids = self._measure(features, photos)
             if masks:
                 status, mean_iou = self._train_head(one, masks)
                 if status:
                     return status
                 one = replace(one, mean_iou=mean_iou)
             scores.append(one)
-            columns.append(column)
-        components = sheet_scores(
-            [[[seen.grids[layer] for seen in one.seen] for layer in one.layers] for one in columns]
-        )
-        draw_columns(components, None, photos, columns, self.out / "pca.png")
+            seen.append((features.title, grids))
+        components = sheet_scores([list(grids.values()) for _, grids in seen])
+        draw_component_sheet(components, None, photos, seen, self.out / "pca.png")
         print(write_comparison(self.out, scores, self.asked, self._protocol(scores, masks)))
         return int(any(result.left_out for one in scores for result in one.results))
 
@@ -132,10 +117,10 @@ class Comparison:
 
     def _read_photos(self) -> list[Photo]:
         """Images of the test set, evenly spread; those that cannot be read are left out."""
-        photos = []
+        photos: list[Photo] = []
         for image in self._test_images(self.asked["pictures"]):
             try:
-                photos.append(Photo(Path(image.key).name, read_image(image.open())[0]))
+                photos.append((Path(image.key).name, read_image(image.open())[0]))
             except (ImageError, OSError) as error:
                 reason = error.reason if isinstance(error, ImageError) else error
                 print(f"{image.key} is not drawn: {reason}", file=sys.stderr)
@@ -149,17 +134,16 @@ class Comparison:
         chosen = np.linspace(0, len(keys) - 1, min(count, len(keys))).round().astype(int)
         return [known[keys[index]] for index in chosen]
 
-    def _measure(self, wanted: FeatureSpec, photos: Sequence[Photo]) -> tuple[BackboneScores, Column]:
+    def _measure(self, wanted: FeatureSpec, photos: Sequence[Photo]) -> tuple[BackboneScores, LayerGrids]:
         """All that needs this backbone but for the dense head, which loads it when it is its turn."""
         announce(wanted.title)
         backbone = load_for(wanted, self.device)
         grids = any(probe.takes == "grids" for probe in self.built)
         features = extract_features(self.dataset, wanted, self.device, self.out / "features", grids, backbone)
         results = self._run_probes(features)
-        speed = self._speed(backbone, features.spec)
-        column = Column(wanted.title, _see(backbone, features.spec, photos))
         parameters = backbone.spec.parameters(wanted.depth)
-        return BackboneScores(features.spec, parameters, speed.tokens, speed.images_per_second, results), column
+        scores = BackboneScores(features.spec, parameters, *self._speed(backbone, features.spec), results)
+        return scores, _see(backbone, features.spec, photos)
 
     def _run_probes(self, features: ImageFeatures) -> list[Result]:
         with ResultLog(self.out) as log:
@@ -168,14 +152,14 @@ class Comparison:
             bar = tqdm(todo, features.title, unit="probe", disable=None)
             return [run.run(name, self.probes[name], features, self.splits[seed], seed) for name, seed in bar]
 
-    def _speed(self, backbone: VisionBackbone, features: FeatureSpec) -> Speed:
+    def _speed(self, backbone: VisionBackbone, features: FeatureSpec) -> tuple[float, float]:
         """The speed that was measured before, or is now; once measured it stays, so that a table stays what it is."""
         key = digest([features.to_json(), str(backbone.device), torch.get_num_threads(), self.dataset.name])
         with LineLog(self.out / "speed.jsonl") as log:
-            known = {line["key"]: Speed(line["tokens"], line["images_per_second"]) for line in log.read()}
+            known = {line["key"]: (line["tokens"], line["images_per_second"]) for line in log.read()}
             if key not in known:
-                known[key] = measure_speed(backbone, features, self._test_images(TIMED))
-                log.append({"key": key, "model": features.title, **vars(known[key])})
+                tokens, rate = known[key] = measure_speed(backbone, features, self._test_images(TIMED))
+                log.append({"key": key, "model": features.title, "tokens": tokens, "images_per_second": rate})
         return known[key]
 
     def _train_head(self, one: BackboneScores, masks: Sequence[SegmentationData]) -> tuple[int, float | None]:
@@ -217,22 +201,24 @@ class Comparison:
         return [*facts, ("tokens/image", "patches, of the same images"), ("images/s", passes)]
 
 
-def _see(backbone: VisionBackbone, features: FeatureSpec, photos: Sequence[Photo]) -> list[Seen]:
-    """Images as a backbone sees them, at the deepest layer that is asked for."""
+def _see(backbone: VisionBackbone, features: FeatureSpec, photos: Sequence[Photo]) -> LayerGrids:
+    """Grids of images at the deepest layer that is asked for."""
     layer = max(features.layers)
-    encoded = backbone.encode(
-        [photo.image for photo in photos], layers=[layer], norm=features.norm, resize=features.size
-    )
-    return [Seen(one.geometry, {layer: one.layers[layer].float().cpu().numpy()}) for one in encoded]
+    encoded = backbone.encode([image for _, image in photos], layers=[layer], norm=features.norm, resize=features.size)
+    return {layer: [one.grid.float().cpu().numpy() for one in encoded]}
 
 
-def measure_speed(backbone: VisionBackbone, features: FeatureSpec, images: Sequence[Any]) -> Speed:
+def measure_speed(backbone: VisionBackbone, features: FeatureSpec, images: Sequence[Any]) -> tuple[float, float]:
     """Measures forward passes alone, the fastest of a few after one that warms up.
 
     Args:
         backbone: The backbone.
         features: Which layers are computed, and at which size images are seen.
         images: Image files; those that cannot be read are left out.
+
+    Returns:
+        Patches per image on average, of all tiles, without class tokens and the like; and images per second in forward
+        passes alone, since they were read and brought to size before.
 
     Raises:
         DatasetError: If none can be read.
@@ -257,4 +243,4 @@ def measure_speed(backbone: VisionBackbone, features: FeatureSpec, images: Seque
         for _ in loader.run([prepared], forward):
             pass
         times.append(time.perf_counter() - started)
-    return Speed(sum(one.cost for one in prepared) / len(prepared), len(prepared) / min(times[1:]))
+    return sum(one.cost for one in prepared) / len(prepared), len(prepared) / min(times[1:])

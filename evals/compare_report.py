@@ -7,7 +7,7 @@ from statistics import mean
 from typing import Any
 
 from evals.probe_report import PERCENT, group, primary_cell, warn_of_edges, with_unit
-from evals.report import Facts, Table, write_tables
+from evals.report import Facts, Table, markdown_of, write_tables
 from evals.results import Result
 from sail_encoder.backbones.spec import FeatureSpec
 from sail_encoder.io.files import write_json
@@ -56,7 +56,7 @@ def write_comparison(out: Path, scores: Sequence[BackboneScores], asked: Mapping
     write_tables(out, [table], facts, asked["latex"])
     warn_of_edges(group(result for one in scores for result in one.results))
     draw_bars([one.features.title for one in scores], _bars(scores), out / "chart.png")
-    return table.markdown()
+    return markdown_of(table)
 
 
 def _as_json(one: BackboneScores) -> dict[str, Any]:
@@ -98,16 +98,16 @@ def comparison_table(scores: Sequence[BackboneScores]) -> Table:
         for one in scores
     ]
     names = [f"{name} {with_unit(primary)}" for name, primary in probes]
-    return Table(["model", "parameters", "tokens/image", "images/s", *names, *(["mIoU %"] if has_masks else [])], rows)
+    return [["model", "parameters", "tokens/image", "images/s", *names, *(["mIoU %"] if has_masks else [])], *rows]
 
 
 def _bars(scores: Sequence[BackboneScores]) -> list[Bars]:
     """Groups of bars, one a column of the table that says how good or how fast backbones are."""
-    groups = []
+    groups: list[Bars] = []
     for name, primary in dict.fromkeys((result.probe, result.primary) for result in scores[0].results):
         factor = 100 if primary in PERCENT else 1
         values = [factor * mean(result.metrics[primary] for result in one.of_probe(name)) for one in scores]
-        groups.append(Bars(f"{name} {with_unit(primary)}", values, 100 if primary in PERCENT else None))
+        groups.append((f"{name} {with_unit(primary)}", values, 100 if primary in PERCENT else None))
     if scores[0].mean_iou is not None:
-        groups.append(Bars("mIoU %", [100 * (one.mean_iou or 0) for one in scores], 100))
-    return [*groups, Bars("images/s", [one.images_per_second for one in scores])]
+        groups.append(("mIoU %", [100 * (one.mean_iou or 0) for one in scores], 100))
+    return [*groups, ("images/s", [one.images_per_second for one in scores], None)]

@@ -179,10 +179,10 @@ def extract_missing(backbone: "VisionBackbone", plan: Plan, folder: Path) -> Fea
         SystemExit: If a signal has stopped it; the status says which.
     """
     print(forecast(plan, WHOLE, folder, overwrite=False), file=sys.stderr)
-    run = run_plan(backbone, plan, folder)
-    if run.status:
-        print(f"stopped; {run.progress.done:,} images are safe, the same command goes on", file=sys.stderr)
-        raise SystemExit(run.status)
+    status, progress, _ = run_plan(backbone, plan, folder)
+    if status:
+        print(f"stopped; {progress.done:,} images are safe, the same command goes on", file=sys.stderr)
+        raise SystemExit(status)
     return FeatureFolder(folder)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from evals.datasets.labelled import LabelledImages
 from evals.datasets.splits import Splits
 from evals.layers import LayerFeatures
-from evals.report import EDGE, Facts, Table, describe_features, write_csv, write_tables
+from evals.report import EDGE, Facts, Table, describe_features, markdown_of, write_csv, write_tables
 from evals.results import LayerResult, Result, best_layers
 from heads.estimator import VectorProbe
 from heads.probe import Probe
@@ -45,7 +45,7 @@ def write_report(out: Path, results: Sequence[Result], settings: dict[str, Any],
     write_csv(out / "results.csv", _csv_rows(results))
     write_tables(out, [table, detail_table(groups)], facts, latex)
     warn_of_edges(groups)
-    return table.markdown()
+    return markdown_of(table)
 
 
 def write_sweep(
@@ -90,7 +90,7 @@ def write_sweep(
         at_edge = [str(one.layer) for one in results if one.probe == probe and one.at_edge]
         if at_edge:
             _warn(f"{probe} chose a value at the edge of its grid in layers {', '.join(at_edge)}")
-    return f"{table.markdown()}\n\n{about_best}: {chosen}"
+    return f"{markdown_of(table)}\n\n{about_best}: {chosen}"
 
 
 def describe_probing(
@@ -151,7 +151,7 @@ def sweep_table(layers: LayerFeatures, results: Sequence[LayerResult]) -> Table:
     for row, lengths in zip(rows, norms, strict=False):
         row += [f"{length:.4g}" for length in lengths]
     headings = ["layer", *(f"{probe} {with_unit(results[0].primary)}" for probe in probes)]
-    return Table([*headings, *(["mean norm", "largest norm"] if norms else [])], rows)
+    return [[*headings, *(["mean norm", "largest norm"] if norms else [])], *rows]
 
 
 def group(results: Iterable[Result]) -> Groups:
@@ -170,7 +170,7 @@ def summary_table(groups: Groups) -> Table:
         for features in dict.fromkeys(features for features, _ in groups)
     ]
     primary = next(iter(groups.values()))[0].primary
-    return Table([with_unit(primary), *probes], rows)
+    return [[with_unit(primary), *probes], *rows]
 
 
 def primary_cell(results: Sequence[Result]) -> str:
@@ -186,7 +186,7 @@ def detail_table(groups: Groups) -> Table:
         chosen = ", ".join(dict.fromkeys(f"{one.parameter} {one.chosen:.3g}{EDGE * one.at_edge}" for one in found))
         cells = [_cell(found, metric) if metric in found[0].metrics else "" for metric in metrics]
         rows.append([features, probe, chosen, *cells, f"{mean(result.seconds for result in found):.1f}"])
-    return Table(["features", "probe", "chosen", *map(with_unit, metrics), "seconds"], rows)
+    return [["features", "probe", "chosen", *map(with_unit, metrics), "seconds"], *rows]
 
 
 def warn_of_edges(groups: Mapping[tuple[str, str], Sequence[Result]]) -> None:

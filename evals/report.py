@@ -7,7 +7,6 @@ pixels, mode, steps, learning rate, seeds, versions and date.
 import csv
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -35,36 +34,28 @@ _LATEX = {
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
 }
 
+Table = Sequence[Sequence[str]]
+"""Rows of text, a cell per column; the first row names the columns."""
 
-@dataclass(frozen=True)
-class Table:
-    """Cells of text under a header.
 
-    Attributes:
-        header: Names of the columns.
-        rows: A cell per column.
-    """
+def markdown_of(table: Table) -> str:
+    """Markdown whose columns line up, the first on the left and the others on the right."""
+    header, *rows = [[cell.replace("|", "\\|") for cell in row] for row in table]
+    widths = [max(3, *map(len, column)) for column in zip(header, *rows, strict=True)]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    lines = (
+        [cell.rjust(width) if column else cell.ljust(width) for column, (cell, width) in enumerate(pairs)]
+        for pairs in (zip(row, widths, strict=True) for row in (header, rule, *rows))
+    )
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
 
-    def markdown(self) -> str:
-        """Markdown whose columns line up, the first on the left and the others on the right."""
-        cells = [[cell.replace("|", "\\|") for cell in row] for row in (self.header, *self.rows)]
-        widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
-        rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-        lines = (
-            [cell.rjust(width) if column else cell.ljust(width) for column, (cell, width) in enumerate(pairs)]
-            for pairs in (zip(row, widths, strict=True) for row in (cells[0], rule, *cells[1:]))
-        )
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-    def latex(self) -> str:
-        """A `tabular` with the rules of the package booktabs."""
-        head, *body = (" & ".join(map(escape_latex, row)) + r" \\" for row in (self.header, *self.rows))
-        columns = "l" + "r" * (len(self.header) - 1)
-        lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule"]
-        return "\n".join([*lines, r"\end{tabular}"])
+def latex_of(table: Table) -> str:
+    """A `tabular` with the rules of the package booktabs."""
+    head, *body = (" & ".join(map(escape_latex, row)) + r" \\" for row in table)
+    columns = "l" + "r" * (len(table[0]) - 1)
+    lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule"]
+    return "\n".join([*lines, r"\end{tabular}"])
 
 
 def escape_latex(words: str) -> str:
@@ -81,15 +72,16 @@ def write_tables(out: Path, tables: Sequence[Table], facts: Facts, latex: bool) 
         facts: How their numbers were made; versions and date are added.
         latex: Whether to write results.tex too.
     """
-    marked = any(EDGE in cell for table in tables for row in table.rows for cell in row)
+    marked = any(EDGE in cell for table in tables for row in table[1:] for cell in row)
     notes = [EDGE_NOTE] if marked else []
     facts = [*facts, *_machine_facts()]
     lines = "\n".join(f"- {name}: {text}" for name, text in facts)
-    markdown = [table.markdown() for table in tables]
-    _write(out / f"{RESULTS}.md", [*markdown, *(note.replace(EDGE, f"\\{EDGE}") for note in notes), lines])
+    _write(
+        out / f"{RESULTS}.md", [*map(markdown_of, tables), *(note.replace(EDGE, f"\\{EDGE}") for note in notes), lines]
+    )
     if latex:
         comments = "\n".join(f"% {line}" for line in (*(f"{name}: {text}" for name, text in facts), *notes))
-        _write(out / f"{RESULTS}.tex", [comments, *(table.latex() for table in tables)])
+        _write(out / f"{RESULTS}.tex", [comments, *map(latex_of, tables)])
 
 
 def _write(path: Path, parts: Iterable[str]) -> None:

@@ -44,9 +44,9 @@ LOG_EVERY, SAVE_EVERY, WARM_UP = 50, 250, 150
 
 def predict(model: SailForCausalLM, batch: recipe.Batch) -> tuple[Tensor, Tensor]:
     """Logits [answer tokens, vocabulary] and their targets."""
-    ids, labels, pixels = (part.to(model.device) for part in (batch.input_ids, batch.labels, batch.pixel_values))
-    grids = torch.tensor([batch.grid] * len(ids), device=model.device)
-    out = model.model(ids, pixel_values=pixels, image_grid_hw=grids, use_cache=False)
+    inputs = {name: values.to(model.device) for name, values in batch.items()}
+    labels = inputs.pop("labels")
+    out = model.model(**inputs, use_cache=False)
     predicts = labels[:, 1:] != -100
     return model.lm_head(out.last_hidden_state[:, :-1][predicts]), labels[:, 1:][predicts]
 
@@ -84,7 +84,7 @@ def evaluate(model: SailForCausalLM, tokenizer: PreTrainedTokenizerFast, scenes:
         scene, patches = recipe.draw_to_grid(seed, grid, stage)
         [turn] = recipe.converse(scene, rng, 1, stage.kinds)
         rows = [recipe.encode(tokenizer, grid, [turn])]
-        batch = recipe.Batch(recipe.normalize(torch.from_numpy(patches)), grid, *recipe.pad(rows, 0))
+        batch = recipe.collate(patches, grid, rows, 0)
         logits, targets = predict(model, batch)
         said, alone = logits.argmax(-1), len(scene.things) == 1
         kind = f"{turn.kind}, {'one thing' if alone else 'several'}"
@@ -101,7 +101,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, start: Path | None) -> SailF
     torch.manual_seed(0)
     if start is None:
         model = SailForCausalLM(recipe.build_config(tokenizer))
-        patches = recipe.SceneBatches(tokenizer, 0).make(recipe.STAGES[-1].until).pixel_values
+        patches = recipe.SceneBatches(tokenizer, 0).make(recipe.STAGES[-1].until)["pixel_values"]
         recipe.whiten(model.model.vis_embed, patches)
     elif not (start / "config.json").exists():
         raise UserError(f"{start} holds no checkpoint to start from; name the export of a training")

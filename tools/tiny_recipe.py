@@ -143,14 +143,16 @@ def whiten(patch_embedding: nn.Linear, patches: Tensor) -> None:
     patch_embedding.weight.copy_((components[:, -kept:] * scales).T)
 
 
-@dataclass
-class Batch:
-    """Scenes of one grid with their conversations, right-padded to one length."""
+Batch = dict[str, Tensor]
+"""Scenes of one grid with their conversations, right-padded to one length, as the model takes them, and `labels`."""
 
-    pixel_values: Tensor
-    grid: tuple[int, int]
-    input_ids: Tensor
-    labels: Tensor
+
+def collate(patches: Array, grid: tuple[int, int], rows: list[Conversation], pad_id: int) -> Batch:
+    """Batch of scenes, given as uint8 patches [scenes * rows * columns, 3 * p * p], and of their conversations."""
+    input_ids, labels = pad(rows, pad_id)
+    grids = torch.tensor([grid] * len(rows))
+    pixels = normalize(torch.from_numpy(patches))
+    return {"input_ids": input_ids, "pixel_values": pixels, "image_grid_hw": grids, "labels": labels}
 
 
 class SceneBatches(IterableDataset[Batch]):
@@ -178,9 +180,9 @@ class SceneBatches(IterableDataset[Batch]):
         stage, grid, turns, scenes = choose_scenes(rng, step)
         first_seed = TRAINING_SEEDS.start + step * MOST_SCENES
         drawn = [draw_to_grid(seed, grid, stage) for seed in range(first_seed, first_seed + scenes)]
-        patches = torch.from_numpy(np.concatenate([patches for _, patches in drawn]))
+        patches = np.concatenate([patches for _, patches in drawn])
         rows = [encode(self.tokenizer, grid, converse(scene, rng, turns, stage.kinds)) for scene, _ in drawn]
-        return Batch(normalize(patches), grid, *pad(rows, self.tokenizer.pad_token_id))
+        return collate(patches, grid, rows, self.tokenizer.pad_token_id)
 
 
 def choose_scenes(rng: Generator, step: int) -> tuple[Stage, tuple[int, int], int, int]:

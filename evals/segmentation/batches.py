@@ -6,15 +6,14 @@ an uninterrupted one would have seen, whatever was read ahead when it stopped.
 
 import os
 import sys
-from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -43,22 +42,13 @@ from sail_encoder.io.fingerprints import digest
 from sail_encoder.io.threads import map_ahead, prefetch
 from sail_encoder.store.reading import Entry, FeatureFolder
 
-T = TypeVar("T")
-
 _BATCHES_AHEAD = 2
 
 
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """Batch that a head is trained on.
-
-    Attributes:
-        maps: For each layer float32 [n, C, nh, nw].
-        labels: uint8 [n, height, width] over the same field of view.
-    """
-
-    maps: list[Tensor]
-    labels: Tensor
+Batch = tuple[list[Tensor], Tensor]
+"""What a head is trained on: for each layer float32 [n, C, nh, nw]; and labels uint8 [n, height, width] of the same
+field of view.
+"""
 
 
 class Batches(Protocol):
@@ -87,28 +77,6 @@ class Sampler:
         return int(self.permutation(epoch)[place]), np.random.default_rng((self.seed, 1, position))
 
 
-class _ReadAhead(ABC, Generic[T]):
-    """Makes the samples of batches in threads, a few batches ahead."""
-
-    def __init__(self, count: int, batch_size: int, seed: int) -> None:
-        self.batch_size = batch_size
-        self.sampler = Sampler(count, seed)
-
-    @abstractmethod
-    def make(self, position: int) -> T:
-        """One sample; called in threads."""
-
-    def read(self, first: int, last: int) -> Iterator[list[T]]:
-        """The samples of these batches."""
-        readers = count_readers()
-        with ThreadPoolExecutor(readers, "read") as pool:
-            positions = range(first * self.batch_size, last * self.batch_size)
-            samples = map_ahead(self.make, positions, pool, max(self.batch_size, 2 * readers))
-            batches = (list(islice(samples, self.batch_size)) for _ in range(first, last))
-            with closing(prefetch(batches, _BATCHES_AHEAD)) as ready:
-                yield from ready
-
-
 class OnlineBatches:
     """Augmented crops through the frozen backbone, as published protocols have it.
 
@@ -127,41 +95,37 @@ class OnlineBatches:
         self.sampler = Sampler(len(data), seed)
         self.loader = PackedLoader(segmenter.backbone, self.prepare)
 
-    def prepare(self, crop: "Crop") -> Prepared:
-        """Draws one crop and its labels; called in threads."""
-        index, rng = self.sampler.draw(crop.position)
-        pixels, crop.labels = self.augmentation(self.data.read_image(index), self.data.read_labels(index), rng)
+    def prepare(self, sample: tuple[int, Array]) -> Prepared:
+        """Draws the crop at a position, and fills the place for its labels; called in threads."""
+        position, labels = sample
+        index, rng = self.sampler.draw(position)
+        pixels, labels[:] = self.augmentation(self.data.read_image(index), self.data.read_labels(index), rng)
         return self.segmenter.backbone.prepare(pixels, Resize(self.augmentation.crop))
 
     def between(self, first: int, last: int) -> Generator[Batch, None, None]:
         """Batches with these numbers; each is encoded in as many passes as memory asks for."""
         size, device = self.batch_size, self.segmenter.backbone.device
-        batches = ([Crop(number * size + place) for place in range(size)] for number in range(first, last))
+        batches = (
+            [(number * size + place, np.empty(self.augmentation.crop, np.uint8)) for place in range(size)]
+            for number in range(first, last)
+        )
         with closing(self.loader.run(batches, self.segmenter.maps)) as groups:
             labels: list[Array] = []
             parts: list[list[Tensor]] = []
             for group, _, maps in groups:
                 if failed := next((one for one in group if one.image is None), None):
-                    index, _ = self.sampler.draw(failed.item.position)
+                    index, _ = self.sampler.draw(failed.item[0])
                     raise UserError(f"{self.data.samples[index].image}: {failed.error}")
                 assert maps is not None, "a batch of images that were read has been encoded"
-                labels += [one.item.labels for one in group]
+                labels += [one.item[1] for one in group]
                 parts.append(maps)
                 if len(labels) == size:
                     layers = [torch.cat(some) for some in zip(*parts, strict=True)]
-                    yield Batch(layers, _to_device(np.stack(labels), device))
+                    yield layers, _to_device(np.stack(labels), device)
                     labels, parts = [], []
 
 
-@dataclass(eq=False)
-class Crop:
-    """One crop of a batch: its number in the order of samples, and its labels once it is made."""
-
-    position: int
-    labels: Array = field(default_factory=lambda: np.empty(0))
-
-
-class CachedBatches(_ReadAhead[tuple[Array, Array]]):
+class CachedBatches:
     """Crops of grids that were extracted once, some of them mirrored; the backbone does not run.
 
     Args:
@@ -186,17 +150,18 @@ class CachedBatches(_ReadAhead[tuple[Array, Array]]):
         seed: int,
         device: torch.device,
     ) -> None:
-        super().__init__(len(data), batch_size, seed)
+        self.sampler = Sampler(len(data), seed)
         self.features = features
         self.entries = _entries_of(features, data)
         self.data = data
         self.crop = crop
         self.patch_size = patch_size
         self.flip = flip
+        self.batch_size = batch_size
         self.device = device
 
     def make(self, position: int) -> tuple[Array, Array]:
-        """Features [layers, rows, columns, C] in float16, and labels."""
+        """Features [layers, rows, columns, C] in float16, and labels of one sample; called in threads."""
         index, rng = self.sampler.draw(position)
         entry, p = self.entries[index], self.patch_size
         size, crop = ((rows * p, columns * p) for rows, columns in (entry.grid, self.crop))
@@ -208,10 +173,16 @@ class CachedBatches(_ReadAhead[tuple[Array, Array]]):
         return np.stack([pad(grid, self.crop, 0) for grid in grids]), pad(labels, crop, IGNORE)
 
     def between(self, first: int, last: int) -> Generator[Batch, None, None]:
-        for samples in self.read(first, last):
-            grids, labels = (np.stack(arrays) for arrays in zip(*samples, strict=True))
-            features = _to_device(grids, self.device).permute(1, 0, 4, 2, 3).float()
-            yield Batch(list(features), _to_device(labels, self.device))
+        """Batches with these numbers; a few are made ahead."""
+        size, readers = self.batch_size, count_readers()
+        with ThreadPoolExecutor(readers, "read") as pool:
+            samples = map_ahead(self.make, range(first * size, last * size), pool, max(size, 2 * readers))
+            batches = (list(islice(samples, size)) for _ in range(first, last))
+            with closing(prefetch(batches, _BATCHES_AHEAD)) as ready:
+                for batch in ready:
+                    grids, labels = (np.stack(arrays) for arrays in zip(*batch, strict=True))
+                    features = _to_device(grids, self.device).permute(1, 0, 4, 2, 3).float()
+                    yield list(features), _to_device(labels, self.device)
 
 
 def _entries_of(features: FeatureFolder, data: SegmentationData) -> list[Entry]:
@@ -245,7 +216,8 @@ def check_budget(samples: Sequence[Sample], spec: BackboneSpec, source: FeatureS
     Raises:
         UserError: If the budget does not hold them.
     """
-    tokens = look_at_some(list_images([str(sample.image) for sample in samples]).images, spec, source.size).patches
+    images = list_images([str(sample.image) for sample in samples]).images
+    tokens, _, _ = look_at_some(images, spec, source.size)
     needed = len(samples) * feature_bytes(tokens, spec.embed_dim, len(source.layers), source.store_dtype)
     text = (
         f"cached features of {len(samples):,} images, about {tokens:,.0f} patches of {spec.embed_dim:,} channels in "

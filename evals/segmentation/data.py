@@ -4,7 +4,7 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -111,19 +111,10 @@ _MANY_MISSING = 10
 """Ids that may be missing below the highest, however few there are."""
 
 
-@dataclass(frozen=True)
-class Inspected:
-    """Findings in one sample.
-
-    Attributes:
-        sample: Which one.
-        fault: What makes it unusable, as a sentence without its subject; None if nothing does.
-        pixels: How many pixels each id in its mask has.
-    """
-
-    sample: Sample
-    fault: str | None = None
-    pixels: Mapping[int, int] = field(default_factory=dict)
+Inspected = tuple[Sample, str | None, Mapping[int, int]]
+"""A sample; what makes it unusable, as a sentence without its subject, None if nothing does; and how many pixels each
+id in its mask has.
+"""
 
 
 def inspect_samples(samples: Sequence[Sample]) -> list[Inspected]:
@@ -136,20 +127,20 @@ def inspect_samples(samples: Sequence[Sample]) -> list[Inspected]:
 def _inspect(sample: Sample) -> Inspected:
     size = image_size(lambda: str(sample.image))
     if size is None:
-        return Inspected(sample, f"has an image that cannot be read ({sample.image})")
+        return sample, f"has an image that cannot be read ({sample.image})", {}
     try:
         with open_regular(sample.mask) as file, Image.open(file) as mask:
             problem = mask_problem(mask)
             if problem:
-                return Inspected(sample, problem)
+                return sample, problem, {}
             if (mask.height, mask.width) != size:
                 shapes = f"{mask.width}x{mask.height} for an image of {size[1]}x{size[0]}"
-                return Inspected(sample, f"has a mask of another size than the image ({shapes})")
+                return sample, f"has a mask of another size than the image ({shapes})", {}
         counts = np.bincount(read_ids(sample.mask).ravel(), minlength=256)
     # Decoders of damaged files raise whatever they stumble over.
     except Exception as error:
-        return Inspected(sample, f"has a mask that cannot be read ({sample.mask}: {in_one_line(error)})")
-    return Inspected(sample, None, {int(key): int(counts[key]) for key in np.flatnonzero(counts)})
+        return sample, f"has a mask that cannot be read ({sample.mask}: {in_one_line(error)})", {}
+    return sample, None, {int(key): int(counts[key]) for key in np.flatnonzero(counts)}
 
 
 def check_samples(inspected: Sequence[Inspected], class_map: ClassMap) -> None:
@@ -164,27 +155,27 @@ def check_samples(inspected: Sequence[Inspected], class_map: ClassMap) -> None:
 
 
 def _faults(inspected: Sequence[Inspected]) -> list[str]:
-    faulty: dict[str, list[Inspected]] = defaultdict(list)
-    for item in inspected:
-        if item.fault:
-            faulty[item.fault.partition(" (")[0]].append(item)
-    return list(map(_describe, faulty.values()))
+    alike: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for sample, fault, _ in inspected:
+        if fault:
+            alike[fault.partition(" (")[0]].append((sample.name, fault))
+    return list(map(_describe, alike.values()))
 
 
-def _describe(alike: list[Inspected]) -> str:
-    first, *others = (item.sample.name for item in alike)
-    more = f", and so do {len(others):,} more ({_shorten(others)})" if others else ""
-    return f"{first} {alike[0].fault}{more}"
+def _describe(alike: list[tuple[str, str]]) -> str:
+    (first, fault), *others = alike
+    more = f", and so do {len(others):,} more ({_shorten([name for name, _ in others])})" if others else ""
+    return f"{first} {fault}{more}"
 
 
 def _unknown_ids(inspected: Sequence[Inspected], class_map: ClassMap) -> list[str]:
     pixels: Counter[int] = Counter()
     files: dict[int, list[str]] = defaultdict(list)
-    for item in inspected:
-        for key, count in item.pixels.items():
+    for sample, _, found in inspected:
+        for key, count in found.items():
             if class_map.table[key] == INVALID:
                 pixels[key] += count
-                files[key].append(item.sample.name)
+                files[key].append(sample.name)
     if not files:
         return []
     each = [
@@ -208,7 +199,7 @@ def highest_id(inspected: Sequence[Inspected], ignored: Iterable[int]) -> int:
             class.
     """
     left_out = set(ignored)
-    first_with = {key: item.sample.mask for item in reversed(inspected) for key in item.pixels if key not in left_out}
+    first_with = {key: sample.mask for sample, _, found in reversed(inspected) for key in found if key not in left_out}
     if not first_with:
         # Masks that cannot be used have no pixels either.
         faults = _faults(inspected) or ["no mask has a pixel that counts; see --ignore_label and --reduce_zero_label"]

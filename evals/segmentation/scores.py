@@ -283,8 +283,8 @@ def _tables(scores: Mapping[str, Any]) -> list[Table]:
     means = ("mIoU", "mAcc", "aAcc")
     classes = [[name, percent(row["IoU"]), percent(row["Acc"])] for name, row in scores["classes"].items()]
     return [
-        Table([f"{name} %" for name in means], [[percent(scores[name]) for name in means]]),
-        Table(["class", "IoU %", "Acc %"], classes),
+        [[f"{name} %" for name in means], [percent(scores[name]) for name in means]],
+        [["class", "IoU %", "Acc %"], *classes],
     ]
 
 

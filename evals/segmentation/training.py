@@ -132,7 +132,7 @@ class Run:
         head, recipe = self.segmenter.head, self.options.recipe
         if isinstance(head, OnePassHead):
             count = min(recipe.all_steps, math.ceil(images / recipe.batch_size))
-            head.fit(((batch.maps, batch.labels) for batch in batches.between(0, count)), count)
+            head.fit(batches.between(0, count), count)
         elif status := self._train(head, batches, settings):
             return status
         save_dense_head(self.folder, self.trained)
@@ -190,8 +190,9 @@ class Run:
 
 def batch_loss(head: DenseHead, batch: Batch, over: CountedPixels) -> Tensor:
     """The loss of a batch; as a mean over all pixels it is smaller, the fewer of them have a label."""
-    loss = head.loss(batch.maps, batch.labels)
-    return loss * batch.labels.ne(IGNORE).float().mean() if over == "all" else loss
+    maps, labels = batch
+    loss = head.loss(maps, labels)
+    return loss * labels.ne(IGNORE).float().mean() if over == "all" else loss
 
 
 def draw_curves(lines: Sequence[Mapping[str, Any]], path: Path) -> None:

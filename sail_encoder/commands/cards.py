@@ -1,7 +1,6 @@
 """Model cards: the README.md of a converted checkpoint, with its use through transformers, source and licence."""
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 from sail_encoder.backbones.published import LICENCES, published_name
@@ -47,38 +46,20 @@ backbone = sail_encoder.load_backbone("{folder}")  # needs no tokenizer, which i
 grid = backbone.encode([image])[0].grid  # [rows, columns, channels]
 """
 
-_MASKS = """
-Masks: `sail segment refer IMAGE EXPRESSION --model {folder} --out DIR`, or `answer_with_masks` in Python.
-"""
+_MASKS = (
+    """Masks: `sail segment refer IMAGE EXPRESSION --model {folder} --out DIR`, or `answer_with_masks` in Python."""
+)
 
 
-@dataclass(frozen=True)
-class CardKind:
-    """What a card shows of a kind of checkpoint.
+CardKind = tuple[str, ...]
+"""What a checkpoint is, in a few words; its use, after the image is open; and what is to be said after that."""
 
-    Attributes:
-        what: What the checkpoint is, in a few words.
-        classes: Auto classes that its use imports.
-        usage: How it is used, after the image is open.
-        pipeline: Task by which the Hub files it.
-        more: What is to be said after the code.
-    """
-
-    what: str
-    classes: str
-    usage: str
-    pipeline: str = "image-feature-extraction"
-    more: str = ""
-
-
-_LANGUAGE_CLASSES = "AutoModelForImageTextToText, AutoProcessor"
-
-ENCODER = CardKind("The encoder of a SAIL, without language head", "AutoImageProcessor, AutoModel", _ENCODER)
-SAIL = CardKind("A SAIL", _LANGUAGE_CLASSES, _LANGUAGE, "image-text-to-text")
-SAIL_VL = CardKind("A SAIL-VL", _LANGUAGE_CLASSES, _LANGUAGE, "image-text-to-text")
-SAIL_VL_MODEL = CardKind("A SAIL-VL, without tokenizer", "AutoModelForImageTextToText", _MODEL, "image-text-to-text")
-TOWER = CardKind("The vision tower of a SAIL-VL", "AutoModel", _TOWER)
-PIXEL_SAIL = CardKind("A Pixel-SAIL", _LANGUAGE_CLASSES, _LANGUAGE, "image-text-to-text", _MASKS)
+ENCODER: CardKind = ("The encoder of a SAIL, without language head", _ENCODER)
+SAIL: CardKind = ("A SAIL", _LANGUAGE)
+SAIL_VL: CardKind = ("A SAIL-VL", _LANGUAGE)
+SAIL_VL_MODEL: CardKind = ("A SAIL-VL, without tokenizer", _MODEL)
+TOWER: CardKind = ("The vision tower of a SAIL-VL", _TOWER)
+PIXEL_SAIL: CardKind = ("A Pixel-SAIL", _LANGUAGE, _MASKS)
 
 
 def write_card(kind: CardKind, model: str, source: Path, folder: Path, title: str) -> None:
@@ -93,23 +74,25 @@ def write_card(kind: CardKind, model: str, source: Path, folder: Path, title: st
     """
     if (folder / CARD).exists():
         return
+    what, usage, *more = kind
+    classes = sorted(set(re.findall(r"\bAuto\w+", usage)))
     known = published_name(model)
     licence = find_licence(source) or LICENCES.get(known or "", "")
     origin = f"[{known}](https://huggingface.co/{known})" if known else f"`{Path(model).name}`"
     terms = f"{licence}, as the source says" if licence else f"that of the source; see the card of {origin}"
     front = [
         "library_name: transformers",
-        f"pipeline_tag: {kind.pipeline}",
+        f"pipeline_tag: {'image-text-to-text' if 'ImageTextToText' in usage else 'image-feature-extraction'}",
         *([f"base_model: {known}"] if known else []),
         *([f"license: {licence.lower()}"] if licence else []),
     ]
-    code = (_OPEN + kind.usage).format(classes=kind.classes, folder=title)
+    code = (_OPEN + usage).format(classes=", ".join(classes), folder=title)
     parts = [
         "\n".join(["---", *front, "---"]),
         f"# {title}",
-        f"{kind.what} in the format of transformers, converted from {origin} by `sail convert`.",
+        f"{what} in the format of transformers, converted from {origin} by `sail convert`.",
         f"```python\n{code}```",
-        *([kind.more.format(folder=title).strip()] if kind.more else []),
+        *(text.format(folder=title) for text in more),
         f"Source: {origin}",
         f"Licence of the weights: {terms}.",
     ]

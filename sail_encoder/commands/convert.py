@@ -4,9 +4,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -90,11 +89,17 @@ def convert(
     checkpoint = open_sail(find_checkpoint(model), **ids)
     checkpoint.require_vision_tokens()
     whole = checkpoint.has_language_head and not encoder_only
-    content = _language_model(checkpoint, precision) if whole else _encoder(checkpoint, layers, precision)
-    shards = content.split(shard_bytes)
+    config = checkpoint.language_config() if whole else checkpoint.encoder_config(layers)
+    config.dtype = _precision(checkpoint, precision)
+    keys = checkpoint.language_keys() if whole else checkpoint.encoder_keys(config)
+    rows = {} if whole else checkpoint.vision_rows
+    shards = _split(checkpoint, keys, rows, config.dtype, shard_bytes)
     with _new_folder(folder) as unfinished:
-        _write_settings(content, unfinished)
-        _write_weights(content, shards, unfinished)
+        _write_settings(checkpoint.folder, config, LANGUAGE_FILES if whole else (), unfinished)
+        for filename, names in shards.filename_to_tensors.items():
+            tensors = checkpoint.read({name: keys[name] for name in names}, rows)
+            _write_shard(tensors, config.dtype, unfinished / filename)
+        _write_index(shards, unfinished)
         has_tokenizer = (unfinished / "tokenizer_config.json").is_file()
         card = cards.SAIL if whole and has_tokenizer else cards.ENCODER
         cards.write_card(card, model, checkpoint.folder, unfinished, folder.name)
@@ -118,48 +123,32 @@ def _convert_relative(
     return 0
 
 
-@dataclass(frozen=True)
-class _Content:
-    """Content of a converted checkpoint.
+def _split(
+    checkpoint: "SailCheckpoint",
+    keys: dict[str, str],
+    rows: dict[str, list[int]],
+    dtype: "torch.dtype",
+    shard_bytes: int,
+) -> "StateDictSplit":
+    """Split of tensors into files of so many bytes at most.
 
-    Attributes:
-        checkpoint: Where it comes from.
-        config: The configuration that goes with it.
+    Args:
+        checkpoint: Where they come from.
         keys: For each tensor its name in the files of the checkpoint.
         rows: For some of these names, the rows to keep of the tensor.
-        files: Other files to copy.
+        dtype: Type in which they are written.
+        shard_bytes: Bytes of a file.
     """
+    import torch
+    from huggingface_hub import split_torch_state_dict_into_shards
 
-    checkpoint: "SailCheckpoint"
-    config: "SailConfig"
-    keys: dict[str, str]
-    rows: dict[str, list[int]]
-    files: tuple[str, ...] = ()
-
-    def split(self, shard_bytes: int) -> "StateDictSplit":
-        """Split of the tensors into files of so many bytes at most."""
-        import torch
-        from huggingface_hub import split_torch_state_dict_into_shards
-
-        stored = self.checkpoint.weights.tensors
-        shapes = {target: list(stored[source].shape) for target, source in self.keys.items()}
-        for target, source in self.keys.items():
-            if source in self.rows:
-                shapes[target][0] = len(self.rows[source])
-        sizes = {name: torch.empty(shape, dtype=self.config.dtype, device="meta") for name, shape in shapes.items()}
-        return split_torch_state_dict_into_shards(sizes, max_shard_size=shard_bytes)
-
-
-def _encoder(checkpoint: "SailCheckpoint", layers: int | None, precision: str) -> _Content:
-    config = checkpoint.encoder_config(layers)
-    config.dtype = _precision(checkpoint, precision)
-    return _Content(checkpoint, config, checkpoint.encoder_keys(config), checkpoint.vision_rows)
-
-
-def _language_model(checkpoint: "SailCheckpoint", precision: str) -> _Content:
-    config = checkpoint.language_config()
-    config.dtype = _precision(checkpoint, precision)
-    return _Content(checkpoint, config, checkpoint.language_keys(), {}, LANGUAGE_FILES)
+    stored = checkpoint.weights.tensors
+    shapes = {name: list(stored[key].shape) for name, key in keys.items()}
+    for name, key in keys.items():
+        if key in rows:
+            shapes[name][0] = len(rows[key])
+    sizes = {name: torch.empty(shape, dtype=dtype, device="meta") for name, shape in shapes.items()}
+    return split_torch_state_dict_into_shards(sizes, max_shard_size=shard_bytes)
 
 
 def _precision(checkpoint: "SailCheckpoint", precision: str) -> "torch.dtype":
@@ -209,33 +198,31 @@ def _new_folder(folder: Path) -> Iterator[Path]:
             shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _write_settings(content: _Content, folder: Path) -> None:
+def _write_settings(source: Path, config: "SailConfig", files: Sequence[str], folder: Path) -> None:
     """Writes everything but the weights."""
     from sail_encoder.models.sail.config_file import read_preprocessing
     from sail_encoder.models.sail.image_processing_sail import SailImageProcessor
 
-    content.config.save_pretrained(folder)
-    source = content.checkpoint.folder
-    processor = {"patch_size": content.config.vision_patch_size, **read_preprocessing(source)}
+    config.save_pretrained(folder)
+    processor = {"patch_size": config.vision_patch_size, **read_preprocessing(source)}
     SailImageProcessor(**processor).save_pretrained(folder)
-    for name in content.files:
+    for name in files:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
 
 
-def _write_weights(content: _Content, shards: "StateDictSplit", folder: Path) -> None:
-    """Writes the weights, a file at a time."""
+def _write_shard(tensors: "Iterable[tuple[str, torch.Tensor]]", dtype: "torch.dtype", file: Path) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    for filename, names in shards.filename_to_tensors.items():
-        keys = {name: content.keys[name] for name in names}
-        read = content.checkpoint.read(keys, content.rows)
-        shard = {name: tensor.to(content.config.dtype).contiguous() for name, tensor in read}
-        try:
-            save_file(shard, folder / filename, metadata={"format": "pt"})
-        except SafetensorError as error:
-            raise OSError(f"{filename}: {error}") from error
+    shard = {name: tensor.to(dtype).contiguous() for name, tensor in tensors}
+    try:
+        save_file(shard, file, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"{file.name}: {error}") from error
+
+
+def _write_index(shards: "StateDictSplit", folder: Path) -> None:
     if shards.is_sharded:
         index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")

@@ -4,7 +4,6 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
@@ -29,14 +28,8 @@ SAIL_7B_BYTES = 14_500_000_000
 Verdict = Literal["ok", "note", "fail"]
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One line of the report; `advice` says what to do."""
-
-    verdict: Verdict
-    name: str
-    value: str
-    advice: str = ""
+Finding = tuple[Verdict, str, str]
+"""Verdict on a thing, its name, and what there is to say: what was found, and after a dash what to do about it."""
 
 
 def doctor() -> int:
@@ -48,22 +41,21 @@ def doctor() -> int:
         Exit status: 0 if nothing fails, 1 otherwise.
     """
     findings = [finding for check in CHECKS for finding in check()]
-    width = max(len(finding.name) for finding in findings)
-    for finding in findings:
-        advice = f" - {finding.advice}" if finding.advice else ""
-        print(f"{finding.verdict:<4}  {finding.name:<{width}}  {finding.value}{advice}")
-    return int(any(finding.verdict == "fail" for finding in findings))
+    width = max(len(name) for _, name, _ in findings)
+    for verdict, name, words in findings:
+        print(f"{verdict:<4}  {name:<{width}}  {words}")
+    return int(any(verdict == "fail" for verdict, _, _ in findings))
 
 
 def _check_python() -> Iterator[Finding]:
-    yield Finding("ok", "python", platform.python_version())
+    yield "ok", "python", platform.python_version()
 
 
 def _check_packages() -> Iterator[Finding]:
     try:
         declared = [Requirement(text) for text in requires("sail-encoder") or ()]
     except PackageNotFoundError:
-        yield Finding("fail", "sail-encoder", "not installed", "pip install . in its folder")
+        yield "fail", "sail-encoder", "not installed - pip install . in its folder"
         return
     for requirement in declared:
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
@@ -71,18 +63,18 @@ def _check_packages() -> Iterator[Finding]:
     for package, purpose in OPTIONAL.items():
         version = installed_version(package)
         if version is None:
-            yield Finding("note", package, "missing", f"only for {purpose}: pip install {package}")
+            yield "note", package, f"missing - only for {purpose}: pip install {package}"
         else:
-            yield Finding("ok", package, version)
+            yield "ok", package, version
 
 
 def _check_requirement(requirement: Requirement) -> Finding:
     version = installed_version(requirement.name)
     if version is None:
-        return Finding("fail", requirement.name, "missing", f"pip install '{requirement}'")
+        return "fail", requirement.name, f"missing - pip install '{requirement}'"
     if not requirement.specifier.contains(version, prereleases=True):
-        return Finding("fail", requirement.name, version, f"pip install '{requirement}'")
-    return Finding("ok", requirement.name, version)
+        return "fail", requirement.name, f"{version} - pip install '{requirement}'"
+    return "ok", requirement.name, version
 
 
 def _check_imports() -> Iterator[Finding]:
@@ -92,7 +84,7 @@ def _check_imports() -> Iterator[Finding]:
             import_module(package)
         except Exception as error:
             reason = str(error).splitlines()[0]
-            yield Finding("fail", f"import {package}", reason, f"pip install --upgrade torch torchvision {package}")
+            yield "fail", f"import {package}", f"{reason} - pip install --upgrade torch torchvision {package}"
 
 
 def _check_devices() -> Iterator[Finding]:
@@ -101,21 +93,21 @@ def _check_devices() -> Iterator[Finding]:
     from sail_encoder.io.devices import DTYPES, choose_dtype, list_devices, measure_matrix_rate
 
     if torch.version.cuda and not torch.cuda.is_available():
-        yield Finding("note", "cuda", "no GPU that PyTorch can use", "check nvidia-smi if there should be one")
+        yield "note", "cuda", "no GPU that PyTorch can use - check nvidia-smi if there should be one"
     for device in list_devices("auto"):
         name = (
             torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
         )
-        yield Finding("ok", str(device), name)
+        yield "ok", str(device), name
         # Many processors have no products in float16, and take minutes for them.
         for dtype in DTYPES if device.type != "cpu" else ("float32", "bfloat16"):
             label = f"{device} {dtype}"
             try:
                 rate = measure_matrix_rate(device, choose_dtype(dtype, device))
             except RuntimeError as error:
-                yield Finding("fail", label, str(error).splitlines()[0], "use another --precision")
+                yield "fail", label, f"{str(error).splitlines()[0]} - use another --precision"
             else:
-                yield Finding("ok", label, f"{rate / 1e12:.3g} TFLOP/s in large matrix products")
+                yield "ok", label, f"{rate / 1e12:.3g} TFLOP/s in large matrix products"
         if device.type == "cuda":
             free, total = torch.cuda.mem_get_info(device)
             yield _memory(f"{device} memory", free, total)
@@ -131,8 +123,9 @@ def _check_memory() -> Iterator[Finding]:
 def _memory(name: str, free: int | None, total: int) -> Finding:
     value = format_bytes(total) if free is None else f"{format_bytes(free)} free of {format_bytes(total)}"
     if total > SAIL_7B_BYTES:
-        return Finding("ok", name, value)
-    return Finding("note", name, value, f"SAIL-7B in bfloat16 needs {format_bytes(SAIL_7B_BYTES)}; load fewer --layers")
+        return "ok", name, value
+    needed = format_bytes(SAIL_7B_BYTES)
+    return "note", name, f"{value} - SAIL-7B in bfloat16 needs {needed}; load fewer --layers"
 
 
 def _check_disk() -> Iterator[Finding]:
@@ -143,9 +136,9 @@ def _check_disk() -> Iterator[Finding]:
         free = shutil.disk_usage(there).free
         value = f"{format_bytes(free)} free in {folder}"
         if name == "Hub cache" and free < 2 * SAIL_7B_BYTES:
-            yield Finding("note", name, value, "SAIL-7B needs about 15 GB; set HF_HOME to a larger disk")
+            yield "note", name, f"{value} - SAIL-7B needs about 15 GB; set HF_HOME to a larger disk"
         else:
-            yield Finding("ok", name, value)
+            yield "ok", name, value
 
 
 def _check_tiny() -> Iterator[Finding]:
@@ -156,12 +149,11 @@ def _check_tiny() -> Iterator[Finding]:
     try:
         features = load_backbone("sail-tiny").encode([np.zeros((64, 96, 3), np.uint8)])[0]
     except Exception as error:
-        yield Finding(
-            "fail", "sail-tiny", f"{type(error).__name__}: {error}", "pip install --force-reinstall . in its folder"
-        )
+        reason = f"{type(error).__name__}: {error}"
+        yield "fail", "sail-tiny", f"{reason} - pip install --force-reinstall . in its folder"
     else:
         rows, columns = features.grid_size
-        yield Finding("ok", "sail-tiny", f"encodes an image to {rows}x{columns} patches")
+        yield "ok", "sail-tiny", f"encodes an image to {rows}x{columns} patches"
 
 
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (

@@ -1,53 +1,18 @@
 """Base of the commands that draw: photographs and their features, each image encoded once per model."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from PIL import Image
-
 from sail_encoder.backbones.registry import announce, load_for
 from sail_encoder.backbones.spec import FeatureSpec
-from sail_encoder.images.decoding import Array, read_image
-from sail_encoder.images.geometry import Geometry
+from sail_encoder.images.decoding import read_image
 from sail_encoder.images.sources import list_images
 from sail_encoder.io.errors import UserError
 from sail_encoder.io.remote import is_remote
 from sail_encoder.pictures.canvas import NUMBERS, check_output
-from sail_encoder.pictures.overlays import photograph
-
-DPI = 200
-
-
-@dataclass(frozen=True)
-class Photo:
-    """An image to be drawn.
-
-    Attributes:
-        name: What stands above it.
-        image: 8-bit RGB.
-    """
-
-    name: str
-    image: Image.Image
-
-    def pixels(self, side: int) -> Array:
-        """uint8 [height, width, 3] with the longer side at `side` pixels."""
-        return photograph(self.image, side)
-
-
-@dataclass(frozen=True)
-class Seen:
-    """One image as a model sees it.
-
-    Attributes:
-        geometry: Where its patches lie.
-        grids: For each layer its grid, float32 [nh, nw, C].
-    """
-
-    geometry: Geometry
-    grids: dict[int, Array]
+from sail_encoder.pictures.component_sheets import LayerGrids
+from sail_encoder.pictures.overlays import Photo
 
 
 def check_drawing(out: Path, dpi: int) -> None:
@@ -66,18 +31,13 @@ def is_numbers(out: Path) -> bool:
     return out.suffix.lower() in NUMBERS
 
 
-def panel_side(points: float, dpi: int) -> int:
-    """Longer side of a panel in pixels."""
-    return round(points * dpi / 72)
-
-
 def read_photo(path: str, exif_rotate: bool) -> Photo:
     """Reads an image file.
 
     Raises:
         ImageError: If it cannot be read.
     """
-    return Photo(Path(path).name, read_image(path, exif_rotate)[0])
+    return Path(path).name, read_image(path, exif_rotate)[0]
 
 
 def read_photos(sources: Sequence[str], exif_rotate: bool, limit: int) -> tuple[list[Photo], int]:
@@ -101,21 +61,21 @@ def read_photos(sources: Sequence[str], exif_rotate: bool, limit: int) -> tuple[
         if is_list or (not path.exists() and set("*?[") & set(source)):
             listed = list_images([source]).images
             count += len(listed)
-            photos += [Photo(one.key, read_image(one.open(), exif_rotate)[0]) for one in listed[: limit - len(photos)]]
+            photos += [(one.key, read_image(one.open(), exif_rotate)[0]) for one in listed[: limit - len(photos)]]
         else:
             count += 1
             photos += [read(source)] if len(photos) < limit else []
     return photos, count
 
 
-def see(photos: Sequence[Photo], asked: FeatureSpec) -> list[Seen]:
-    """Encodes images, with the model loaded up to the deepest layer that is asked for."""
+def see(photos: Sequence[Photo], asked: FeatureSpec) -> LayerGrids:
+    """Encodes images, each once, with the model loaded up to the deepest layer that is asked for."""
     announce(asked.model)
     backbone = load_for(asked)
-    different = {id(photo.image): photo.image for photo in photos}
+    different = {id(image): image for _, image in photos}
     encoded = backbone.encode(list(different.values()), layers=asked.layers, resize=asked.size)
-    seen = {
-        key: Seen(one.geometry, {layer: grid.float().cpu().numpy() for layer, grid in one.layers.items()})
-        for key, one in zip(different, encoded, strict=True)
+    seen = dict(zip(different, encoded, strict=True))
+    grids = {
+        key: {layer: grid.float().cpu().numpy() for layer, grid in one.layers.items()} for key, one in seen.items()
     }
-    return [seen[id(photo.image)] for photo in photos]
+    return {layer: [grids[id(image)][layer] for _, image in photos] for layer in asked.layers}

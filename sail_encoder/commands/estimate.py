@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 from PIL import Image
@@ -87,52 +86,29 @@ def estimate(
     sides = Resize.parse(size or SIZE).fixed
     if sides is None:
         raise UserError(f"size '{size}' is not understood; use a side such as 448, or 480x640")
-    spec, features = resolve_features(model, layers, resize, max_tokens, pool=pool)
+    spec, features = resolve_features(model, layers, resize, max_tokens, pool=pool, store_dtype=store_dtype)
     if source:
-        seen = _look_at(source, spec, features)
-        _print_estimate(spec, features, store_dtype, seen, images or seen.count, device, readers)
+        from sail_encoder.images.sources import list_images
+
+        listed = list_images(source).images
+        count = images or len(listed)
+        patches, grid = _look_at(listed, spec, features)
+        reading = _reading_time(listed, spec, features, count, readers)
     else:
+        count, reading = images or IMAGES, None
         rows, columns = spec.grid(sides, features.size)
-        seen = _Seen(rows * columns, f"{rows}x{columns} = {rows * columns} patches of {spec.patch_size} px")
-        _print_estimate(spec, features, store_dtype, seen, images or IMAGES, device, readers)
+        patches, grid = rows * columns, f"{rows}x{columns} = {rows * columns} patches of {spec.patch_size} px"
+    _print_estimate(spec, features, patches, grid, count, device, reading)
     return 0
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """What is known of the images.
-
-    Attributes:
-        patches: Patches per image, on average.
-        grid: The same in words.
-        count: How many images are named.
-        seconds: Time to read one of them, decode it and bring it to size; None where none is named.
-        read: How many were read to measure that.
-        note: Remark on images that cannot be read.
-    """
-
-    patches: float
-    grid: str
-    count: int = 0
-    seconds: float | None = None
-    read: int = 0
-    note: str = ""
-
-
-def _look_at(source: list[str], spec: BackboneSpec, features: FeatureSpec) -> _Seen:
-    """Looks at the sizes of some images, and reads a few of these.
-
-    Raises:
-        UserError: If none can be read.
-    """
+def _look_at(listed: Sequence[ImageFile], spec: BackboneSpec, features: FeatureSpec) -> tuple[float, str]:
+    """Patches per image on average, by the sizes of some, and the same in words."""
     from sail_encoder.extraction.cost import look_at_some
-    from sail_encoder.images.sources import list_images
 
-    listed = list_images(source).images
-    sample = look_at_some(listed, spec, features.size)
-    seconds, read = _measure_reading(listed[:: max(1, len(listed) // READ)][:READ], spec, features)
-    grid = f"{sample.patches:,.0f} patches of {spec.patch_size} px per image, of {sample.count:,} that were looked at"
-    return _Seen(sample.patches, grid, len(listed), seconds, read, sample.note)
+    patches, count, remark = look_at_some(listed, spec, features.size)
+    each = f"{patches:,.0f} patches of {spec.patch_size} px per image"
+    return patches, f"{each}, of {count:,} that were looked at{remark}"
 
 
 def _measure_reading(images: Sequence[ImageFile], spec: BackboneSpec, features: FeatureSpec) -> tuple[float, int]:
@@ -153,49 +129,59 @@ def _measure_reading(images: Sequence[ImageFile], spec: BackboneSpec, features: 
     return sum(times) / len(times), len(times)
 
 
+def _reading_time(
+    listed: Sequence[ImageFile],
+    spec: BackboneSpec,
+    features: FeatureSpec,
+    images: int,
+    readers: int | Literal["auto"],
+) -> tuple[float, str]:
+    """Seconds that reading takes, by the time that some images take, and the same in words.
+
+    Raises:
+        UserError: If none can be read.
+    """
+    from sail_encoder.io.devices import count_readers
+
+    each, read = _measure_reading(listed[:: max(1, len(listed) // READ)][:READ], spec, features)
+    threads = count_readers() if readers == "auto" else readers
+    seconds = images * each / threads
+    measured = f"{1000 * each:,.3g} ms per image, measured on {read}"
+    return seconds, f"{_format_seconds(seconds)} in {threads} threads ({measured})"
+
+
 def _print_estimate(
     spec: BackboneSpec,
     features: FeatureSpec,
-    store_dtype: str,
-    seen: _Seen,
+    patches: float,
+    grid: str,
     images: int,
     device: str,
-    readers: int | Literal["auto"],
+    reading: tuple[float, str] | None,
 ) -> None:
     from sail_encoder.extraction.cost import feature_bytes
 
-    flops = spec.flops(round(seen.patches), features.depth)
+    flops = spec.flops(round(patches), features.depth)
     rate, origin = _matrix_rate(device)
-    positions = seen.patches if features.pool == "none" else 1
-    stored = images * feature_bytes(positions, spec.channels(features.pool), len(features.layers), store_dtype)
+    positions = patches if features.pool == "none" else 1
+    each = feature_bytes(positions, spec.channels(features.pool), len(features.layers), features.store_dtype)
     computing = images * flops / rate
-    reading, about_reading = _reading_time(seen, images, readers)
-    seconds = max(computing, reading)
-    print(f"grid        {seen.grid}{seen.note}")
+    not_counted = "reading and decoding are not counted; name images, and some are read to measure it"
+    reading_seconds, about_reading = reading or (0.0, not_counted)
+    seconds = max(computing, reading_seconds)
+    print(f"grid        {grid}")
     print(f"layers      {features.depth} of {spec.num_layers} are computed, {len(features.layers)} stored")
     print(f"compute     {flops / 1e9:,.1f} GFLOP per image, {images * flops:.3g} FLOP in all")
     print(f"time        {_format_seconds(computing)} at {rate / 1e12:,.3g} TFLOP/s ({origin})")
     print(f"reading     {about_reading}")
-    if seen.seconds is not None:
-        slower = "reading" if reading > computing else "computing"
+    if reading:
+        slower = "reading" if reading_seconds > computing else "computing"
         print(
             f"in all      {_format_seconds(seconds)}: images are read while others are computed, and {slower} is slower"
         )
     print(f"speed       {images / seconds:,.3g} images/s")
-    print(f"disk        {format_bytes(stored)} as {store_dtype}")
+    print(f"disk        {format_bytes(images * each)} as {features.store_dtype}")
     print(f"weights     {format_bytes(2 * spec.parameters(features.depth))} in bfloat16, twice that in float32")
-
-
-def _reading_time(seen: _Seen, images: int, readers: int | Literal["auto"]) -> tuple[float, str]:
-    """Seconds that reading takes, 0 where nothing is known of it, and what is to be said about it."""
-    from sail_encoder.io.devices import count_readers
-
-    if seen.seconds is None:
-        return 0.0, "reading and decoding are not counted; name images, and some are read to measure it"
-    threads = count_readers() if readers == "auto" else readers
-    seconds = images * seen.seconds / threads
-    each = f"{1000 * seen.seconds:,.3g} ms per image, measured on {seen.read}"
-    return seconds, f"{_format_seconds(seconds)} in {threads} threads ({each})"
 
 
 def _check_device(device: str) -> None:

@@ -8,12 +8,13 @@ from typing import Literal
 from sail_encoder.backbones.registry import announce, choose_backbone, load_for, resolve_features
 from sail_encoder.backbones.spec import Pooling
 from sail_encoder.extraction.plan import Plan, forecast
+from sail_encoder.extraction.progress import Progress
 from sail_encoder.extraction.ray import check_devices, connect, extract_on_ray
-from sail_encoder.extraction.run import Resources, RunResult, run_plan
+from sail_encoder.extraction.run import run_plan
 from sail_encoder.extraction.workers import extract_on_each
 from sail_encoder.images.sources import list_images
 from sail_encoder.io.devices import choose_dtype, list_devices, split_devices
-from sail_encoder.io.errors import UserError
+from sail_encoder.io.errors import UserError, require_positive
 from sail_encoder.io.refusals import check_writable
 from sail_encoder.io.remote import is_remote
 from sail_encoder.io.runs import check_settings
@@ -95,7 +96,8 @@ def extract(
         return remote.run(lambda folder: extract(**{**arguments, "out": str(folder)}), copy=not dry_run)
     if not source:
         raise UserError("nothing to extract from; name files, folders, globs, lists or .tar shards")
-    folder, part, resources = Path(out), Share.parse(shard), Resources(token_budget, readers)
+    folder, part = Path(out), Share.parse(shard)
+    limits = _read_limits(token_budget=token_budget, readers=readers)
     split_devices(devices)
     if engine == "ray":
         check_devices(devices)
@@ -121,14 +123,29 @@ def extract(
         images = part.of(plan.listing.images)
         if overwrite:
             remove_run(folder)
-        arguments = {"source": list(source), "out": out, **plan.options, **vars(resources)}
+        arguments = {
+            "source": list(source),
+            "out": out,
+            **plan.options,
+            "token_budget": token_budget,
+            "readers": readers,
+        }
         if cluster:
             return extract_on_ray(cluster, part, arguments, images, folder)
         return extract_on_each(chosen, part, arguments, images, folder)
     backbone = load_for(plan.features, chosen[0])
     if overwrite:
         remove_run(folder)
-    return _conclude(run_plan(backbone, plan, folder, part, resources), folder)
+    return _conclude(folder, *run_plan(backbone, plan, folder, part, **limits))
+
+
+def _read_limits(**asked: int | Literal["auto"]) -> dict[str, int | None]:
+    """Numbers that were asked for, None in place of auto."""
+    limits = {name: None if value == "auto" else value for name, value in asked.items()}
+    for name, limit in limits.items():
+        if limit is not None:
+            require_positive(name, limit)
+    return limits
 
 
 def _check_folder(folder: Path, plan: Plan, part: Share, overwrite: bool) -> None:
@@ -144,24 +161,24 @@ def _check_folder(folder: Path, plan: Plan, part: Share, overwrite: bool) -> Non
     has_run(folder)
 
 
-def _conclude(result: RunResult, folder: Path) -> int:
+def _conclude(folder: Path, status: int, progress: Progress, totals: dict[str, int] | None) -> int:
     """Prints what is there now, warns of what a user may not expect, and returns the exit status."""
-    new, totals = result.progress.done, result.totals
+    new = progress.done
     if totals is None:
         print(f"stopped; {new:,} images are safe in {folder}, the same command goes on", file=sys.stderr)
-        return result.status
-    rate = result.progress.report()["images_per_second"]
-    print(f"{totals.done:,} images in {folder}, {new:,} of them new at {rate:,.3g} images/s")
-    if totals.turned:
+        return status
+    rate = progress.report()["images_per_second"]
+    print(f"{totals['done']:,} images in {folder}, {new:,} of them new at {rate:,.3g} images/s")
+    if totals["turned"]:
         print(
-            f"{totals.turned:,} photographs carry an EXIF rotation that was not applied; see --exif_rotate",
+            f"{totals['turned']:,} photographs carry an EXIF rotation that was not applied; see --exif_rotate",
             file=sys.stderr,
         )
-    if totals.pending_elsewhere:
+    if totals["pending_elsewhere"]:
         print(
-            f"{totals.pending_elsewhere:,} images are still to do by other shards; index.parquet lists them",
+            f"{totals['pending_elsewhere']:,} images are still to do by other shards; index.parquet lists them",
             file=sys.stderr,
         )
-    if totals.failed:
-        print(f"{totals.failed:,} images failed; {folder / 'failures.csv'} says why", file=sys.stderr)
-    return 1 if totals.failed else 0
+    if totals["failed"]:
+        print(f"{totals['failed']:,} images failed; {folder / 'failures.csv'} says why", file=sys.stderr)
+    return 1 if totals["failed"] else 0

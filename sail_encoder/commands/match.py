@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 
 from sail_encoder.backbones.registry import check_features, choose_backbone, resolve_features
-from sail_encoder.commands.drawing import DPI, Photo, Seen, check_drawing, is_numbers, panel_side, read_photo, see
+from sail_encoder.commands.drawing import check_drawing, is_numbers, read_photo, see
 from sail_encoder.images.decoding import Array
 from sail_encoder.io.errors import require_positive
-from sail_encoder.pictures.canvas import save_numbers
+from sail_encoder.pictures.canvas import DPI, save_numbers
 from sail_encoder.pictures.colors import Color, colorize
-from sail_encoder.pictures.sheets import Link, Panel, Scale, Sheet, draw_sheet
+from sail_encoder.pictures.overlays import Photo, photograph
+from sail_encoder.pictures.sheets import Panel, Scale, Sheet, draw_sheet, panel_side
 from sail_encoder.pictures.similarity import mutual_matches
 
 _SIDE = 230
@@ -69,14 +70,14 @@ def match(
     _, asked = resolve_features(
         model, layer, resize, max_tokens, **choose_backbone(weights, random_weights, max_tiles, msac, project)
     )
-    seen = see(photos, asked)
-    pairs, similarity = mutual_matches(*(one.grids[asked.layers[0]] for one in seen))
+    grids = see(photos, asked)[asked.layers[0]]
+    pairs, similarity = mutual_matches(*grids)
     count = len(pairs)
     pairs, similarity = pairs[:strongest], similarity[:strongest]
     if is_numbers(path):
         save_numbers({"pairs": np.concatenate([pairs, similarity[:, None]], 1).astype(np.float32)}, (), path)
     else:
-        _draw(f"{asked.title}, layer {asked.layers[0]}", photos, seen, pairs, similarity, path, dpi)
+        _draw(f"{asked.title}, layer {asked.layers[0]}", photos, grids, pairs, similarity, path, dpi)
     drawn = f"the {len(pairs)} strongest of {count}" if len(pairs) < count else f"all {count}"
     print(f"wrote {out}: {drawn} mutual matches, similarity {similarity[-1]:.2f} to {similarity[0]:.2f}")
     return 0
@@ -85,28 +86,28 @@ def match(
 def _draw(
     name: str,
     photos: Sequence[Photo],
-    seen: Sequence[Seen],
+    grids: Sequence[Array],
     pairs: Array,
     similarity: Array,
     out: Path,
     dpi: int,
 ) -> None:
     low, high = float(similarity[-1]), float(similarity[0])
-    pixels = [photo.pixels(panel_side(_SIDE, dpi)) for photo in photos]
+    pixels = [photograph(image, panel_side(_SIDE, dpi)) for _, image in photos]
     links = [
-        Link(_center(seen[0], pair[:2], pixels[0]), _center(seen[1], pair[2:], pixels[1]), color)
+        (_center(grids[0], pair[:2], pixels[0]), _center(grids[1], pair[2:], pixels[1]), color)
         # The strongest are drawn last, over the others.
         for pair, color in zip(pairs[::-1], _colors(similarity[::-1], low, high), strict=True)
     ]
-    notes = ["grid {}x{}".format(*one.geometry.grid) for one in seen]
-    row = [Panel(*panel) for panel in zip(pixels, (photo.name for photo in photos), notes, strict=True)]
+    notes = ["grid {}x{}".format(*grid.shape[:2]) for grid in grids]
+    row = [Panel(*panel) for panel in zip(pixels, (name for name, _ in photos), notes, strict=True)]
     draw_sheet(Sheet([row], name, scale=Scale(low, high, "cosine\nsimilarity"), links=links), out, dpi)
 
 
-def _center(seen: Seen, patch: Array, pixels: Array) -> tuple[float, float]:
+def _center(grid: Array, patch: Array, pixels: Array) -> tuple[float, float]:
     """(x, y) of the middle of a patch in pixels of the panel."""
     row, column = patch
-    (rows, columns), (height, width) = seen.geometry.grid, pixels.shape[:2]
+    (rows, columns), (height, width) = grid.shape[:2], pixels.shape[:2]
     return (column + 0.5) * width / columns, (row + 0.5) * height / rows
 
 

@@ -3,7 +3,6 @@
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,45 +11,14 @@ from PIL import Image
 
 from sail_encoder.backbones.registry import check_features, choose_backbone, family_of, resolve_features
 from sail_encoder.backbones.spec import FeatureSpec
-from sail_encoder.commands.drawing import (
-    DPI,
-    Photo,
-    Seen,
-    check_drawing,
-    is_numbers,
-    panel_side,
-    read_photos,
-    see,
-)
+from sail_encoder.commands.drawing import check_drawing, is_numbers, read_photos, see
 from sail_encoder.images.decoding import Array, read_image
-from sail_encoder.images.geometry import Geometry
 from sail_encoder.io.errors import ImageError, UserError, require_positive
-from sail_encoder.pictures.canvas import save_numbers
-from sail_encoder.pictures.components import as_colors, common_scores, explained, foreground_masks, sheet_scores
-from sail_encoder.pictures.overlays import blend, enlarge, faint, to_bytes
-from sail_encoder.pictures.sheets import Panel, Sheet, draw_sheet
+from sail_encoder.pictures.canvas import DPI, save_numbers
+from sail_encoder.pictures.component_sheets import LayerGrids, draw_component_sheet
+from sail_encoder.pictures.components import common_scores, foreground_masks, sheet_scores
+from sail_encoder.pictures.overlays import Photo
 from sail_encoder.store.reading import FeatureFolder
-
-_WIDTH, _LARGEST, _SMALLEST = 510, 150, 60
-"""Points: width that the panels of a row share, and sides of a panel."""
-
-
-@dataclass(frozen=True)
-class Column:
-    """Features of one model, on all images.
-
-    Attributes:
-        title: Name of the model.
-        seen: The images as it sees them.
-    """
-
-    title: str
-    seen: list[Seen]
-
-    @property
-    def layers(self) -> list[int]:
-        """Blocks whose features there are."""
-        return list(self.seen[0].grids)
 
 
 def pca(
@@ -114,21 +82,21 @@ def pca(
             raise UserError("nothing to draw; name images or folders, or a folder of sail extract with --features")
         chosen = choose_backbone(weights, random_weights, max_tiles, msac, project)
         asked = _resolve((models or "sail-tiny").split(","), layers or "-1", resize, max_tokens, chosen)
-        columns = [Column(one.title, see(photos, one)) for one in asked]
+        seen = [(one.title, see(photos, one)) for one in asked]
     else:
         _refuse_beside_features(
             models=models, weights=weights, random_weights=random_weights, msac=msac, project=project
         )
         _refuse_beside_features(max_tiles=max_tiles, resize=resize, max_tokens=max_tokens, exif_rotate=exif_rotate)
-        photos, column, count = _read_stored(FeatureFolder(features), images, layers, limit)
-        columns = [column]
-    scores, masks = _analyse(columns, foreground is not None, threshold)
+        photos, stored, count = _read_stored(FeatureFolder(features), images, layers, limit)
+        seen = [stored]
+    scores, masks = _analyse([layers for _, layers in seen], foreground is not None, threshold)
     if is_numbers(path):
-        _save(scores, photos, columns, path)
+        _save(scores, photos, seen, path)
     else:
-        draw_columns(scores, masks, photos, columns, path, smooth, dpi)
+        draw_component_sheet(scores, masks, photos, seen, path, smooth, dpi)
     rest = f", the first of {count:,}; --limit takes more" if count > len(photos) else ""
-    names = ", ".join(sorted({photo.name for photo in photos})) if len(photos) <= 3 else f"{len(photos)} images"
+    names = ", ".join(sorted({name for name, _ in photos})) if len(photos) <= 3 else f"{len(photos)} images"
     print(f"wrote {out}: {sum(map(len, scores))} x {names}{rest}")
     return 0
 
@@ -164,7 +132,7 @@ def _resolve(
 
 def _read_stored(
     folder: FeatureFolder, names: Sequence[str] | None, layers: str | None, limit: int
-) -> tuple[list[Photo], Column, int]:
+) -> tuple[list[Photo], tuple[str, LayerGrids], int]:
     """Images of a folder of features, what is stored of them, and how many there are."""
     if folder.is_pooled:
         raise UserError(f"{folder.folder} holds one vector per image, and no grids; extract with --pool none")
@@ -179,13 +147,9 @@ def _read_stored(
         entries, count = [known[name] for name in names[:limit]], len(names)
     if not entries:
         raise UserError(f"{folder.folder} has features of no image")
-    photos, seen = [], []
-    for entry in entries:
-        photos.append(_stored_photo(folder, entry.path, entry.image_size))
-        grids = {layer: np.asarray(folder.read(entry, layer), np.float32) for layer in stored}
-        # What the model saw is not drawn, only where its patches lie in the image.
-        seen.append(Seen(Geometry(entry.image_size, entry.image_size, entry.grid), grids))
-    return photos, Column(folder.spec.title or str(folder.folder), seen), count
+    photos = [_stored_photo(folder, entry.path, entry.image_size) for entry in entries]
+    grids = {layer: [np.asarray(folder.read(entry, layer), np.float32) for entry in entries] for layer in stored}
+    return photos, (folder.spec.title or str(folder.folder), grids), count
 
 
 def _stored_layers(folder: FeatureFolder, layers: str) -> list[int]:
@@ -209,14 +173,14 @@ def _stored_photo(folder: FeatureFolder, name: str, size: tuple[int, int]) -> Ph
     if image is None or (image.height, image.width) != size:
         print(f"{path} is not the image that was extracted; its place stays white", file=sys.stderr)
         image = Image.new("RGB", size[::-1], "white")
-    return Photo(name, image)
+    return name, image
 
 
 def _analyse(
-    columns: Sequence[Column], only_foreground: bool, threshold: float | None
+    models: Sequence[LayerGrids], only_foreground: bool, threshold: float | None
 ) -> tuple[list[list[list[Array]]], list[list[Array]] | None]:
     """Scores per model, layer and image, and which patches are foreground, if that was asked for."""
-    grids = [[[seen.grids[layer] for seen in column.seen] for layer in column.layers] for column in columns]
+    grids = [list(layers.values()) for layers in models]
     if not only_foreground:
         return sheet_scores(grids), None
     masks = []
@@ -226,68 +190,13 @@ def _analyse(
     return sheet_scores(grids, masks), masks
 
 
-def _save(scores: list[list[list[Array]]], photos: Sequence[Photo], columns: Sequence[Column], out: Path) -> None:
+def _save(
+    scores: list[list[list[Array]]], photos: Sequence[Photo], seen: Sequence[tuple[str, LayerGrids]], out: Path
+) -> None:
     arrays = {
-        f"{index}/{photo.name}/{column.title}/layer{layer}": scores[model][place][index]
-        for index, photo in enumerate(photos)
-        for model, column in enumerate(columns)
-        for place, layer in enumerate(column.layers)
+        f"{index}/{name}/{title}/layer{layer}": scores[model][place][index]
+        for index, (name, _) in enumerate(photos)
+        for model, (title, layers) in enumerate(seen)
+        for place, layer in enumerate(layers)
     }
     save_numbers(arrays, (len(photos), len(arrays) // len(photos)), out)
-
-
-def draw_columns(
-    scores: list[list[list[Array]]],
-    masks: list[list[Array]] | None,
-    photos: Sequence[Photo],
-    columns: Sequence[Column],
-    out: Path,
-    smooth: bool = False,
-    dpi: int = DPI,
-) -> None:
-    """Draws a sheet with a row per image, and a column for each layer of each model.
-
-    Args:
-        scores: What `sheet_scores` gives for these columns.
-        masks: For each model which patches of each image are drawn; all by default.
-        photos: The images.
-        columns: Features of the models on them.
-        out: The picture.
-        smooth: Whether to interpolate between patches.
-        dpi: Pixels per inch.
-    """
-    pictures = sum(map(len, scores)) + 1
-    beside = max(1, math.ceil(math.sqrt(len(photos) / 2))) if pictures == 2 else 1
-    side = panel_side(min(_LARGEST, max(_SMALLEST, _WIDTH / (pictures * beside))), dpi)
-    colors = as_colors(scores, masks)
-    rows: list[list[Panel | None]] = []
-    for index, photo in enumerate(photos):
-        pixels = photo.pixels(side)
-        height, width = photo.image.height, photo.image.width
-        panels: list[Panel | None] = [Panel(pixels, photo.name, f"{width}x{height}")]
-        for model, column in enumerate(columns):
-            mask = None if masks is None else masks[model][index]
-            note = "grid {}x{}".format(*column.seen[index].geometry.grid)
-            panels += [Panel(_paint(one[index], mask, pixels, smooth), note=note) for one in colors[model]]
-        rows = [*rows, panels] if index % beside == 0 else [*rows[:-1], [*rows[-1], *panels]]
-    headings = [("",), *_headings(scores, masks, columns)] * beside
-    draw_sheet(Sheet(rows, headings=headings), out, dpi)
-
-
-def _headings(
-    scores: list[list[list[Array]]], masks: list[list[Array]] | None, columns: Sequence[Column]
-) -> list[tuple[str, str]]:
-    """Model, layer and how much of the variance is shown, for each column."""
-    headings = []
-    for model, column in enumerate(columns):
-        for layer, grids in zip(column.layers, scores[model], strict=True):
-            share = explained(grids, None if masks is None else masks[model])
-            headings.append((column.title, f"layer {layer}, {share:.0%} of variance"))
-    return headings
-
-
-def _paint(colors: Array, mask: Array | None, photo: Array, smooth: bool) -> Array:
-    """Colors of patches at the size of a photograph, which shows faintly where there is no foreground."""
-    size = photo.shape[:2]
-    painted = to_bytes(enlarge(colors, size, smooth))
-    return painted if mask is None else blend(faint(photo), painted, enlarge(mask, size, smooth=False))

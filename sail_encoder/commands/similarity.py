@@ -5,25 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sail_encoder.backbones.registry import check_features, choose_backbone, resolve_features
-from sail_encoder.commands.drawing import (
-    DPI,
-    Photo,
-    Seen,
-    check_drawing,
-    is_numbers,
-    panel_side,
-    read_photo,
-    read_photos,
-    see,
-)
+from sail_encoder.commands.drawing import check_drawing, is_numbers, read_photo, read_photos, see
 from sail_encoder.images.decoding import Array
 from sail_encoder.images.geometry import Geometry
 from sail_encoder.images.resizing import Size
 from sail_encoder.io.errors import UserError
-from sail_encoder.pictures.canvas import save_numbers
+from sail_encoder.pictures.canvas import DPI, save_numbers
 from sail_encoder.pictures.colors import MARKS, colorize
-from sail_encoder.pictures.overlays import enlarge, pixel_box, relief
-from sail_encoder.pictures.sheets import Frame, Panel, Scale, Sheet, draw_sheet
+from sail_encoder.pictures.overlays import Photo, enlarge, photograph, pixel_box, relief
+from sail_encoder.pictures.sheets import Panel, Scale, Sheet, draw_sheet, panel_side
 from sail_encoder.pictures.similarity import best_patch, cosine_map, score_range
 
 _WIDTH, _LARGEST, _SMALLEST = 510, 200, 90
@@ -89,16 +79,17 @@ def similarity(
     spec, asked = resolve_features(
         model, layer, resize, max_tokens, **choose_backbone(weights, random_weights, max_tiles, msac, project)
     )
-    size = (photos[0].image.height, photos[0].image.width)
+    _, first = photos[0]
+    size = (first.height, first.width)
     geometry = Geometry(size, size, spec.grid(size, asked.size))
     queries = [_check_patch(patch, geometry) for patch in patches]
     queries += [_patch_over(point, geometry) for point in points]
-    seen = see(photos, asked)
-    maps = compare(queries, seen)
+    grids = see(photos, asked)[asked.layers[0]]
+    maps = [[cosine_map(grids[0][query], grid) for query in queries] for grid in grids]
     if is_numbers(path):
         save_numbers(_named(photos, queries, maps), (len(photos), len(queries)), path)
     else:
-        _draw(f"{asked.title}, layer {asked.layers[0]}", photos, seen, queries, maps, path, smooth, dpi)
+        _draw(f"{asked.title}, layer {asked.layers[0]}", photos, queries, maps, path, smooth, dpi)
     low, high = _range(maps, queries)
     shown = " ".join(f"{row},{column}" for row, column in queries)
     print(f"wrote {out}: similarity to patch {shown} of {image}, elsewhere from {low:.2f} to {high:.2f}")
@@ -107,8 +98,8 @@ def similarity(
 
 def _named(photos: Sequence[Photo], queries: Sequence[Size], maps: Sequence[Sequence[Array]]) -> dict[str, Array]:
     return {
-        f"{place}/{photo.name}/{row},{column}": scores
-        for place, photo in enumerate(photos)
+        f"{place}/{name}/{row},{column}": scores
+        for place, (name, _) in enumerate(photos)
         for (row, column), scores in zip(queries, maps[place], strict=True)
     }
 
@@ -153,12 +144,6 @@ def _patch_over(point: tuple[float, float], geometry: Geometry) -> Size:
         ) from None
 
 
-def compare(queries: Sequence[Size], seen: Sequence[Seen]) -> list[list[Array]]:
-    """Similarity of each image to each patch of the first, [nh, nw]."""
-    grids = [next(iter(one.grids.values())) for one in seen]
-    return [[cosine_map(grids[0][query], grid) for query in queries] for grid in grids]
-
-
 def _range(maps: Sequence[Sequence[Array]], queries: Sequence[Size]) -> tuple[float, float]:
     """Lowest and highest similarity, of a patch to itself left out."""
     everything = [scores for image in maps for scores in image]
@@ -167,9 +152,8 @@ def _range(maps: Sequence[Sequence[Array]], queries: Sequence[Size]) -> tuple[fl
 
 
 def _draw(
-    name: str,
+    title: str,
     photos: Sequence[Photo],
-    seen: Sequence[Seen],
     queries: Sequence[Size],
     maps: Sequence[Sequence[Array]],
     out: Path,
@@ -179,20 +163,19 @@ def _draw(
     low, high = _range(maps, queries)
     side = panel_side(min(_LARGEST, max(_SMALLEST, _WIDTH / (len(queries) + 1))), dpi)
     rows: list[list[Panel | None]] = []
-    for place, photo in enumerate(photos):
-        pixels, geometry = photo.pixels(side), seen[place].geometry
+    for place, (name, image) in enumerate(photos):
+        pixels, size, grid = photograph(image, side), (image.height, image.width), maps[place][0].shape
+        geometry = Geometry(size, size, grid)
         chosen = queries if place == 0 else [best_patch(scores) for scores in maps[place]]
         frames = [
-            Frame(
-                pixel_box(geometry.patch_box(*patch), pixels.shape[:2], geometry.image_size), MARKS[number % len(MARKS)]
-            )
+            (pixel_box(geometry.patch_box(*patch), pixels.shape[:2], size), MARKS[number % len(MARKS)])
             for number, patch in enumerate(chosen)
         ]
-        panels: list[Panel | None] = [Panel(pixels, photo.name, "grid {}x{}".format(*geometry.grid), frames)]
+        panels: list[Panel | None] = [Panel(pixels, name, "grid {}x{}".format(*grid), frames)]
         for frame, patch, scores in zip(frames, chosen, maps[place], strict=True):
             colors = colorize(enlarge(scores, pixels.shape[:2], smooth), low, high)
             note = "" if place == 0 else f"best match {patch[0]},{patch[1]}: {scores[patch]:.2f}"
-            panels.append(Panel(relief(colors, pixels, geometry.grid), note=note, frames=[frame]))
+            panels.append(Panel(relief(colors, pixels, grid), note=note, frames=[frame]))
         rows.append(panels)
     headings = [("",), *((f"to patch {row},{column}",) for row, column in queries)]
-    draw_sheet(Sheet(rows, name, headings, Scale(low, high, "cosine\nsimilarity")), out, dpi)
+    draw_sheet(Sheet(rows, title, headings, Scale(low, high, "cosine\nsimilarity")), out, dpi)

@@ -1,7 +1,6 @@
 """Cost of features before they are there: patches per image and bytes on disk."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from sail_encoder.backbones.spec import BackboneSpec
 from sail_encoder.images.decoding import image_size
@@ -16,32 +15,13 @@ def feature_bytes(positions: float, channels: int, layers: int, dtype: str) -> f
     return positions * channels * layers * (2 if dtype == "float16" else 4)
 
 
-@dataclass(frozen=True)
-class ImageSample:
-    """Some images of a list, looked at for all of them.
+def look_at_some(images: Sequence[ImageFile], spec: BackboneSpec, size: Resize) -> tuple[float, int, str]:
+    """Reads the headers of a sample of images.
 
-    Attributes:
-        patches: Patches per image on average; unreadable images are left out.
-        count: Images that were looked at.
-        unreadable: Names of those that are none, or not there.
+    Returns:
+        Patches per image on average, of those that can be read; how many were looked at; and a remark on those that
+        cannot be read, with a semicolon before it, empty where there are none.
     """
-
-    patches: float
-    count: int
-    unreadable: list[str]
-
-    @property
-    def note(self) -> str:
-        """Remark on unreadable images, with a semicolon before it; empty where there are none."""
-        if not self.unreadable:
-            return ""
-        return (
-            f"; {len(self.unreadable)} of {self.count} that were looked at cannot be read, such as {self.unreadable[0]}"
-        )
-
-
-def look_at_some(images: Sequence[ImageFile], spec: BackboneSpec, size: Resize) -> ImageSample:
-    """Reads the headers of a sample of images."""
     sample = list(images[:: max(1, len(images) // _SAMPLES)])
     sizes = [image_size(image.open) for image in sample]
     unreadable = [image.key for image, pixels in zip(sample, sizes, strict=True) if pixels is None]
@@ -49,4 +29,7 @@ def look_at_some(images: Sequence[ImageFile], spec: BackboneSpec, size: Resize) 
     if size.fixed is not None:
         grids = [spec.grid(size.fixed, size)]
     patches = sum(rows * columns for rows, columns in grids) / len(grids) if grids else 0.0
-    return ImageSample(patches, len(sample), unreadable)
+    remark = ""
+    if unreadable:
+        remark = f"; {len(unreadable)} of {len(sample)} that were looked at cannot be read, such as {unreadable[0]}"
+    return patches, len(sample), remark

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -23,31 +23,22 @@ from sail_encoder.store.store import FeatureStore
 BATCHES_TO_WRITE = 2
 
 
-@dataclass(frozen=True, eq=False)
-class OnHost:
-    """Features on their way from the device.
+OnHost = tuple[Tensor, Tensor, torch.cuda.Event | None]
+"""Features [layers, total patches or images, C] on their way from the device; which patches or images are finite; and
+what to wait for before reading either.
+"""
 
-    Attributes:
-        values: [layers, total patches or images, C].
-        finite: bool [total patches or images].
-        arrived: What to wait for before reading either.
-    """
 
-    values: Tensor
-    finite: Tensor
-    arrived: torch.cuda.Event | None
-
-    @classmethod
-    def copy(cls, values: Tensor) -> "OnHost":
-        """Starts the copy without waiting for it."""
-        finite = values.isfinite().all(dim=2).all(dim=0)
-        # Without an event to wait for, as on MPS, the values could be read before they have arrived.
-        on_host, finite = (tensor.to("cpu", non_blocking=values.is_cuda) for tensor in (values, finite))
-        arrived = None
-        if values.is_cuda:
-            arrived = torch.cuda.Event()
-            arrived.record(torch.cuda.current_stream(values.device))
-        return cls(on_host, finite, arrived)
+def copy_to_host(values: Tensor) -> OnHost:
+    """Starts the copy without waiting for it."""
+    finite = values.isfinite().all(dim=2).all(dim=0)
+    # Without an event to wait for, as on MPS, the values could be read before they have arrived.
+    on_host, finite = (tensor.to("cpu", non_blocking=values.is_cuda) for tensor in (values, finite))
+    arrived = None
+    if values.is_cuda:
+        arrived = torch.cuda.Event()
+        arrived.record(torch.cuda.current_stream(values.device))
+    return on_host, finite, arrived
 
 
 class Pipeline:
@@ -97,7 +88,7 @@ class Pipeline:
             states = [encoded.patches[layer] for layer in layers]
         else:
             states = pool_layers(encoded, layers, batch.lengths, how)
-        return OnHost.copy(torch.stack(states).to(getattr(torch, self.features.store_dtype)))
+        return copy_to_host(torch.stack(states).to(getattr(torch, self.features.store_dtype)))
 
     def _save(self, group: Group[ImageFile], batch: Batch | None, result: OnHost | None) -> None:
         """Runs in the writing thread: brings features and records together and stores them."""
@@ -125,11 +116,12 @@ class Pipeline:
 
     def _split(self, batch: Batch, result: OnHost) -> list[Array | None]:
         """One array for each image that was encoded, None where a value is not finite."""
-        if result.arrived is not None:
-            result.arrived.synchronize()
+        features, are_finite, arrived = result
+        if arrived is not None:
+            arrived.synchronize()
         pooled = self.features.pool != "none"
         lengths = [1] * len(batch.lengths) if pooled else batch.lengths
-        values, finite = result.values.split(lengths, dim=1), result.finite.split(lengths)
+        values, finite = features.split(lengths, dim=1), are_finite.split(lengths)
         shapes = [(-1,) if pooled else (*geometry.grid, -1) for geometry in batch.geometries]
         layers = () if len(self.features.layers) == 1 else (len(self.features.layers),)
         arrays = [

@@ -62,13 +62,13 @@ def forecast(plan: Plan, part: Share, folder: Path, overwrite: bool) -> str:
     """
     images, features = part.of(plan.listing.images), plan.features
     todo = images if overwrite else list_todo(folder, images)
-    sample = look_at_some(todo, plan.spec, features.size)
-    positions, channels = sample.patches if features.pool == "none" else 1, plan.spec.channels(features.pool)
+    patches, _, remark = look_at_some(todo, plan.spec, features.size)
+    positions, channels = patches if features.pool == "none" else 1, plan.spec.channels(features.pool)
     needed = feature_bytes(positions, channels, len(features.layers), features.store_dtype) * len(todo)
     free = shutil.disk_usage(nearest_existing(folder)).free
     text = (
-        f"{len(todo):,} of {len(images):,} images to do, about {sample.patches:,.0f} patches each, with "
-        f"{plan.spec.name}; {format_bytes(needed)} to write, {format_bytes(free)} free in {folder}{sample.note}"
+        f"{len(todo):,} of {len(images):,} images to do, about {patches:,.0f} patches each, with "
+        f"{plan.spec.name}; {format_bytes(needed)} to write, {format_bytes(free)} free in {folder}{remark}"
     )
     if needed > free:
         raise StoreError(f"{text}; free some space, or use --pool mean, fewer --layers or --store-dtype float16")

@@ -71,9 +71,10 @@ class ImageFile:
         return content
 
 
-@dataclass(frozen=True, slots=True)
 class SparseMember(ImageFile):
     """A member of a tar shard that leaves out its holes, as `tar -S` writes it; `offset` is where its header starts."""
+
+    __slots__ = ()
 
     def open(self) -> bytes:
         opened = open_remote(self.path) if is_remote(self.path) else open_regular(self.path)

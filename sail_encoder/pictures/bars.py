@@ -1,12 +1,11 @@
 """Bars: a few numbers of several things side by side, a group of horizontal bars for each number."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from sail_encoder.pictures.canvas import Canvas, open_canvas, save_canvas, text_width
+from sail_encoder.pictures.canvas import DPI, Canvas, open_canvas, save_canvas, text_width
 from sail_encoder.pictures.colors import INK, MARKS, MUTED, Color
 
 # Sizes are in points.
@@ -16,23 +15,13 @@ _ROW, _BAR = 15.0, 9.0
 _FULL = 78.0
 _LEADING = 1.7
 
-DPI = 200
 GROUND: Color = (236, 236, 236)
 
 
-@dataclass(frozen=True)
-class Bars:
-    """A group of bars.
-
-    Attributes:
-        title: Name of the number, above them.
-        values: The number of each thing, 0 or more; what is below is drawn as nothing.
-        full: Value of a bar that fills its place; the largest of all by default.
-    """
-
-    title: str
-    values: Sequence[float]
-    full: float | None = None
+Bars = tuple[str, Sequence[float], float | None]
+"""Name of a number, which stands above a group of bars; the number of each thing, of which what is below 0 is drawn as
+nothing; and the value of a bar that fills its place, by default the largest of all.
+"""
 
 
 def draw_bars(names: Sequence[str], groups: Sequence[Bars], out: Path, dpi: float = DPI) -> None:
@@ -49,7 +38,7 @@ def draw_bars(names: Sequence[str], groups: Sequence[Bars], out: Path, dpi: floa
     """
     scale = dpi / 72
     labels = max(text_width(name, _WORDS, dpi) for name in names)
-    room = max(text_width(format_number(value), _WORDS, dpi) for one in groups for value in one.values)
+    room = max(text_width(format_number(value), _WORDS, dpi) for _, values, _ in groups for value in values)
     step = round((_FULL + _GAP) * scale + room)
     left = round(_MARGIN * scale + labels + 6 * scale)
     top = round((_MARGIN + _HEADING * _LEADING) * scale)
@@ -64,10 +53,11 @@ def draw_bars(names: Sequence[str], groups: Sequence[Bars], out: Path, dpi: floa
 
 def _draw_group(canvas: Canvas, group: Bars, left: int, top: int, scale: float) -> None:
     """Draws one group: each bar on the ground of a full one, in the color of its thing, and its number after it."""
-    full = group.full or max(*group.values, 1e-12)
-    canvas.text(group.title, left, top - _HEADING * _LEADING / 2 * scale, _HEADING, MUTED, "left")
+    title, values, full = group
+    full = full or max(*values, 1e-12)
+    canvas.text(title, left, top - _HEADING * _LEADING / 2 * scale, _HEADING, MUTED, "left")
     height, whole = round(_BAR * scale), round(_FULL * scale)
-    for index, value in enumerate(group.values):
+    for index, value in enumerate(values):
         middle = top + (index + 0.5) * _ROW * scale
         width = round(min(1.0, max(0.0, value / full)) * whole)
         for color, length in ((GROUND, whole), (MARKS[index % len(MARKS)], width)):

@@ -23,6 +23,9 @@ from sail_encoder.pictures.colors import PAPER, Color
 VECTOR = (".svg", ".pdf")
 NUMBERS = (".npy", ".npz")
 
+DPI = 200
+"""Pixels per inch where a call does not say."""
+
 _SMOOTHING = 4
 """Sub-pixels per pixel in each direction of letters, slanted lines and dots."""
 

@@ -15,6 +15,10 @@ _FAINT = 0.8
 """How much white is in what takes no attention."""
 
 
+Photo = tuple[str, Image.Image]
+"""Name that stands above an image, and the image in 8-bit RGB."""
+
+
 def fit(size: Size, side: int) -> Size:
     """(height, width) of a picture whose longer side is `side` pixels."""
     scale = side / max(size)

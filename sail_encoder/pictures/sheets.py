@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,17 +20,11 @@ _SWATCH = 8.0
 _OUTLINE, _CASING = 1.4, 0.5
 
 
-@dataclass(frozen=True)
-class Frame:
-    """Outline of a part of a panel.
+Frame = tuple[tuple[int, int, int, int], Color]
+"""Outline of a part of a panel: (left, top, right, bottom) in its pixels, right and bottom exclusive, and color."""
 
-    Attributes:
-        box: (left, top, right, bottom) in pixels of the panel, right and bottom exclusive.
-        color: Color of the outline.
-    """
-
-    box: tuple[int, int, int, int]
-    color: Color
+Link = tuple[tuple[float, float], tuple[float, float], Color]
+"""Line from (x, y) in pixels of the first panel of a row to (x, y) in those of the second, and its color."""
 
 
 @dataclass(frozen=True)
@@ -48,21 +42,6 @@ class Panel:
     title: str = ""
     note: str = ""
     frames: Sequence[Frame] = ()
-
-
-@dataclass(frozen=True)
-class Link:
-    """A line from a point of the first panel of a row to a point of the second.
-
-    Attributes:
-        start: (x, y) in pixels of the first panel.
-        end: (x, y) in pixels of the second panel.
-        color: Its color.
-    """
-
-    start: tuple[float, float]
-    end: tuple[float, float]
-    color: Color
 
 
 @dataclass(frozen=True)
@@ -104,7 +83,7 @@ class Sheet:
     headings: Sequence[Sequence[str]] = ()
     scale: Scale | None = None
     legend: Sequence[tuple[str, Color]] = ()
-    links: Sequence[Link] = field(default_factory=tuple)
+    links: Sequence[Link] = ()
 
 
 def draw_sheet(sheet: Sheet, out: Path, dpi: float) -> None:
@@ -212,27 +191,26 @@ class _Layout:
 
     def _draw_frame(self, canvas: Canvas, frame: Frame, left: int, top: int) -> None:
         """A colored outline between two white ones, so that it stands out from dark and from bright."""
-        x0, y0, x1, y1 = (edge + start for edge, start in zip(frame.box, (left, top, left, top), strict=True))
+        box, color = frame
+        x0, y0, x1, y1 = (edge + start for edge, start in zip(box, (left, top, left, top), strict=True))
         thin, wide = max(1, self._pixels(_CASING)), max(1, self._pixels(_OUTLINE))
-        for grown, color, points in (
+        for grown, drawn, points in (
             (2 * thin + wide, PAPER, _OUTLINE + 2 * _CASING),
-            (thin + wide, frame.color, _OUTLINE),
+            (thin + wide, color, _OUTLINE),
         ):
-            canvas.frame(x0 - grown, y0 - grown, x1 + grown, y1 + grown, color, points)
+            canvas.frame(x0 - grown, y0 - grown, x1 + grown, y1 + grown, drawn, points)
 
     def _draw_links(self, canvas: Canvas) -> None:
         if not self.sheet.links:
             return
         (first, second), top = self.lefts[:2], self.tops[0]
-        ends, colors = [], []
-        for link in self.sheet.links:
-            (x0, y0), (x1, y1) = link.start, link.end
-            ends.append((x0 + first, y0 + top, x1 + second, y1 + top))
-            colors.append(link.color)
-        for end, color in zip(ends, colors, strict=True):
-            canvas.segments([end], [PAPER], 2.0)
-            canvas.segments([end], [color], 1.1)
-        for (x0, y0, x1, y1), color in zip(ends, colors, strict=True):
+        lines = [
+            ((x0 + first, y0 + top, x1 + second, y1 + top), color) for (x0, y0), (x1, y1), color in self.sheet.links
+        ]
+        for line, color in lines:
+            canvas.segments([line], [PAPER], 2.0)
+            canvas.segments([line], [color], 1.1)
+        for (x0, y0, x1, y1), color in lines:
             for x, y in ((x0, y0), (x1, y1)):
                 canvas.dot(x, y, 5, PAPER)
                 canvas.dot(x, y, 3.6, color)
@@ -253,6 +231,11 @@ class _Layout:
             canvas.segments([(right, y, right + self._pixels(2), y)], [INK], 0.6)
             value = scale.low + share * (scale.high - scale.low)
             canvas.text(scale.format(value), right + self._pixels(4), y, _NOTE, INK, "left")
+
+
+def panel_side(points: float, dpi: int) -> int:
+    """Longer side of a panel in pixels."""
+    return round(points * dpi / 72)
 
 
 def shorten(words: str, width: float, points: float, dpi: float) -> str:

@@ -3,7 +3,6 @@
 import csv
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cache
 from itertools import chain, islice
 from pathlib import Path
@@ -45,25 +44,6 @@ LOOKERS = 16
 
 _PAIRS = 64
 """Files that a thread looks at in one go."""
-
-
-@dataclass(frozen=True)
-class Totals:
-    """Counts of a run: done, failed and to do.
-
-    Attributes:
-        done: Images of the share whose features are stored.
-        failed: Images of the share that could not be read or stored.
-        pending: Images of the share that are still to be done.
-        turned: Images of the share with an EXIF rotation that was not applied.
-        pending_elsewhere: Images of other shares that are still to be done.
-    """
-
-    done: int
-    failed: int
-    pending: int
-    turned: int
-    pending_elsewhere: int
 
 
 def grid_file(key: str) -> str:
@@ -126,17 +106,22 @@ class ImageStates:
         while keys := list(islice(names, STEP)):
             yield keys, np.array([self._state(self.others[key]) for key in keys], _STATE)
 
-    def totals(self, mine: Array) -> Totals:
-        """Counts images of a share, given as bool [images]."""
-        status, turned = self.table["status"], self.table["exif"] != 1
-        pending = status == PENDING
-        return Totals(
-            done=int(((status == DONE) & mine).sum()),
-            failed=int(((status == FAILED) & mine).sum()),
-            pending=int((pending & mine).sum()),
-            turned=int((turned & mine).sum()),
-            pending_elsewhere=int((pending & ~mine).sum()),
-        )
+    def totals(self, mine: Array) -> dict[str, int]:
+        """Counts images of a share, given as bool [images].
+
+        Returns:
+            How many of the share are `done`, have `failed` or are still `pending`, and how many are `turned` by an EXIF
+            rotation that was not applied; and how many of other shares are `pending_elsewhere`.
+        """
+        status = self.table["status"]
+        counted = {
+            "done": (status == DONE) & mine,
+            "failed": (status == FAILED) & mine,
+            "pending": (status == PENDING) & mine,
+            "turned": (self.table["exif"] != 1) & mine,
+            "pending_elsewhere": (status == PENDING) & ~mine,
+        }
+        return {name: int(rows.sum()) for name, rows in counted.items()}
 
     def _supersedes(self, record: Record, row: int) -> bool:
         earlier = self.table[row]

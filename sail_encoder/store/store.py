@@ -23,7 +23,7 @@ from sail_encoder.io.json_lines import LineLog
 from sail_encoder.io.locks import lock, locked_folder
 from sail_encoder.io.refusals import explain_refusals
 from sail_encoder.io.runs import RUN, check_settings, read_run, require_own, write_run
-from sail_encoder.store.index import FAILURES, INDEX, LOOKERS, ImageStates, Totals, write_failures, write_index
+from sail_encoder.store.index import FAILURES, INDEX, LOOKERS, ImageStates, write_failures, write_index
 from sail_encoder.store.records import (
     Record,
     is_below,
@@ -128,7 +128,7 @@ class FeatureStore:
             self.sink.settle()
         return pack
 
-    def finish(self, images: Sequence[ImageFile], report: dict[str, Any]) -> Totals:
+    def finish(self, images: Sequence[ImageFile], report: dict[str, Any]) -> dict[str, int]:
         """Brings all files into place and writes the index, the list of failures and the report of this run.
 
         Args:

@@ -153,7 +153,7 @@ def test_answers_end_where_the_range_of_the_model_ends(chat, questions, tmp_path
     source = tmp_path / "two.jsonl"
     prompts = ("Describe the image.", "Describe the image. " * 8)
     source.write_text("\n".join(json.dumps({"image": "3.png", "prompt": prompt}) for prompt in prompts))
-    lengths = [len(chat.processor.tokenize([f"<s>[INST] {prompt} [/INST]"], [])[0].ids) for prompt in prompts]
+    lengths = [len(chat.processor.tokenize([f"<s>[INST] {prompt} [/INST]"], [])[0][0]) for prompt in prompts]
     patches = chat.processor.image_processor(Image.open(tmp_path / "3.png"), return_tensors="pt")["pixel_values"]
     limit = len(patches) + 2 + lengths[1] + 3
     monkeypatch.setattr(chat.model.config, "max_position_embeddings", limit)

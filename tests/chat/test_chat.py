@@ -45,7 +45,7 @@ def test_turns_encode_nothing_twice_and_equal_one_pass(chat, count_images, loade
 
 def _answer_positions(ids, loaded):
     """Positions that predict the tokens of the answers."""
-    end, mark = loaded.processor.tokenizer.eos_token_id, loaded.processor.tokenize(["x [/INST]"], [])[0].ids[-1]
+    end, mark = loaded.processor.tokenizer.eos_token_id, loaded.processor.tokenize(["x [/INST]"], [])[0][0][-1]
     positions, inside = [], False
     for position, token in enumerate(ids):
         if inside and token != end:

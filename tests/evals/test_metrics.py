@@ -5,6 +5,7 @@ import pytest
 
 from evals.metrics import measure
 from evals.probe_report import group, summary_table
+from evals.report import markdown_of
 from evals.results import Result
 from heads.ridge import RidgeProbe
 from heads.targets import TargetSpace
@@ -49,4 +50,4 @@ def test_metrics_of_numbers():
 def test_seeds_are_summed_up_as_mean_and_deviation():
     results = [Result("net", "knn", seed, "top1", {"top1": top1}, "k", 5, []) for seed, top1 in enumerate((0.5, 0.7))]
     # The deviation of a sample: 0.1 * sqrt(2).
-    assert "60.0 ± 14.1" in summary_table(group(results)).markdown()
+    assert "60.0 ± 14.1" in markdown_of(summary_table(group(results)))

@@ -116,7 +116,7 @@ def test_no_deeper_than_needed(pets, small_checkpoint, tmp_path, monkeypatch):
 
 
 def test_a_signal_while_extracting_ends_with_its_status(pets, small_checkpoint, tmp_path, monkeypatch, capsys):
-    stopped = SimpleNamespace(progress=SimpleNamespace(done=7), status=143)
+    stopped = 143, SimpleNamespace(done=7), None
     monkeypatch.setattr("evals.features.run_plan", lambda *arguments: stopped)
     with pytest.raises(SystemExit) as ended:
         main(["probe", str(pets), "--out", str(tmp_path), "--model", str(small_checkpoint)])

@@ -6,7 +6,7 @@ import re
 import pytest
 from helpers import results_in
 
-from evals.report import Table, write_tables
+from evals.report import write_tables
 from evals.results import is_at_edge
 from sail_cli import main
 
@@ -84,7 +84,7 @@ def test_a_sweep_too(pets, small_checkpoint, tmp_path, capsys):
 
 
 def test_latex(tmp_path):
-    table = Table(["top1 %", "a_b"], [["x & y", "1.0 ± 0.2*"]])
+    table = [["top1 %", "a_b"], ["x & y", "1.0 ± 0.2*"]]
     write_tables(tmp_path, [table], [("data", "50 % of it")], latex=True)
     lines = (tmp_path / "results.tex").read_text().splitlines()
     assert [line.split(":")[0] for line in lines[1:3]] == ["% versions", "% date"]
@@ -100,5 +100,5 @@ def test_latex(tmp_path):
         r"\bottomrule",
         r"\end{tabular}",
     ]
-    write_tables(tmp_path, [Table(["a|b"], [["1"]])], [], latex=False)
+    write_tables(tmp_path, [[["a|b"], ["1"]]], [], latex=False)
     assert (tmp_path / "results.md").read_text().startswith("| a\\|b |\n")

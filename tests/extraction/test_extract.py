@@ -319,7 +319,7 @@ def test_a_copy_that_nothing_can_wait_for_is_waited_for_at_once(monkeypatch):
         return original(self, *arguments)
 
     monkeypatch.setattr(torch.Tensor, "to", to)
-    assert pipeline.OnHost.copy(torch.zeros(1, 2, 3)).arrived is None
+    assert pipeline.copy_to_host(torch.zeros(1, 2, 3))[2] is None
     assert begun == [False, False]
 
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 from recipe_values import draw, internvl_upernet, recipe_probe, recorded, segmentation_request, tensor
 
-from evals.segmentation.batches import Batch
 from evals.segmentation.training import batch_loss
 from heads.bank import loss_of
 from heads.dense.linear import LinearHead
@@ -19,7 +18,7 @@ MANY_STEPS = 10**7
 
 def first_loss(head, request, maps, labels):
     """The loss of the first step of a training."""
-    batch = Batch([tensor(one) for one in maps], torch.from_numpy(draw(labels).astype(np.uint8)))
+    batch = [tensor(one) for one in maps], torch.from_numpy(draw(labels).astype(np.uint8))
     trainer = Trainer(head, request.recipe, lambda head, batch: batch_loss(head, batch, request.loss_over))
     return float(trainer.train_step(batch))
 

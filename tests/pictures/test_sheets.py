@@ -12,7 +12,7 @@ from sail_encoder.io.errors import StoreError, UserError
 from sail_encoder.pictures.canvas import check_output, save_numbers, text_width
 from sail_encoder.pictures.colors import MARKS, colorize, ramp
 from sail_encoder.pictures.overlays import blend, enlarge, faint, fit, photograph, pixel_box, relief
-from sail_encoder.pictures.sheets import Frame, Link, Panel, Scale, Sheet, draw_sheet, shorten
+from sail_encoder.pictures.sheets import Panel, Scale, Sheet, draw_sheet, shorten
 
 
 def lightness(colors):
@@ -105,7 +105,7 @@ def test_panels_are_drawn_one_to_one_with_frames_around(tmp_path):
     plain = drawn(Sheet([[Panel(pixels), None], [None, Panel(flat((1, 2, 3)))]]), tmp_path)
     [[top, left]] = np.argwhere((plain == pixels[0, 0]).all(-1))[:1]
     np.testing.assert_array_equal(plain[top : top + 50, left : left + 80], pixels)
-    framed = drawn(Sheet([[Panel(pixels, frames=[Frame((20, 10, 40, 30), MARKS[0])])]]), tmp_path, 144)
+    framed = drawn(Sheet([[Panel(pixels, frames=[((20, 10, 40, 30), MARKS[0])])]]), tmp_path, 144)
     changed = framed[16 : 16 + 50, 16 : 16 + 80]
     np.testing.assert_array_equal(changed[10:30, 20:40], pixels[10:30, 20:40])
     assert (framed == MARKS[0]).all(-1).sum() > 4 * 20
@@ -124,9 +124,9 @@ def test_the_bar_and_the_legend_have_the_colors_that_are_drawn(tmp_path):
 
 def test_links_join_points_of_two_panels(tmp_path):
     panels = [Panel(flat(0, 100, 100)), Panel(flat(0, 100, 100))]
-    link = Link((20, 50), (80, 50), (213, 94, 0))
-    page = drawn(Sheet([panels], links=[link]), tmp_path)
-    rows, columns = np.nonzero((page == link.color).all(-1))
+    color = (213, 94, 0)
+    page = drawn(Sheet([panels], links=[((20, 50), (80, 50), color)]), tmp_path)
+    rows, columns = np.nonzero((page == color).all(-1))
     assert columns.min() == pytest.approx(8 + 20, abs=3)
     assert columns.max() == pytest.approx(8 + 100 + 6 + 80, abs=3)
     assert rows.mean() == pytest.approx(8 + 50, abs=1)
@@ -135,11 +135,11 @@ def test_links_join_points_of_two_panels(tmp_path):
 @pytest.mark.parametrize("suffix", [".svg", ".pdf"])
 def test_text_stays_text(tmp_path, suffix):
     sheet = Sheet(
-        [[Panel(noise(40, 60), "cat $1$.jpg", "grid 3x4", [Frame((1, 1, 9, 9), MARKS[1])])] * 2],
+        [[Panel(noise(40, 60), "cat $1$.jpg", "grid 3x4", [((1, 1, 9, 9), MARKS[1])])] * 2],
         "sail-tiny, layer 5",
         scale=Scale(0, 1, "cosine"),
         legend=[("sky", MARKS[2])],
-        links=[Link((1, 1), (5, 5), MARKS[3])],
+        links=[((1, 1), (5, 5), MARKS[3])],
     )
     out = tmp_path / f"sheet{suffix}"
     draw_sheet(sheet, out, 100)

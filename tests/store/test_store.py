@@ -312,7 +312,7 @@ def test_what_other_shards_have_to_do_is_pending(tmp_path, pooled):
     with FeatureStore(tmp_path, SETTINGS, pooled, share=second) as store:
         store.write(*results(mine, pooled))
         left = theirs if pooled else theirs[1:]
-        assert store.finish(listing, {}).pending_elsewhere == len(left) > 0
+        assert store.finish(listing, {})["pending_elsewhere"] == len(left) > 0
     table = parquet.read_table(tmp_path / "index.parquet").to_pylist()
     assert [row["path"] for row in table] == [image.key for image in listing]
     assert [row["path"] for row in table if row["status"] == "pending"] == [image.key for image in left]
@@ -330,7 +330,7 @@ def test_a_whole_run_does_what_shards_have_left(tmp_path):
     with FeatureStore(tmp_path, SETTINGS, pooled=True) as whole:
         assert whole.missing(listing) == [listing]
         whole.write(*results(listing, pooled=True))
-        assert whole.finish(listing, {}).pending == 0
+        assert whole.finish(listing, {})["pending"] == 0
     assert FeatureFolder(tmp_path).matrix()[:, 0].tolist() == list(range(9))
     with FeatureStore(tmp_path, SETTINGS, pooled=True, share=part) as again:
         assert not again.missing(part.of(listing))

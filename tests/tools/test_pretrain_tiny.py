@@ -30,21 +30,21 @@ def test_a_batch_depends_on_its_step_alone(tokenizer):
     first = tiny_recipe.SceneBatches(tokenizer, 0).make(7)
     again = next(iter(tiny_recipe.SceneBatches(tokenizer, 7)))
     other = tiny_recipe.SceneBatches(tokenizer, 0).make(8)
-    assert torch.equal(first.pixel_values, again.pixel_values)
-    assert torch.equal(first.input_ids, again.input_ids)
-    assert first.pixel_values.shape != other.pixel_values.shape or not torch.equal(
-        first.pixel_values, other.pixel_values
+    assert torch.equal(first["pixel_values"], again["pixel_values"])
+    assert torch.equal(first["input_ids"], again["input_ids"])
+    assert first["pixel_values"].shape != other["pixel_values"].shape or not torch.equal(
+        first["pixel_values"], other["pixel_values"]
     )
 
 
 @pytest.mark.parametrize("stage", tiny_recipe.STAGES)
 def test_batches_fit_their_stage(tokenizer, stage):
     batch = tiny_recipe.SceneBatches(tokenizer, 0).make(stage.until - 1)
-    rows, columns = batch.grid
+    rows, columns = batch["image_grid_hw"][0].tolist()
     assert rows * columns <= stage.patches
-    assert len(batch.pixel_values) == len(batch.input_ids) * rows * columns
+    assert len(batch["pixel_values"]) == len(batch["input_ids"]) * rows * columns
     patch = tokenizer.convert_tokens_to_ids("<vpatch>")
-    assert (batch.input_ids == patch).sum(1).eq(rows * columns).all()
+    assert (batch["input_ids"] == patch).sum(1).eq(rows * columns).all()
 
 
 def test_answers_alone_are_learned(tokenizer):
@@ -150,4 +150,4 @@ def test_a_training_may_start_from_another_one(whole, tmp_path):
 def test_images_are_counted_without_drawing_them(tokenizer, monkeypatch):
     monkeypatch.setattr(tiny_recipe, "TOKENS_PER_STEP", 400)
     scenes = tiny_recipe.SceneBatches(tokenizer, 0)
-    assert tiny_recipe.count_images(3) == sum(len(scenes.make(step).input_ids) for step in range(3))
+    assert tiny_recipe.count_images(3) == sum(len(scenes.make(step)["input_ids"]) for step in range(3))

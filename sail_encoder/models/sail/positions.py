@@ -5,7 +5,6 @@ and column `c` sits at `(p + 1, p + 1 + r, p + 1 + c)`, `</vision>` follows at `
 goes on from there with three equal numbers. The time axis is kept for interchange; the model rotates by the others.
 """
 
-from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -164,29 +163,17 @@ def prompt_ids(
     return ids
 
 
-@dataclass(frozen=True)
-class PositionOffset:
-    """Distance from the number of tokens in a cache to the next position.
-
-    An image takes fewer positions than it has tokens, and padding takes none. Each token of text moves both by one, so
-    the offset of a prompt holds while text is added and cropped after it.
-
-    Attributes:
-        offset: int64 [batch].
-        tokens: Length of the cache when the prompt ended; of shorter ones the offset is not known.
-    """
-
-    offset: Tensor
-    tokens: int
-
-
 def seen_tokens(cache: Cache | None) -> int:
     """Number of tokens in a cache."""
     return 0 if cache is None else int(cache.get_seq_length())
 
 
 def note_offset(cache: Cache, position_ids: Tensor) -> None:
-    """Notes on a cache where text continues after it.
+    """Notes on a cache where text continues after it: how far the next position is from the number of its tokens.
+
+    An image takes fewer positions than it has tokens, and padding takes none. Each token of text moves both by one, so
+    the offset [batch] of a prompt holds while text is added and cropped after it. Beside it is noted how long the cache
+    was when the prompt ended; of shorter ones the offset is not known.
 
     Args:
         cache: Cache that ends with the tokens at these positions.
@@ -198,7 +185,7 @@ def note_offset(cache: Cache, position_ids: Tensor) -> None:
         return
     tokens = seen_tokens(cache)
     # An attribute, because any kind of cache may come, and copies of it have to keep the offset.
-    cache.position_offset = PositionOffset(position_ids[..., -1].amax(dim=0) + 1 - tokens, tokens)
+    cache.position_offset = position_ids[..., -1].amax(dim=0) + 1 - tokens, tokens
 
 
 def next_positions(cache: Cache | None, batch_size: int) -> Tensor | int:
@@ -211,14 +198,15 @@ def next_positions(cache: Cache | None, batch_size: int) -> Tensor | int:
     tokens = seen_tokens(cache)
     if not tokens:
         return 0
-    noted: PositionOffset | None = getattr(cache, "position_offset", None)
+    noted: tuple[Tensor, int] | None = getattr(cache, "position_offset", None)
     if noted is None:
         raise ValueError(
             "position_ids are needed to go on from a cache that was filled by another model or in compiled code"
         )
-    if tokens < noted.tokens or len(noted.offset) != batch_size:
+    offset, noted_tokens = noted
+    if tokens < noted_tokens or len(offset) != batch_size:
         raise ValueError(
             f"position_ids are needed to go on from a cache of {batch_size} x {tokens} tokens: it held "
-            f"{len(noted.offset)} x {noted.tokens} when its last prompt ended"
+            f"{len(offset)} x {noted_tokens} when its last prompt ended"
         )
-    return (noted.offset + tokens)[:, None]
+    return (offset + tokens)[:, None]

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from transformers.feature_extraction_utils import BatchFeature
@@ -21,6 +20,9 @@ _ANY_PLACEHOLDER = re.compile("(?:<vision>)?<vpatch>(?:</vision>)?")
 
 Span = tuple[int, int]
 """First character of a token in its text, and the one after its last."""
+
+Tokenized = tuple[list[int], list[Span]]
+"""Token ids of a text, and the characters that each stands for."""
 
 CHAT_TEMPLATE = """\
 {%- set heard = namespace(system='') -%}
@@ -59,20 +61,6 @@ class SailProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-a
     """Options of `SailProcessor`. Prompts are padded on the left, so that answers of a batch start at one column."""
 
     _defaults = {"text_kwargs": {"padding": False, "padding_side": "left"}}
-
-
-@dataclass
-class Prompt:
-    """A tokenized text.
-
-    Attributes:
-        ids: Token ids, with a `<vpatch>` for each patch.
-        spans: Which characters of the text each token stands for; all patches of an image stand for its placeholder.
-            Empty unless they were asked for.
-    """
-
-    ids: list[int]
-    spans: list[Span]
 
 
 class SailProcessor(ProcessorMixin):
@@ -138,28 +126,31 @@ class SailProcessor(ProcessorMixin):
 
     def _encode(self, texts: list[str], grids: list[Grid], options: dict[str, Any]) -> dict[str, Any]:
         with_spans, limit = options.get("return_offsets_mapping", False), options.get("max_length")
-        prompts = self.tokenize(texts, grids, with_spans)
-        longest = max(len(prompt.ids) for prompt in prompts)
+        rows, spans = map(list, zip(*self.tokenize(texts, grids, with_spans), strict=True))
+        longest = max(map(len, rows))
         if options.get("truncation") and limit is not None and longest > limit:
             raise ValueError(f"a prompt of {longest} tokens cannot be cut to {limit} without harming images")
         side = options["padding_side"]
-        rows = {"input_ids": [prompt.ids for prompt in prompts]}
-        encoded = dict(self.tokenizer.pad(rows, padding=options["padding"], max_length=limit, padding_side=side))
+        inputs = {"input_ids": rows}
+        encoded = dict(self.tokenizer.pad(inputs, padding=options["padding"], max_length=limit, padding_side=side))
         if with_spans:
-            padding = [[(0, 0)] * (len(ids) - len(p.ids)) for ids, p in zip(encoded["input_ids"], prompts, strict=True)]
+            padding = [[(0, 0)] * (len(ids) - len(own)) for ids, own in zip(encoded["input_ids"], spans, strict=True)]
             encoded["offset_mapping"] = [
-                pad + prompt.spans if side == "left" else prompt.spans + pad
-                for pad, prompt in zip(padding, prompts, strict=True)
+                pad + own if side == "left" else own + pad for pad, own in zip(padding, spans, strict=True)
             ]
         return encoded
 
-    def tokenize(self, texts: list[str], grids: list[Grid], with_spans: bool = False) -> list[Prompt]:
+    def tokenize(self, texts: list[str], grids: list[Grid], with_spans: bool = False) -> list[Tokenized]:
         """Tokenizes turn by turn, as in training: what follows a marker is tokenized as a text of its own.
 
         Args:
             texts: Prompts with a placeholder for each image.
             grids: Rows and columns of the images, in the order in which they appear.
             with_spans: Whether to say where each token comes from; needs a fast tokenizer.
+
+        Returns:
+            Of each text its token ids, with a `<vpatch>` for each patch; and the characters that each token stands for,
+            all patches of an image for its placeholder, nothing unless they were asked for.
 
         Raises:
             ValueError: If the texts do not hold as many images as there are grids.
@@ -172,35 +163,35 @@ class SailProcessor(ProcessorMixin):
                 "apply_chat_template"
             )
         patches = iter([rows * columns for rows, columns in grids])
-        return [self._expand(self._tokenize_turns(text, with_spans), patches) for text in texts]
+        return [self._expand(*self._tokenize_turns(text, with_spans), patches) for text in texts]
 
     def split_turns(self, text: str) -> list[str]:
         """Cuts a text after each marker (image, `<s>`, question, answer), as its parts are tokenized in training."""
         return re.split("|".join(f"(?<={re.escape(marker)})" for marker in self.turn_markers), text)
 
-    def _tokenize_turns(self, text: str, with_spans: bool) -> Prompt:
+    def _tokenize_turns(self, text: str, with_spans: bool) -> Tokenized:
         pieces = [piece for piece in self.split_turns(text) if piece]
         if not pieces:
-            return Prompt([], [])
+            return [], []
         encoded = self.tokenizer(pieces, add_special_tokens=False, return_offsets_mapping=with_spans, verbose=False)
-        prompt = Prompt([token for ids in encoded["input_ids"] for token in ids], [])
+        spans: list[Span] = []
         start = 0
-        for piece, spans in zip(pieces, encoded.get("offset_mapping", ()), strict=False):
-            prompt.spans += [(start + first, start + last) for first, last in spans]
+        for piece, found in zip(pieces, encoded.get("offset_mapping", ()), strict=False):
+            spans += [(start + first, start + last) for first, last in found]
             start += len(piece)
-        return prompt
+        return [token for ids in encoded["input_ids"] for token in ids], spans
 
     @property
     def turn_markers(self) -> tuple[str, ...]:
         """Ends of the pieces that are tokenized each by itself."""
         return ("</vision>", self.tokenizer.bos_token, "[/INST]", self.tokenizer.eos_token)
 
-    def _expand(self, prompt: Prompt, patches: Iterator[int]) -> Prompt:
+    def _expand(self, ids: list[int], spans: list[Span], patches: Iterator[int]) -> Tokenized:
         """Repeats each `<vpatch>` as often as its image has patches."""
-        counts = [next(patches) if token == self.image_token_id else 1 for token in prompt.ids]
-        return Prompt(
-            [token for token, count in zip(prompt.ids, counts, strict=True) for _ in range(count)],
-            [span for span, count in zip(prompt.spans, counts, strict=False) for _ in range(count)],
+        counts = [next(patches) if token == self.image_token_id else 1 for token in ids]
+        return (
+            [token for token, count in zip(ids, counts, strict=True) for _ in range(count)],
+            [span for span, count in zip(spans, counts, strict=False) for _ in range(count)],
         )
 
     def _get_num_multimodal_tokens(self, image_sizes: list[list[int]] | None = None, **kwargs: Any) -> MultiModalData:

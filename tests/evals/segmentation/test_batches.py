@@ -57,14 +57,14 @@ def test_a_batch_depends_on_its_number_alone(kind, segmenter, data, cached):
     batches = make(kind, segmenter, data, cached)
     from_start = list(batches.between(0, 5))
     from_middle = list(make(kind, segmenter, data, cached).between(3, 5))
-    assert [len(batch.labels) for batch in from_start] == [3] * 5
+    assert [len(labels) for _, labels in from_start] == [3] * 5
     for one, other in zip(from_start[3:], from_middle, strict=True):
-        torch.testing.assert_close(one.maps, other.maps, rtol=0, atol=0)
-        torch.testing.assert_close(one.labels, other.labels, rtol=0, atol=0)
-    other_seed = next(make(kind, segmenter, data, cached, seed=1).between(0, 1))
-    assert not torch.equal(other_seed.labels, from_start[0].labels)
-    assert from_start[0].maps[0].shape == (3, 588, 3, 4)
-    assert from_start[0].labels.shape == (3, 42, 56)
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    maps, labels = from_start[0]
+    _, others = next(make(kind, segmenter, data, cached, seed=1).between(0, 1))
+    assert not torch.equal(others, labels)
+    assert maps[0].shape == (3, 588, 3, 4)
+    assert labels.shape == (3, 42, 56)
 
 
 def test_cached_crops_and_labels_show_the_same_place(segmenter, data, cached):
@@ -72,12 +72,12 @@ def test_cached_crops_and_labels_show_the_same_place(segmenter, data, cached):
     from drawn_data import COLORS
 
     batches = CachedBatches(cached, data, (3, 4), 14, False, 7, 0, torch.device("cpu"))
-    (batch,) = batches.between(0, 1)
+    ((maps, classes),) = batches.between(0, 1)
     mean, std = (
         torch.tensor(values) for values in (segmenter.backbone.spec.image_mean, segmenter.backbone.spec.image_std)
     )
-    patches = batch.maps[0].permute(0, 2, 3, 1).reshape(7, 12, 588).numpy()
-    for crop, labels in zip(patches, batch.labels, strict=True):
+    patches = maps[0].permute(0, 2, 3, 1).reshape(7, 12, 588).numpy()
+    for crop, labels in zip(patches, classes, strict=True):
         pixels = (torch.from_numpy(unpatchify(crop, (3, 4), 14)) * std + mean) * 255
         distance = (pixels[..., None, :] - torch.from_numpy(COLORS).float()).square().sum(-1)
         counted = labels != IGNORE

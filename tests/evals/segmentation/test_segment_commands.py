@@ -339,7 +339,7 @@ def test_without_matplotlib_the_curves_are_left_out(data, tmp_path, monkeypatch,
 
 def test_an_interrupted_extraction_ends_the_run(data, tmp_path, monkeypatch):
     progress = SimpleNamespace(done=0)
-    monkeypatch.setattr("evals.features.run_plan", lambda *_: SimpleNamespace(status=143, progress=progress))
+    monkeypatch.setattr("evals.features.run_plan", lambda *_: (143, progress, None))
     with pytest.raises(SystemExit) as ended:
         main(["segment", "train", data, "--out", str(tmp_path), "--mode", "cached", *FAST])
     assert ended.value.code == 143

@@ -71,7 +71,7 @@ def test_an_image_comes_before_the_beginning_and_has_a_token_a_patch(processor):
 
 
 def test_turns_are_tokenized_each_on_its_own(processor):
-    ids = processor.tokenize(["<s>[INST] Where? [/INST]left</s>"], [])[0].ids
+    ids = processor.tokenize(["<s>[INST] Where? [/INST]left</s>"], [])[0][0]
     parts = [
         processor.tokenizer(part, add_special_tokens=False).input_ids for part in ("[INST] Where? [/INST]", "left")
     ]
