@@ -47,7 +47,8 @@ def evaluate(
     Args:
         data: Folder of the data set.
         head: Folder that sail segment train has written.
-        out: Folder for results.json, results.md, overlays and label maps; without it the table is only printed.
+        out: Folder for results.json, results.md, images.csv (a score per image), overlays and label maps; without it
+            the table is only printed.
         split: Which part of the data set.
         layout: How the data set is laid out; folder is images/train with masks/train, and the same for val. As in
             training by default.
@@ -62,7 +63,7 @@ def evaluate(
             at the bottom and at the right; as in training by default.
         scales: Factors on the size, such as [0.75,1.0,1.25]; the probabilities of all are averaged.
         flip: Whether to look at mirrored images too.
-        overlays: With --out, images to draw beside mask and prediction.
+        overlays: With --out, images to draw beside mask and prediction, and the worst and the best of all.
         label_maps: With --out, whether to write an index PNG of every image.
         latex: With --out, whether to write the tables as results.tex too.
         device: auto, cpu, cuda, cuda:1 or mps.
@@ -83,6 +84,7 @@ def evaluate(
     (dataset,) = source.open(split, check=check, classes=saved.settings["classes"], ids=ids)
     _check_classes(saved.settings["classes"], dataset.class_map.names)
     announce(model or features.model)
+    from evals.segmentation.extremes import show_extremes
     from evals.segmentation.scores import Gallery, score, write_report
     from heads.dense.segmenter import load_segmenter
 
@@ -93,6 +95,8 @@ def evaluate(
         write_run(folder, EVAL, {"settings": {"head": str(head), "data": data}, "versions": versions()})
     with Gallery(dataset, folder, overlays, label_maps) as keep:
         scores = score(segmenter, inference, dataset, keep)
+    if folder is not None:
+        show_extremes(segmenter, inference, dataset, scores, folder, overlays)
     training = read_run(Path(head)) or {"settings": {}}
     name = f"{data}, {split}"
     print(write_report(folder, scores, trained, inference, len(dataset), name, training["settings"], latex))

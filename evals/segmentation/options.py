@@ -95,7 +95,7 @@ class TrainOptions:
         validate_every: Steps between scores while training; 0 scores only the end.
         save_every: Steps between checkpoints; 0 writes one only at the end.
         log_every: Steps between lines of the log; 0 writes one only at the end.
-        overlays: Validation images to draw beside mask and prediction.
+        overlays: Validation images to draw beside mask and prediction; with any, also the worst and the best of all.
         latex: Whether to write the tables as results.tex too.
         seed: Decides everything that is random.
         device: auto, cpu, cuda, cuda:1 or mps.

@@ -8,6 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,14 +74,29 @@ def overlay(image: Image.Image, labels: Array, names: Sequence[str]) -> Image.Im
     return Image.fromarray(np.where(_is_clear(labels, names)[..., None], photo, painted))
 
 
-def save_comparison(image: Image.Image, labels: Array, predicted: Array, names: Sequence[str], path: Path) -> None:
-    """Draws an image, its mask and what was predicted side by side, with a legend of the classes in them."""
-    shown = np.union1d(labels[~_is_clear(labels, names)], predicted[~_is_clear(predicted, names)])
+Compared = tuple[str, Image.Image, Array, Array]
+"""What is said of an image, the image, its mask, and what was predicted, both uint8 [height, width]."""
+
+
+def save_comparisons(compared: Sequence[Compared], names: Sequence[str], path: Path, side: int = _SIDE) -> None:
+    """Draws images, their masks and what was predicted side by side, with a legend of the classes in them.
+
+    Args:
+        compared: The images, one a row.
+        names: Names of the classes.
+        path: The picture to write.
+        side: Longer side of an image in pixels.
+    """
+    rows, shown = [], set[int]()
+    for note, image, labels, predicted in compared:
+        titled = {"image": image, "mask": overlay(image, labels, names), "predicted": overlay(image, predicted, names)}
+        panels = [Panel(photograph(picture, side), title) for title, picture in titled.items()]
+        rows.append([replace(panels[0], note=note), *panels[1:]])
+        for classes in (labels, predicted):
+            shown.update(np.unique(classes[~_is_clear(classes, names)]).tolist())
     colors = palette(names).tolist()
-    legend = [(names[index], (colors[index][0], colors[index][1], colors[index][2])) for index in shown]
-    titled = {"image": image, "mask": overlay(image, labels, names), "predicted": overlay(image, predicted, names)}
-    panels = [Panel(photograph(picture, _SIDE), title) for title, picture in titled.items()]
-    draw_sheet(Sheet([panels], legend=legend), path, _DPI)
+    legend = [(names[index], (colors[index][0], colors[index][1], colors[index][2])) for index in sorted(shown)]
+    draw_sheet(Sheet(rows, legend=legend), path, _DPI)
 
 
 def _is_clear(labels: Array, names: Sequence[str]) -> Array:

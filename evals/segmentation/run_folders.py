@@ -23,6 +23,7 @@ REMEDY = "delete the line and what it names, or use another --out"
 RESULTS, CHECKPOINT, LOG = "results.json", "checkpoint.pt", "log.jsonl"
 TABLES = ("results.md", "results.tex")
 CURVES, IOU = "curves.png", "iou.png"
+IMAGES, BEST, WORST = "images.csv", "best.png", "worst.png"
 OVERLAYS, LABELS, PICTURES = "overlays", "labels", "pictures.jsonl"
 TRAIN, EVAL, PREDICT = "segment train", "segment eval", "segment predict"
 """How run.json names the commands."""
@@ -64,7 +65,7 @@ def claim(folder: Path, settings: dict[str, Any], overwrite: bool) -> None:
         UserError: If a run with other settings is there, or something else is.
     """
     if overwrite:
-        files = (CHECKPOINT, LOG, CURVES, IOU, WEIGHTS, DESCRIPTION, RESULTS, *TABLES, PICTURES)
+        files = (CHECKPOINT, LOG, CURVES, IOU, IMAGES, BEST, WORST, WEIGHTS, DESCRIPTION, RESULTS, *TABLES, PICTURES)
         remove_run(folder, TRAIN, read_log_of_run(folder / PICTURES, as_picture), files)
     check_run(folder, settings)
     write_run(folder, TRAIN, {"settings": _as_json(settings), "versions": versions()})

@@ -1,6 +1,6 @@
 """Scores of label maps: intersection over union and accuracy, by class and on average."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ from tqdm import tqdm
 from evals.plots import plot_iou, save
 from evals.report import Table, describe_features, write_tables
 from evals.segmentation.data import SegmentationData
-from evals.segmentation.predictions import save_comparison, save_labels
+from evals.segmentation.predictions import save_comparisons, save_labels
 from evals.segmentation.run_folders import IOU, LABELS, OVERLAYS, PICTURES, RESULTS, as_picture
 from heads.dense import IGNORE
 from heads.dense.inference import Inference, predict
@@ -44,18 +44,24 @@ class ConfusionMatrix:
     def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
         self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
 
-    def add(self, predicted: Tensor, labels: Tensor) -> None:
+    def add(self, predicted: Tensor, labels: Tensor) -> Tensor:
         """Takes the predictions of some pixels.
 
         Args:
             predicted: Classes, any shape.
             labels: True classes, the same shape; `IGNORE` does not count.
+
+        Returns:
+            The mean IoU of these pixels, a scalar on the device; NaN where none counts.
         """
         classes = len(self.counts)
         # Pixels that do not count go into a bin of their own, so that the device need not say how many there are.
         bins = torch.where(labels == IGNORE, classes * classes, labels.long() * classes + predicted.long())
         counts = torch.bincount(bins.flatten(), minlength=classes * classes + 1)
-        self.counts += counts[:-1].view(classes, classes)
+        counts = counts[:-1].view(classes, classes)
+        self.counts += counts
+        right = counts.diagonal().double()
+        return (right / (counts.sum(0) + counts.sum(1) - right)).nanmean()
 
     def scores(self) -> "Scores":
         """The scores of all pixels so far."""
@@ -79,11 +85,13 @@ class Scores:
         iou: For each class the intersection of prediction and truth over their union.
         accuracy: For each class the share of its pixels that are found.
         pixel_accuracy: The share of all pixels that are right (aAcc).
+        images: For each image its own mean IoU, over the classes in its mask or prediction; no score of papers.
     """
 
     iou: list[float]
     accuracy: list[float]
     pixel_accuracy: float
+    images: Sequence[float] = ()
 
     @property
     def mean_iou(self) -> float:
@@ -146,7 +154,7 @@ def score(segmenter: Segmenter, inference: Inference, data: SegmentationData, ke
         data: Images and masks.
         keep: Called for each image, in order.
     """
-    matrix = ConfusionMatrix(segmenter.num_classes, segmenter.backbone.device)
+    matrix, images = ConfusionMatrix(segmenter.num_classes, segmenter.backbone.device), []
     numbers = range(len(data))
     readers = min(_MOST_READERS, count_readers())
     with ThreadPoolExecutor(readers, "labels") as pool:
@@ -154,10 +162,10 @@ def score(segmenter: Segmenter, inference: Inference, data: SegmentationData, ke
         masks = map_ahead(data.read_labels, numbers, pool, 2 * readers)
         progress = tqdm(zip(predictions, masks, strict=True), "scoring", len(data), unit="img", disable=None)
         for number, (predicted, labels) in enumerate(progress):
-            matrix.add(predicted, torch.from_numpy(labels).to(predicted.device, non_blocking=True))
+            images.append(matrix.add(predicted, torch.from_numpy(labels).to(predicted.device, non_blocking=True)))
             if keep is not None:
                 keep(number, predicted)
-    return matrix.scores()
+    return replace(matrix.scores(), images=torch.stack(images).tolist())
 
 
 class Gallery:
@@ -198,7 +206,7 @@ class Gallery:
         if number in self.chosen:
             image, labels = self.data.read_image(number), self.data.read_labels(number)
             self.written.append(f"{OVERLAYS}/{name}.png")
-            save_comparison(image, labels, predicted, names, folder / OVERLAYS / f"{name}.png")
+            save_comparisons([("", image, labels, predicted)], names, folder / OVERLAYS / f"{name}.png")
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:

@@ -13,6 +13,7 @@ from torch import Tensor
 from evals.segmentation.augment import Augmentation
 from evals.segmentation.batches import Batch, Batches, CachedBatches, OnlineBatches, cache_grids, check_budget
 from evals.segmentation.data import SegmentationData
+from evals.segmentation.extremes import show_extremes
 from evals.segmentation.option_checks import inference_of, read_windows, whole_patches
 from evals.segmentation.options import JITTER, CountedPixels, TrainOptions, build_head
 from evals.segmentation.run_folders import CHECKPOINT, CURVES, LOG, check_run, claim
@@ -165,6 +166,7 @@ class Run:
         """Scores the head, writes results, pictures and curves, and returns the table."""
         with Gallery(self.validation, self.folder, self.options.overlays) as keep:
             scores = score(self.segmenter, self.inference, self.validation, keep)
+        show_extremes(self.segmenter, self.inference, self.validation, scores, self.folder, self.options.overlays)
         self._draw_curves(scores.mean_iou)
         run = read_run(self.folder)
         return write_report(

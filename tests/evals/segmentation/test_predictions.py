@@ -8,7 +8,7 @@ from evals.plots import plot_confusion, plot_iou
 from evals.results import Result
 from evals.scenes import CLASSES, draw_scene
 from evals.segmentation.labels import palette
-from evals.segmentation.predictions import overlay, save_comparison
+from evals.segmentation.predictions import overlay, save_comparisons
 from heads.dense import IGNORE
 
 
@@ -24,7 +24,7 @@ def test_the_color_of_an_overlay_is_that_of_the_legend(tmp_path):
     photo = Image.fromarray(noise(60, 90) // 3 + 80)
     seen = np.asarray(overlay(photo, labels, names))
     assert (seen[labels == 0] == np.asarray(photo)[labels == 0]).all()
-    save_comparison(plain, labels, np.where(labels == 2, 0, labels), names, tmp_path / "a.png")
+    save_comparisons([("", plain, labels, np.where(labels == 2, 0, labels))], names, tmp_path / "a.png")
     page = np.asarray(Image.open(tmp_path / "a.png").convert("RGB"))
     swatches = page[-45:-22, :200].reshape(-1, 3)
     for index in (1, 2):
@@ -40,7 +40,7 @@ def test_without_a_background_every_class_is_painted():
 
 def test_the_legend_names_only_what_is_there(tmp_path):
     scene = draw_scene(3, things=2)
-    save_comparison(Image.fromarray(scene.image), scene.mask, scene.mask, CLASSES, tmp_path / "scene.png")
+    save_comparisons([("", Image.fromarray(scene.image), scene.mask, scene.mask)], CLASSES, tmp_path / "scene.png")
     page = np.asarray(Image.open(tmp_path / "scene.png").convert("RGB"))
     present = set(np.unique(scene.mask)) - {0}
     swatches = page[-45:-22]

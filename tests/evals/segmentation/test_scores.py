@@ -31,6 +31,15 @@ def our_scores(seed):
     return matrix.scores()
 
 
+def test_an_image_has_the_score_that_it_has_alone():
+    whole = ConfusionMatrix(CLASSES)
+    for predicted, labels in random_masks(3):
+        alone = ConfusionMatrix(CLASSES)
+        alone.add(predicted, labels)
+        assert float(whole.add(predicted, labels)) == pytest.approx(alone.scores().mean_iou)
+    assert math.isnan(whole.add(torch.zeros(3, 3), torch.full((3, 3), IGNORE)))
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_scores_are_those_of_mmsegmentation(seed):
     metric = pytest.importorskip("mmseg.evaluation").IoUMetric

@@ -52,6 +52,18 @@ def test_the_report_says_how_a_number_was_made(runs):
         assert (protocol["backbone"], protocol["head"], protocol["images"]) == ("raw/14", "linear", 8)
 
 
+def test_the_worst_and_the_best_images(runs):
+    folder = runs["online"]
+    rows = [line.split(",") for line in (folder / "images.csv").read_text().splitlines()]
+    assert rows[0] == ["image", "mIoU"]
+    scores = [float(score) for _, score in rows[1:]]
+    assert len(scores) == 8
+    assert scores == sorted(scores)
+    with Image.open(folder / "worst.png") as worst, Image.open(folder / "best.png") as best:
+        assert worst.width == best.width > 900
+        assert worst.tobytes() != best.tobytes()
+
+
 def test_what_a_run_leaves(runs):
     folder = runs["online"]
     left = {path.name for path in folder.iterdir()}
