@@ -188,7 +188,7 @@ class Trainer:
             states = {name: part.state_dict() for name, part in self._parts().items()}
             with replacing(self.checkpoint) as unfinished:
                 head = {"format": FORMAT, "settings": self.settings, "step": self.step}
-                torch.save({**head, "states": states, "random": random}, unfinished)
+                _write({**head, "states": states, "random": random}, unfinished)
 
     def resume(self) -> None:
         """Goes on from the checkpoint, if there is one.
@@ -320,6 +320,18 @@ def _damaged(path: Path, error: Exception) -> UserError:
     # PyTorch's messages go on for many lines about what a developer could do.
     reason = str(error).partition("\n")[0] or type(error).__name__
     return UserError(f"{path} is damaged ({reason}); {_FROM_THE_START}")
+
+
+def _write(content: dict[str, Any], path: Path) -> None:
+    """Writes a file of PyTorch; an `OSError` says that the disk is full."""
+    with path.open("wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:
+            # PyTorch's writer covers the error of the file with one of its own.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def _random_states() -> dict[str, Any]:

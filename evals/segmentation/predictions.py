@@ -1,6 +1,7 @@
 """Label maps: as files that other programs read, as pictures that people read, and in folders that outlast a kill.
 
-`journal.jsonl` says of each label map which file it was made of, so that an image that has changed is predicted again.
+`journal.jsonl` says of each label map which file it was made of and how many bytes it has, so that an image that has
+changed, or whose label map was damaged, is predicted again.
 """
 
 import csv
@@ -153,14 +154,17 @@ class LabelFolder:
         items = [(name, image, _entry(name, image)) for name, image in zip(_names(images), images, strict=True)]
         with LineLog(self.folder / JOURNAL, as_entry, REMEDY) as journal:
             known = {line["name"]: line for line in journal.read()}
-            todo = [item for item in items if not self._is_done(item[0], item[2] == known.get(item[0]))]
+            todo = [item for item in items if not self._is_done(item[2], known.get(item[0]))]
             self._predict(predict(segmenter, inference, todo, self._read), todo, journal)
         self._write_failures()
         return len(todo) - len(self.failures), len(self.failures)
 
-    def _is_done(self, name: str, is_known: bool) -> bool:
-        has_overlay = not self.overlays or self._overlay(name).exists()
-        return is_known and has_overlay and self._label_map(name).exists()
+    def _is_done(self, entry: dict[str, Any], known: dict[str, Any] | None) -> bool:
+        name: str = entry["name"]
+        label_map, overlay = self._label_map(name), self._overlay(name)
+        if known is None or known != {**entry, "written": known["written"]} or not label_map.is_file():
+            return False
+        return label_map.stat().st_size == known["written"] and (not self.overlays or overlay.exists())
 
     def _predict(self, predictions: Iterable[Tensor], todo: Sequence[_Item], journal: LineLog) -> None:
         """Writes predictions in the background; of an image that cannot be read, nothing earlier is left."""
@@ -172,8 +176,7 @@ class LabelFolder:
                     for path in (self._label_map(name), self._overlay(name)):
                         path.unlink(missing_ok=True)
                     continue
-                writer.submit(self._write, name, image, labels.cpu().numpy())
-                writer.submit(journal.append, entry)
+                writer.submit(self._write, name, image, labels.cpu().numpy(), entry, journal)
             writer.drain()
 
     def _label_map(self, name: str) -> Path:
@@ -193,11 +196,12 @@ class LabelFolder:
             self.failures[image.key] = str(error)
         return Image.new("RGB", (1, 1))
 
-    def _write(self, name: str, image: ImageFile, labels: Array) -> None:
+    def _write(self, name: str, image: ImageFile, labels: Array, entry: dict[str, Any], journal: LineLog) -> None:
         if self.overlays:
             upright, _ = read_image(image.open(), self.exif_rotate)
             save_picture(overlay(upright, labels, self.classes), self._overlay(name))
         save_labels(labels, self.classes, self._label_map(name))
+        journal.append({**entry, "written": self._label_map(name).stat().st_size})
 
     def _write_failures(self) -> None:
         if not self.failures:

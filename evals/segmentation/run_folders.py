@@ -112,7 +112,7 @@ def read_log_of_run(path: Path, of: Callable[[Any], Any]) -> list[Any]:
 
 def as_entry(line: Any) -> dict[str, Any]:
     """A line of the journal of label maps."""
-    entry = require_fields(line, {"name": str, "path": str, "size": int | None, "changed": int})
+    entry = require_fields(line, {"name": str, "path": str, "size": int | None, "changed": int, "written": int})
     _require_below(entry["name"])
     return entry
 

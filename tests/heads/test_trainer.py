@@ -1,5 +1,6 @@
 """The trainer: a stopped or killed training ends as one that was never stopped; what it logs, keeps and refuses."""
 
+import errno
 import os
 import signal
 from itertools import count
@@ -8,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from heads import trainer as module
 from heads.processes import Processes
 from heads.recipe import Recipe
 from heads.trainer import Trainer, read_log
@@ -256,3 +258,12 @@ def test_weights_that_have_no_gradient_stay():
     Trainer(model, Recipe((0.1,), steps=3, weight_decay=0.1), loss).run(batches)
     same = [torch.equal(*pair) for pair in zip(before, model.parameters(), strict=True)]
     assert same == [True, True, False, False]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+@pytest.mark.parametrize("numbers", [1, 100_000])
+def test_a_disk_that_is_full_is_called_full(numbers, tmp_path):
+    (tmp_path / "checkpoint.pt").symlink_to("/dev/full")
+    with pytest.raises(OSError) as caught:
+        module._write({"weights": torch.zeros(numbers)}, tmp_path / "checkpoint.pt")
+    assert caught.value.errno == errno.ENOSPC

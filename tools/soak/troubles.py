@@ -90,6 +90,8 @@ def _call(arguments: list[str], folder: Path, log: Path, file_limit: int | None)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
     if file_limit is not None:
+        # Python itself leaves half a .pyc where the rest does not fit, and cannot import that later.
+        sys.dont_write_bytecode = True
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, resource.RLIM_INFINITY))
     try:
         status = main(arguments)

@@ -250,6 +250,17 @@ def test_changed_images_are_predicted_anew(runs, tmp_path, capsys):
     assert [path.name for path in (out / "overlays").iterdir()] == ["b.png"]
 
 
+def test_a_label_map_that_was_cut_short_is_written_again(runs, tmp_path, capsys):
+    head, out, source = runs["online"], tmp_path / "out", put_images(tmp_path / "images", "a.png", "b.png")
+    assert predict_folder(source, head, out) == 0
+    whole = (out / "labels/a.png").read_bytes()
+    (out / "labels/a.png").write_bytes(whole[: len(whole) // 2])
+    capsys.readouterr()
+    assert predict_folder(source, head, out) == 0
+    assert "1 of them new" in capsys.readouterr().out
+    assert (out / "labels/a.png").read_bytes() == whole
+
+
 def test_overlays_that_are_missing_are_drawn(runs, tmp_path):
     head, out, source = runs["online"], tmp_path / "out", put_images(tmp_path / "images", "a.png")
     assert predict_folder(source, head, out, "--overlays", "false") == 0
