@@ -186,8 +186,8 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(tmp_path, monke
     trainer.save()
     before = (tmp_path / "checkpoint.pt").read_bytes()
 
-    def full(content, path):
-        path.write_bytes(b"half")
+    def full(content, file):
+        file.write(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
