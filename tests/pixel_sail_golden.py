@@ -1,12 +1,15 @@
 """The recorded set of Pixel-SAIL."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+
+from sail_encoder import Sampling
 
 GOLDEN = Path(__file__).parent / "golden" / "pixel_sail"
 CHECKPOINT = GOLDEN / "checkpoint"
@@ -33,6 +36,19 @@ def prompt_masks(case):
     facts = FACTS["cases"][case]
     masks = [np.asarray(Image.open(GOLDEN / name)) > 0 for name in facts["prompt_masks"]]
     return dict(zip(facts["prompt_ids"] or (), masks, strict=True))
+
+
+def answer_from(chat, prompt, start="", region=None, max_new_tokens=8):
+    """Text and masks of an answer that begins so, as the recorded ones do."""
+    chat.reset()
+    chat.look(IMAGE, region)
+    question = chat.conversation.ask(prompt)
+    begun = chat.processor.tokenizer(start, add_special_tokens=False)["input_ids"]
+    prompt = replace(question, ids=question.ids + begun, context=chat.context)
+    answer, _ = chat.engine.generate(prompt, Sampling(max_new_tokens))
+    said = begun + answer.ids
+    [masks] = chat.engine.predict_masks([said], [question], [chat.context])
+    return chat.engine.decode(said).strip(), masks
 
 
 def inputs(processor, case):

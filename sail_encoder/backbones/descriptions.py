@@ -46,7 +46,8 @@ def _sail_spec(name: str, sizes: Mapping[str, Any], **preprocessing: Any) -> Bac
         patch_size=patch_size,
         embed_dim=width,
         num_layers=sizes["num_hidden_layers"],
-        block_parameters=width * (2 * attention_dim + 2 * key_value_dim + 3 * sizes["intermediate_size"] + 2),
+        block_parameters=width * (2 * attention_dim + 2 * key_value_dim + 3 * sizes["intermediate_size"] + 2)
+        + sizes.get("attention_bias", 0) * (attention_dim + 2 * key_value_dim),
         # The patch embedding, three vision tokens and the final norm.
         other_parameters=width * (3 * patch_size**2 + 3 + 1),
         attention_dim=attention_dim,

@@ -16,6 +16,7 @@ from sail_encoder.backbones.spec import BackboneSpec, FeatureSpec
 from sail_encoder.images.resizing import MAX_TOKENS, Resize
 from sail_encoder.io.errors import CheckpointError, UserError
 from sail_encoder.io.hub import HF, RAW, TIMM, TINY, find_checkpoint
+from sail_encoder.models.sail.config_file import MODEL_TYPES
 from sail_encoder.models.sail_vl.published import TOWERS, hub_name, read_json
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ SAIL = Family(
     "sail",
     "sail_encoder.backbones.descriptions:describe_sail",
     "sail_encoder.backbones.sail:load_sail",
-    model_types=("sail", "mistral"),
+    model_types=MODEL_TYPES,
     options=("vision_start_token_id", "image_token_id", "vision_end_token_id"),
 )
 SAIL_VL = Family(
@@ -127,10 +128,10 @@ def load_backbone(
     """Loads a vision backbone, and of its weights only what features need.
 
     Args:
-        name: `sail-tiny`, a folder with a checkpoint of SAIL, SAIL-VL, SAIL-VL2 or SAILViT (published or native
-            format), its name on the Hugging Face Hub, `timm/` and the name of a timm model, `hf/` and the name on the
-            Hub or the folder of a vision model of transformers (DINOv2, DINOv3, SigLIP, CLIP, ViT, AIMv2, InternVL), or
-            `raw/14` for raw patches of 14 pixels, as a baseline.
+        name: `sail-tiny`, a folder with a checkpoint of SAIL, SAIL-VL, SAIL-VL2, SAILViT (published or native format)
+            or Pixel-SAIL, of which the transformer is meant, its name on the Hugging Face Hub, `timm/` and the name of
+            a timm model, `hf/` and the name on the Hub or the folder of a vision model of transformers (DINOv2, DINOv3,
+            SigLIP, CLIP, ViT, AIMv2, InternVL), or `raw/14` for raw patches of 14 pixels, as a baseline.
         device: `cpu`, `cuda`, `cuda:1`, `mps`; `auto` takes a GPU where there is one.
         dtype: `float32`, `bfloat16` or `float16`; `auto` is bfloat16 on a GPU and float32 on a CPU.
         layers: Load only the first so many blocks; layers then count within these.

@@ -4,6 +4,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -16,6 +17,7 @@ from sail_encoder.images.video import FRAMES
 from sail_encoder.io.devices import is_out_of_memory
 from sail_encoder.io.errors import UserError
 from sail_encoder.io.signals import Interrupt
+from sail_encoder.models.pixel_sail.regions import Region
 
 
 def answer_all(
@@ -65,7 +67,7 @@ class _Asker:
 
     def __init__(self, chat: Chat, folder: Path, sampling: Sampling | None, frames: int) -> None:
         self.engine, self.folder, self.sampling, self.frames = chat.engine, folder, sampling, frames
-        self._seen: dict[tuple[str, ...], Chat] = {}
+        self._seen: dict[Any, Chat] = {}
 
     def answer(self, queries: Sequence[Query]) -> list[dict[str, str]] | None:
         """For each question `answer`, or `error`; None where memory does not allow so many together."""
@@ -92,7 +94,7 @@ class _Asker:
             except UserError as error:
                 results[index] = {"error": str(error)}
         # The next batch may begin with the images that this one ends with; the others are not asked about again.
-        self._seen = {paths: seen for paths, seen in self._seen.items() if paths == queries[-1].shown}
+        self._seen = {key: seen for key, seen in self._seen.items() if key == _shown_by(queries[-1])}
         if asked:
             answers = ask_together(list(asked.values()), [queries[index].prompt for index in asked], self.sampling)
             for index, answer in zip(asked, answers, strict=True):
@@ -101,12 +103,22 @@ class _Asker:
 
     def _show(self, query: Query) -> Chat:
         """A conversation in which what a question is about was shown and encoded, and nothing was said."""
-        if query.shown not in self._seen:
+        key = _shown_by(query)
+        if key not in self._seen:
             chat = Chat(self.engine)
             if query.video is not None:
                 chat.watch(self.folder / query.video, self.frames)
             for path in () if query.video is not None else query.shown:
-                chat.look(self.folder / path)
+                chat.look(self.folder / path, self._place(query.region))
             chat.encode_shown()
-            self._seen[query.shown] = chat
-        return self._seen[query.shown]
+            self._seen[key] = chat
+        return self._seen[key]
+
+    def _place(self, region: str | tuple[float, ...] | None) -> Region | None:
+        """A region whose path, if it has one, starts from where the questions are."""
+        return self.folder / region if isinstance(region, str) and "," not in region else region
+
+
+def _shown_by(query: Query) -> tuple[Any, ...]:
+    """All that is encoded for a question."""
+    return (*query.shown, query.region)

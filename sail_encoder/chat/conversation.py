@@ -17,6 +17,7 @@ from sail_encoder.images.decoding import ImageLike
 from sail_encoder.images.video import FRAMES, read_frames
 from sail_encoder.io.errors import UserError
 from sail_encoder.io.hub import TINY
+from sail_encoder.models.pixel_sail.regions import Region
 
 
 class Conversation:
@@ -64,7 +65,7 @@ class Conversation:
         Raises:
             UserError: If the question is empty or stands for an image, or there is no room for it and an answer.
         """
-        check_prompt(question, self.engine.family.placeholders)
+        self.engine.check_question(question, self.shown, self.prefixes)
         ids = self.ids + self._tokenize([self._word(question)])
         self._check_room(len(ids) + 1)
         return Prompt(ids, self.prefixes + self.shown)
@@ -76,9 +77,8 @@ class Conversation:
 
     def accept(self, question: str, prompt: Prompt, answer: Answer) -> None:
         """Goes on with a question, as `ask` has placed it, and the answer to it."""
-        end = self.engine.end_id
         ids = prompt.ids + answer.ids
-        self._append(question, answer.text, ids if ids[-1] == end else [*ids, end])
+        self._append(question, answer.text, ids if ids[-1] in self.engine.end_ids else [*ids, self.engine.end_id])
 
     def recall(self, question: str, answer: str) -> None:
         """Goes on with a turn that took place elsewhere.
@@ -166,14 +166,19 @@ class Chat:
     def _become(self, other: "Chat") -> None:
         self.conversation, self.context = other.conversation.fork(), other.context
 
-    def look(self, image: ImageLike) -> None:
+    def look(self, image: ImageLike, region: Region | None = None) -> None:
         """Shows an image, which the next question is about.
+
+        Args:
+            image: The image.
+            region: A mask or a box in it that the question names as `<Prompt0>`, for models that know regions.
 
         Raises:
             ImageError: If it cannot be read.
-            UserError: If the conversation has no room for it.
+            UserError: If the conversation has no room for it, or the region cannot be used.
         """
-        self._show([self.engine.encode(image)])
+        encode = self.engine.encode
+        self._show([encode(image) if region is None else self.engine.encode_region(image, region)])
 
     def watch(self, video: Any, frames: int = FRAMES) -> None:
         """Shows a video, which the next question is about.
@@ -229,6 +234,7 @@ class Chat:
         stop: threading.Event | None = None,
         *,
         images: Sequence[ImageLike] | None = None,
+        region: Region | None = None,
     ) -> Answer:
         """Asks a question; a turn that fails leaves the conversation as it was.
 
@@ -239,19 +245,26 @@ class Chat:
             streamer: Receives the answer's tokens as they come.
             stop: Ends the answer where it is, once set.
             images: Several images to show first, in place of one.
+            region: A region of `image` that the prompt names as `<Prompt0>`: a box (x0, y0, x1, y1) in pixels, or a
+                mask, as an array [height, width] or the path of a picture.
 
         Returns:
             The answer, a string; `masks` says where in the image it is, for models that give masks.
 
         Raises:
             ImageError: If an image cannot be read.
-            UserError: If the prompt is empty or stands for an image, or the conversation has no room for it.
+            UserError: If the prompt is empty or stands for an image, the region cannot be used, or the conversation has
+                no room for it.
         """
         if image is not None and images is not None:
             raise UserError("image and images do not go together; put all of them into images")
+        if region is not None and image is None:
+            raise UserError("a region is one of an image; give both in one call")
         check_prompt(prompt, self.engine.family.placeholders)
         asked = self.fork()
-        for one in images or ([] if image is None else [image]):
+        if image is not None:
+            asked.look(image, region)
+        for one in images or ():
             asked.look(one)
         question = asked.conversation.ask(prompt)
         answer, context = self.engine.generate(replace(question, context=asked.context), sampling, streamer, stop)
@@ -271,7 +284,7 @@ def load_chat(
     thinking: bool = False,
     exif_rotate: bool = False,
 ) -> Chat:
-    """Loads a model to talk to: SAIL, SAIL-VL or SAIL-VL2, whole, or an adapter (PEFT) on one of them.
+    """Loads a model to talk to: SAIL, Pixel-SAIL, SAIL-VL or SAIL-VL2, whole, or an adapter (PEFT) on one of them.
 
     Args:
         model: `sail-tiny`, a folder, or a Hub name.

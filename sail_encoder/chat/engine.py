@@ -17,11 +17,13 @@ from transformers import DynamicCache, ProcessorMixin, StoppingCriteria, TextStr
 
 from sail_encoder.chat.caches import join_caches, pad_after_prefixes
 from sail_encoder.chat.families import ChatFamily
+from sail_encoder.chat.questions import check_prompt
 from sail_encoder.chat.sampling import Sampling
 from sail_encoder.chat.texts import TextTokenizer
 from sail_encoder.images.decoding import Array, ImageLike
 from sail_encoder.images.resizing import Size
 from sail_encoder.models.cache_name import CACHE, fork_cache
+from sail_encoder.models.pixel_sail.regions import Region
 
 
 class Answer(str):
@@ -103,6 +105,11 @@ class Prompt:
     prefixes: Sequence[Prefix]
     context: Context | None = None
 
+    @property
+    def image_size(self) -> Size:
+        """(height, width) of the last image in pixels, (0, 0) where there is none."""
+        return self.prefixes[-1].image_size if self.prefixes else (0, 0)
+
 
 class Engine(ABC):
     """A model that answers questions about images.
@@ -126,11 +133,13 @@ class Engine(ABC):
     """Text that stands for an image in the chat template."""
     markers: ClassVar[tuple[str, ...]] = ()
     """Words of the format that may be tokens, although they are no special ones."""
+    sayable: ClassVar[tuple[str, ...]] = ()
+    """Special tokens that a question or an earlier answer may hold."""
 
     def __init__(self, model: Any, processor: ProcessorMixin) -> None:
         self.model = model
         self.processor = processor
-        self.text = TextTokenizer(processor.tokenizer, self.markers)
+        self.text = TextTokenizer(processor.tokenizer, self.markers, self.sayable)
         self.sampling = Sampling(self.family.longest_answer())
         self.exif_rotate = False
 
@@ -150,6 +159,33 @@ class Engine(ABC):
         Raises:
             ImageError: If it cannot be read.
         """
+
+    def encode_region(self, image: ImageLike, region: Region) -> Prefix:
+        """Encodes an image of which questions name a region.
+
+        Args:
+            image: The image.
+            region: A mask or a box in it.
+
+        Raises:
+            ImageError: If the image, or the picture of a mask, cannot be read.
+            UserError: If the model knows no regions, or this one cannot be used.
+        """
+        self.family.require_regions()
+        raise NotImplementedError
+
+    def check_question(self, question: str, shown: Sequence[Prefix], earlier: Sequence[Prefix]) -> None:
+        """Makes sure that a question can be asked.
+
+        Args:
+            question: The question.
+            shown: The images that it is about.
+            earlier: Those of earlier turns.
+
+        Raises:
+            UserError: If it cannot.
+        """
+        check_prompt(question, self.family.placeholders)
 
     def encode_frames(self, frames: Sequence[ImageLike]) -> list[Prefix]:
         """Encodes the frames of a video.
@@ -201,6 +237,11 @@ class Engine(ABC):
     def end_id(self) -> int:
         """Id of the token that ends an answer."""
 
+    @property
+    def end_ids(self) -> Sequence[int]:
+        """Ids of all tokens after which a model says no more."""
+        return (self.end_id,)
+
     @abstractmethod
     def generation_inputs(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
         """Further inputs of `generate` for prompts whose images are in the cache."""
@@ -246,7 +287,8 @@ class Engine(ABC):
         Returns:
             The answer, and the conversation up to its last token but one, encoded.
         """
-        cache = fork_cache(self._encode_images(prompt).cache)
+        context = self._encode_images(prompt)
+        cache = fork_cache(context.cache)
         input_ids = torch.tensor([prompt.ids], device=self.model.device)
         [said] = self._call(
             [prompt],
@@ -257,7 +299,7 @@ class Engine(ABC):
             stopping_criteria=None if stop is None else [_StopWhenSet(stop)],
             **{CACHE: cache},
         )
-        answer = self._read_answer(said, prompt)
+        [answer] = self._read_answers([said], [prompt], [context])
         return answer, Context((prompt.ids + said)[: cache.get_seq_length()], cache)
 
     @torch.no_grad()
@@ -271,7 +313,7 @@ class Engine(ABC):
         input_ids, attention_mask = (x.to(self.model.device) for x in pad_after_prefixes(rows, known, pad))
         cache = join_caches([context.cache for context in contexts], self.config)
         answers = self._call(prompts, sampling, input_ids=input_ids, attention_mask=attention_mask, **{CACHE: cache})
-        return [self._read_answer(said, prompt) for said, prompt in zip(answers, prompts, strict=True)]
+        return self._read_answers(answers, prompts, contexts)
 
     def _call(self, prompts: Sequence[Prompt], sampling: Sampling | None, **inputs: Any) -> list[list[int]]:
         """Tokens that the model says to each prompt; those that ended earlier are padded."""
@@ -283,12 +325,37 @@ class Engine(ABC):
         said: list[list[int]] = output[:, inputs["input_ids"].shape[1] :].tolist()
         return said
 
-    def _read_answer(self, said: list[int], prompt: Prompt) -> Answer:
-        if self.end_id in said:
-            said = said[: said.index(self.end_id) + 1]
-        text: str = self.processor.decode(said, skip_special_tokens=True)
-        size = prompt.prefixes[-1].image_size if prompt.prefixes else (0, 0)
-        return Answer(text.strip(), np.zeros((0, *size), bool), said)
+    def _read_answers(
+        self, answers: Sequence[list[int]], prompts: Sequence[Prompt], contexts: Sequence[Context]
+    ) -> list[Answer]:
+        said = [self._cut_at_end(ids) for ids in answers]
+        masks = self.predict_masks(said, prompts, contexts)
+        return [Answer(self.decode(ids).strip(), one, ids) for ids, one in zip(said, masks, strict=True)]
+
+    def _cut_at_end(self, ids: list[int]) -> list[int]:
+        """Tokens of an answer up to the one that ended it, which padding may follow."""
+        ends = self.end_ids
+        return ids[: 1 + next((index for index, token in enumerate(ids) if token in ends), len(ids))]
+
+    def decode(self, ids: int | Sequence[int]) -> str:
+        """Text that tokens of an answer, or one of them, are shown as."""
+        text: str = self.processor.decode(ids, skip_special_tokens=True)
+        return text
+
+    def predict_masks(
+        self, answers: Sequence[list[int]], prompts: Sequence[Prompt], contexts: Sequence[Context]
+    ) -> list[Array]:
+        """Computes where in its last image each of several answers points to.
+
+        Args:
+            answers: Their tokens.
+            prompts: What they are answers to.
+            contexts: For each prompt, a beginning of it with all its images, encoded.
+
+        Returns:
+            Per answer bool [q, height, width], as in `Answer`; q is 0 for models that give no masks.
+        """
+        return [np.zeros((0, *prompt.image_size), bool) for prompt in prompts]
 
     def _encode_images(self, prompt: Prompt) -> Context:
         """Context of a prompt that holds all its images."""

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from sail_encoder.backbones.registry import describe, families
 from sail_encoder.io.errors import CheckpointError, UserError
 from sail_encoder.io.hub import TINY, find_checkpoint
+from sail_encoder.models.pixel_sail.published import is_pixel_sail
+from sail_encoder.models.pixel_sail.tokens import NO_PROMPT, SEG
 from sail_encoder.models.sail.config_file import VISION_TOKENS
 from sail_encoder.models.sail_vl.published import TOWERS, hub_name, read_json
 
@@ -23,7 +25,7 @@ ENTRY_POINTS = "sail_encoder.chat"
 ADAPTER_FILE = "adapter_config.json"
 CAN_CHAT = (
     f"models that chat are {TINY}, ByteDance-Seed/SAIL-7B, the whole models of SAIL-VL and SAIL-VL2 such as "
-    "BytedanceDouyinContent/SAIL-VL2-2B, and folders of these or of their adapters"
+    "BytedanceDouyinContent/SAIL-VL2-2B, and folders of these, of their adapters or of a Pixel-SAIL"
 )
 
 THINKING_TOKENS = 4096
@@ -41,6 +43,8 @@ class ChatFamily:
         options: Which options of `load_chat` it takes.
         placeholders: Texts that stand for images, and that a question may not hold.
         videos: Whether they take the frames of videos.
+        regions: Whether a question may name a region of its image.
+        masks: Whether answers may have masks.
         max_new_tokens: Longest answer where a call does not say.
     """
 
@@ -50,6 +54,8 @@ class ChatFamily:
     options: tuple[str, ...] = ()
     placeholders: tuple[str, ...] = ()
     videos: bool = False
+    regions: bool = False
+    masks: bool = False
     max_new_tokens: int = 512
 
     def engine_class(self) -> "type[Engine]":
@@ -73,6 +79,16 @@ class ChatFamily:
         if not self.videos:
             raise UserError(f"a {self.name} model takes no videos; show it single frames as images")
 
+    def require_regions(self) -> None:
+        """Raises a `UserError` if its models know no regions."""
+        if not self.regions:
+            raise UserError(f"a {self.name} model knows no regions; a Pixel-SAIL does, see docs/pixel-sail.md")
+
+    def require_masks(self) -> None:
+        """Raises a `UserError` if its models give no masks."""
+        if not self.masks:
+            raise UserError(f"a {self.name} model gives no masks; a Pixel-SAIL does, see docs/pixel-sail.md")
+
 
 SAIL = ChatFamily(
     "SAIL",
@@ -90,9 +106,18 @@ SAIL_VL = ChatFamily(
     # The call on the model cards.
     max_new_tokens=1024,
 )
+PIXEL_SAIL = ChatFamily(
+    "Pixel-SAIL",
+    "sail_encoder.chat.pixel_sail:PixelSailEngine",
+    "max_tokens",
+    ("max_tokens", "sliding_window"),
+    (*VISION_TOKENS.values(), SEG, NO_PROMPT),
+    regions=True,
+    masks=True,
+)
 
-FAMILIES = {"sail": SAIL, "sail_vl": SAIL_VL}
-"""By the name of the family of backbones, which is also the `model_type` of models in transformers' terms."""
+FAMILIES = {"sail": SAIL, "sail_vl": SAIL_VL, "pixel_sail": PIXEL_SAIL}
+"""By the `model_type` of models in transformers' terms; but for Pixel-SAIL, the name of the family of backbones too."""
 
 
 @dataclass(frozen=True)
@@ -127,9 +152,10 @@ def find_chat(name: str) -> ChatSource:
 def _find_model(name: str) -> ChatSource:
     name = hub_name(name)
     spec = describe(name)
-    if read_json(find_checkpoint(name, weights=False) / "config.json").get("model_type") in TOWERS:
+    folder = find_checkpoint(name, weights=False)
+    if read_json(folder / "config.json").get("model_type") in TOWERS:
         raise CheckpointError(f"{name} is a vision tower alone, which cannot chat; {CAN_CHAT}")
-    return ChatSource(name, find_family(spec.family, name))
+    return ChatSource(name, PIXEL_SAIL if is_pixel_sail(folder) else find_family(spec.family, name))
 
 
 def find_family(family: str, where: str) -> ChatFamily:

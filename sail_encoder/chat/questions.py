@@ -10,6 +10,7 @@ from typing import Any
 from sail_encoder.images.sources import IMAGE_SUFFIXES
 from sail_encoder.io.errors import UserError, in_one_line
 from sail_encoder.io.files import read_text
+from sail_encoder.models.pixel_sail.tokens import NO_PROMPT, SEG
 from sail_encoder.models.sail.config_file import VISION_TOKENS
 
 SHOWN = ("image", "images", "video")
@@ -30,6 +31,7 @@ class Query:
         image: Path of the image that it is about.
         images: Paths of several images, in place of one.
         video: Path of a video, in place of images.
+        region: Region of the image that the question names, as text or as the numbers of a box.
         others: All else that the line holds, such as an id.
     """
 
@@ -37,6 +39,7 @@ class Query:
     image: str | None = None
     images: tuple[str, ...] = ()
     video: str | None = None
+    region: str | tuple[float, ...] | None = None
     others: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -51,6 +54,8 @@ class Query:
             shown = {"images": list(self.images)}
         elif self.video is not None:
             shown = {"video": self.video}
+        if self.region is not None:
+            shown["region"] = self.region if isinstance(self.region, str) else list(self.region)
         return {"prompt": self.prompt, **shown, **self.others}
 
 
@@ -61,6 +66,8 @@ def check_prompt(prompt: str, placeholders: Sequence[str] = tuple(VISION_TOKENS.
     _check_text("prompt", prompt)
     for token in placeholders:
         if token in prompt:
+            if token in (SEG, NO_PROMPT):
+                raise UserError(f"the prompt holds {token}, which stands for a mask in an answer; leave it out")
             raise UserError(f"the prompt holds {token}, which stands for an image; show images by their path instead")
 
 
@@ -72,13 +79,16 @@ def _check_text(name: str, text: str) -> None:
         raise UserError(f"the {name} holds {text[error.start]!a}, half of a character; write it in UTF-8") from None
 
 
-def read_queries(source: Path, placeholders: Sequence[str] = tuple(VISION_TOKENS.values())) -> list[Query]:
+def read_queries(
+    source: Path, placeholders: Sequence[str] = tuple(VISION_TOKENS.values()), regions: bool = False
+) -> list[Query]:
     """Reads the questions.
 
     Args:
         source: JSON lines with `prompt` and, if there is one, `image`, `images` or `video`: paths relative to this
             file. Other keys are kept.
         placeholders: Texts that no prompt may hold.
+        regions: Whether `region` is a mask, its path relative to this file, or a box; otherwise it is kept like others.
 
     Raises:
         UserError: If the file does not exist or a line is not understood.
@@ -96,13 +106,13 @@ def read_queries(source: Path, placeholders: Sequence[str] = tuple(VISION_TOKENS
     # Not splitlines, which takes characters within a string of JSON, such as U+2028, for ends of lines.
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
-            queries.append(_parse(line, f"{source} line {number}", placeholders))
+            queries.append(_parse(line, f"{source} line {number}", placeholders, regions))
     if not queries:
         raise UserError(f"{source} holds no questions")
     return queries
 
 
-def _parse(line: str, where: str, placeholders: Sequence[str]) -> Query:
+def _parse(line: str, where: str, placeholders: Sequence[str], regions: bool) -> Query:
     try:
         fields = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -110,8 +120,11 @@ def _parse(line: str, where: str, placeholders: Sequence[str]) -> Query:
     if not isinstance(fields, dict) or not isinstance(fields.get("prompt"), str):
         raise UserError(f'{where} has no "prompt"')
     try:
+        region = _read_region(fields.pop("region")) if regions and fields.get("region") is not None else None
         others = {key: value for key, value in fields.items() if key not in ("prompt", *SHOWN)}
-        query = Query(fields["prompt"], **_read_shown(fields), others=others)
+        query = Query(fields["prompt"], **_read_shown(fields), region=region, others=others)
+        if region is not None and query.image is None:
+            raise UserError('"region" is one of an image; give "image" too')
         check_prompt(query.prompt, placeholders)
         for path in query.shown:
             _check_text("path", path)
@@ -134,6 +147,14 @@ def _read_shown(fields: dict[str, Any]) -> dict[str, Any]:
             raise UserError('"images" is not a list of paths')
         shown["images"] = tuple(shown["images"])
     return shown
+
+
+def _read_region(value: Any) -> str | tuple[float, ...]:
+    if isinstance(value, list) and len(value) == 4 and all(isinstance(number, int | float) for number in value):
+        return tuple(value)
+    if not isinstance(value, str):
+        raise UserError('"region" is no region; give a box "x0,y0,x1,y1" in pixels, or the path of a mask')
+    return value
 
 
 def _check_others(query: Query) -> None:

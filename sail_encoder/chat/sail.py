@@ -92,7 +92,7 @@ class SailEngine(Engine):
         return [token for one in ids for token in ([one] * next(patches) if one == patch else [one])]
 
     def extend(self, cache: DynamicCache, ids: list[int], prefixes: Sequence[Prefix]) -> DynamicCache:
-        device, grids = self.model.device, _grids(prefixes)
+        device, grids = self.model.device, join_grids(prefixes)
         pixels = torch.cat([prefix.content.flatten(0, 1) for prefix in prefixes]).to(device)
         if cache.get_seq_length() == 0 and len(ids) == prefixes[0].tokens:
             encoded: DynamicCache = self.model.model.encode_prefix(pixels, grids)
@@ -103,9 +103,9 @@ class SailEngine(Engine):
 
     def generation_inputs(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
         prefixes = [prefix for prompt in prompts for prefix in prompt.prefixes]
-        return {"image_grid_hw": _grids(prefixes) if prefixes else None}
+        return {"image_grid_hw": join_grids(prefixes) if prefixes else None}
 
 
-def _grids(prefixes: Sequence[Prefix]) -> Tensor:
+def join_grids(prefixes: Sequence[Prefix]) -> Tensor:
     """int64 [images, 2], rows and columns of patches."""
     return torch.tensor([prefix.content.shape[:2] for prefix in prefixes])

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -65,13 +65,18 @@ class TextTokenizer:
         tokenizer: The model's tokenizer.
         markers: Further texts that only the format may use as tokens, such as `[INST]`. To some tokenizers they are
             tokens, although no special ones; to others they are plain text, and stay that.
+        sayable: Special tokens that people may use, too.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, markers: Sequence[str] = ()) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, markers: Sequence[str] = (), sayable: Collection[str] = ()
+    ) -> None:
         self.tokenizer = tokenizer
         self._added = {token.content: (number, token) for number, token in tokenizer.added_tokens_decoder.items()}
-        reserved = [text for text, (_, token) in self._added.items() if token.special or text in markers]
+        special = [text for text, (_, token) in self._added.items() if token.special or text in markers]
+        reserved = [text for text in special if text not in sayable]
         self._any_added = re.compile(f"({_alternatives(self._added)})")
+        self._any_sayable = re.compile(f"({_alternatives(sayable)})")
         self._any_reserved = re.compile(_alternatives(reserved))
 
     def encode(self, pieces: Sequence[str]) -> list[int]:
@@ -94,10 +99,11 @@ class TextTokenizer:
             raise UserError(f"the prompt holds {token}, a token of the format; write it in another way")
 
     def _encode_apart(self, pieces: Sequence[str]) -> Iterator[int]:
-        """The same ids, with tokens taken from the words of the format alone, and all between them as plain text."""
+        """The same ids, with tokens taken from the words of the format, and of what was said only the sayable ones."""
         text, follows_strip = "", False
         for piece in pieces:
-            for index, part in enumerate([piece] if isinstance(piece, Said) else self._any_added.split(piece)):
+            tokens = self._any_sayable if isinstance(piece, Said) else self._any_added
+            for index, part in enumerate(tokens.split(piece)):
                 if index % 2 == 0:
                     text += part
                     continue

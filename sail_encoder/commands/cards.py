@@ -46,9 +46,8 @@ backbone = sail_encoder.load_backbone("{folder}")  # needs no tokenizer, which i
 grid = backbone.encode([image])[0].grid  # [rows, columns, channels]
 """
 
-_MASKS = (
-    """Masks: `sail segment refer IMAGE EXPRESSION --model {folder} --out DIR`, or `answer_with_masks` in Python."""
-)
+_MASKS = """Masks: `sail segment refer IMAGE EXPRESSION --model {folder} --out DIR`, or in Python
+`sail_encoder.load_chat("{folder}").ask("Please segment the ball in this image.", image).masks`."""
 
 
 CardKind = tuple[str, ...]

@@ -92,8 +92,9 @@ def _sail_rows(checkpoint: "SailCheckpoint") -> dict[str, str]:
     config = checkpoint.config
     ids = (config.vision_start_token_id, config.image_token_id, config.vision_end_token_id)
     window = "none" if config.sliding_window is None else f"{config.sliding_window} tokens (text only)"
+    contains = "encoder and language head" if checkpoint.has_language_head else "encoder only"
     return {
-        "contains": "encoder and language head" if checkpoint.has_language_head else "encoder only",
+        "contains": "encoder, language head and mask head" if checkpoint.has_mask_head else contains,
         **_file_rows(checkpoint.folder, checkpoint.weights),
         "heads": f"{config.num_attention_heads} of {config.head_dim}, {config.num_key_value_heads} for keys and values",
         "feed-forward": f"{config.intermediate_size:,}",

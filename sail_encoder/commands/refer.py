@@ -2,24 +2,25 @@
 
 from pathlib import Path
 from textwrap import shorten
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
 from PIL import Image
 
 from sail_encoder.backbones.registry import announce
+from sail_encoder.chat.families import PIXEL_SAIL, find_chat
+from sail_encoder.chat.questions import check_prompt
+from sail_encoder.chat.sampling import Sampling
 from sail_encoder.images.decoding import Array, read_image
-from sail_encoder.io.devices import check_device, choose_device, choose_dtype
+from sail_encoder.io.devices import check_device
 from sail_encoder.io.errors import UserError, require_positive
-from sail_encoder.io.files import read_json, replacing, write_json
-from sail_encoder.io.refusals import check_writable, explain_refusals
-from sail_encoder.models.pixel_sail.published import read_config
-from sail_encoder.models.pixel_sail.questions import check_question
+from sail_encoder.io.refusals import explain_refusals
+from sail_encoder.models.pixel_sail.questions import check_region
 from sail_encoder.models.pixel_sail.questions import refer as refer_to
 from sail_encoder.models.pixel_sail.regions import read_region
-from sail_encoder.pictures.masks import overlay_masks
+from sail_encoder.pictures.mask_files import check_mask_folder, count_masks, write_masks
 
-ANSWER, OVERLAY = "answer.json", "overlay.png"
+if TYPE_CHECKING:
+    from sail_encoder.chat.engine import Answer
 
 
 def refer(
@@ -56,18 +57,19 @@ def refer(
         Exit status 0.
     """
     question, folder = refer_to(expression), Path(out)
-    check_question(question, region is not None)
+    check_prompt(question, PIXEL_SAIL.placeholders)
+    check_region(question, region is not None)
     check_device(device)
     require_positive("max_new_tokens", max_new_tokens)
-    earlier = _check_folder(folder, overwrite)
+    earlier = check_mask_folder(folder, overwrite)
     picture, _ = read_image(image, exif_rotate)
     inside = None if region is None else read_region(region, (picture.height, picture.width))
-    read_config(model)
-    answer, masks = _ask(model, device, precision, picture, question, inside, max_new_tokens)
-    asked = {"image": image, "expression": expression, "region": region, "model": model, "answer": answer}
+    find_chat(model).family.require_masks()
+    answer = _ask(model, device, precision, picture, question, inside, max_new_tokens)
+    asked = {"image": image, "expression": expression, "region": region, "model": model, "answer": answer.text}
     with explain_refusals(folder, "give the same command again"):
-        _write(folder, picture, masks, asked, earlier)
-    print(f"{answer}\nwrote {out}: {len(masks)} {'mask' if len(masks) == 1 else 'masks'} of {image}")
+        write_masks(folder, answer.masks, asked, picture, earlier)
+    print(f"{answer}\nwrote {out}: {count_masks(len(answer.masks))} of {image}")
     return 0
 
 
@@ -79,78 +81,18 @@ def _ask(
     question: str,
     inside: Array | None,
     max_new_tokens: int,
-) -> tuple[str, Array]:
-    """The answer of a model, and its masks, bool [q, height, width].
+) -> "Answer":
+    """The answer of a model, with at least one mask.
 
     Raises:
         CheckpointError: If the model cannot be loaded.
         UserError: If there is no mask in the answer, or no room for one.
     """
     announce(model)
-    from sail_encoder.models.pixel_sail.answering import answer_with_masks
-    from sail_encoder.models.pixel_sail.checkpoint import load_pixel_sail
+    from sail_encoder.chat.conversation import load_chat
 
-    where = choose_device(device)
-    network, processor = load_pixel_sail(model, where, choose_dtype(precision, where))
-    answer, masks = answer_with_masks(network, processor, picture, question, inside, max_new_tokens=max_new_tokens)
-    if not len(masks):
+    answer = load_chat(model, device, precision).ask(question, picture, Sampling(max_new_tokens), region=inside)
+    if not len(answer.masks):
         said = shorten(answer, 80, placeholder=" ...")
         raise UserError(f"the answer holds no [SEG], so there is no mask: '{said}'; word the expression otherwise")
-    return answer, masks
-
-
-def _check_folder(folder: Path, overwrite: bool) -> set[str]:
-    """Names of the files of an earlier answer, which may be replaced.
-
-    Raises:
-        UserError: If the folder holds anything else, or an earlier answer that is not to be replaced.
-    """
-    check_writable(folder)
-    found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if not found:
-        return set()
-    earlier = _files_of_answer(folder / ANSWER)
-    if foreign := sorted(found - earlier):
-        raise UserError(f"{folder} holds {foreign[0]}, which is no answer of this command; name another folder")
-    if not overwrite:
-        raise UserError(f"{folder} holds an earlier answer; name another folder, or use --overwrite")
-    return earlier
-
-
-def _files_of_answer(path: Path) -> set[str]:
-    """Names of the files that an earlier answer has in its folder; none where there is no such answer."""
-    try:
-        answer = read_json(path)
-        return {ANSWER, OVERLAY, *(_mask_name(index) for index in range(len(answer["masks"])))}
-    except (OSError, ValueError, KeyError, TypeError):
-        return set()
-
-
-def _mask_name(index: int) -> str:
-    return f"mask_{index}.png"
-
-
-def _write(folder: Path, picture: Image.Image, masks: Array, asked: dict[str, Any], earlier: set[str]) -> None:
-    """Writes the answer, the masks, and what they look like, in place of the files of an earlier answer."""
-    names = [_mask_name(index) for index in range(len(masks))]
-    size = {"height": picture.height, "width": picture.width}
-    described = [{"file": name, **_describe(mask)} for name, mask in zip(names, masks, strict=True)]
-    # The answer comes first, so that a later command knows the files even if this one is killed.
-    write_json(folder / ANSWER, {**asked, "image_size": size, "masks": described})
-    for name, mask in zip(names, masks, strict=True):
-        _save(Image.fromarray(mask.astype(np.uint8) * 255), folder / name)
-    _save(Image.fromarray(overlay_masks(np.asarray(picture), masks)), folder / OVERLAY)
-    for name in earlier - {ANSWER, OVERLAY, *names}:
-        (folder / name).unlink(missing_ok=True)
-
-
-def _describe(mask: Array) -> dict[str, Any]:
-    """Pixels of a mask, and the box (x0, y0, x1, y1) around them, null where it is empty."""
-    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
-    box = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1] if len(rows) else None
-    return {"pixels": int(mask.sum()), "box": box and [int(edge) for edge in box]}
-
-
-def _save(picture: Image.Image, path: Path) -> None:
-    with replacing(path) as unfinished:
-        picture.save(unfinished, format="PNG")
+    return answer

@@ -9,14 +9,13 @@ from sail_encoder.backbones.published import published_name
 from sail_encoder.commands import cards
 from sail_encoder.commands.cards import CardKind
 from sail_encoder.io.hub import HF, RAW, TIMM, TINY, find_checkpoint
-from sail_encoder.models.sail.config_file import stored_shape
+from sail_encoder.models.pixel_sail.published import is_pixel_sail
 from sail_encoder.models.sail_vl.published import TOWERS, hub_name, read_json
 
 SAIL_VL, TOWER, PIXEL_SAIL = "sail_vl", "tower", "pixel_sail"
 """Kinds of relatives."""
 
 _SAIL_VL_TYPES = ("sail_vl", "internvl_chat", "sailvl")
-_MASK_HEAD = "upsample_blocks.0.0.weight"
 
 _CLASSES = {
     SAIL_VL: "sail_encoder.models.sail_vl.modeling_sail_vl:SailVLForConditionalGeneration",
@@ -48,12 +47,7 @@ def kind_of_relative(model: str) -> str | None:
         return SAIL_VL
     if kind in TOWERS:
         return TOWER
-    is_marked = kind == PIXEL_SAIL or (kind != "sail" and _has_weights(folder) and stored_shape(folder, _MASK_HEAD))
-    return PIXEL_SAIL if is_marked else None
-
-
-def _has_weights(folder: Path) -> bool:
-    return any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
+    return PIXEL_SAIL if is_pixel_sail(folder) else None
 
 
 def save_relative(kind: str, model: str, out: Path, precision: str, max_shard_size: str, **ids: int) -> CardKind:

@@ -198,7 +198,7 @@ def test_what_cannot_chat_is_refused(golden, tmp_path):
         load_chat(str(golden_set("sailvit").checkpoint))
     with pytest.raises(CheckpointError, match="timm/x has no language model; models that chat are"):
         load_chat("timm/x")
-    with pytest.raises(UserError, match="max_tokens has no effect on a SAIL-VL model; it is for SAIL"):
+    with pytest.raises(UserError, match="max_tokens has no effect on a SAIL-VL model; it is for Pixel-SAIL and SAIL"):
         load_chat(str(golden.checkpoint), max_tokens=9)
     with pytest.raises(UserError, match="thinking has no effect on a SAIL model; it is for SAIL-VL"):
         load_chat("sail-tiny", thinking=True)

@@ -7,10 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from sail_encoder import PixelSailForCausalLM, PixelSailProcessor, SailForCausalLM, SailProcessor
+from sail_encoder import PixelSailForCausalLM, PixelSailProcessor, SailForCausalLM, SailProcessor, load_chat
 from sail_encoder.io.hub import find_checkpoint
-from sail_encoder.models.pixel_sail.answering import answer_with_masks
-from sail_encoder.models.pixel_sail.checkpoint import load_pixel_sail
 from sail_encoder.models.pixel_sail.tokens import ADDED_TOKENS
 
 PAGE = Path(__file__).parents[2] / "docs" / "pixel-sail.md"
@@ -36,11 +34,10 @@ def test_the_loss_falls(after_training):
 
 def test_what_was_learned_is_found(after_training):
     """After so few steps on one scene, its thing is found in it, from the saved folder."""
-    model, processor = load_pixel_sail("runs/pixel", torch.device("cpu"), torch.float32)
     scene, expected = after_training["scene"], after_training["mask"].numpy()
-    answer, masks = answer_with_masks(model, processor, scene.image, after_training["question"])
+    answer = load_chat("runs/pixel").ask(after_training["question"], scene.image)
     assert answer.replace(" ", "") == "Itis[SEG]."
-    overlap = (masks[0] & expected).sum() / (masks[0] | expected).sum()
+    overlap = (answer.masks[0] & expected).sum() / (answer.masks[0] | expected).sum()
     assert overlap > 0.7
     text, found = after_training["find"](scene.image, scene.things[0].name)
     assert text.count("[SEG]") == len(found)

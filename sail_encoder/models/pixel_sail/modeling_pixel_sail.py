@@ -18,7 +18,6 @@ from transformers.utils import can_return_tuple
 
 from sail_encoder.io.errors import CheckpointError
 from sail_encoder.io.hub import find_checkpoint
-from sail_encoder.models.cache_name import CACHE
 from sail_encoder.models.pixel_sail.configuration_pixel_sail import PixelSailConfig
 from sail_encoder.models.pixel_sail.losses import mean_mask_losses
 from sail_encoder.models.pixel_sail.mask_head import MaskHead
@@ -207,29 +206,6 @@ class PixelSailForCausalLM(PixelSailPreTrainedModel, SailForCausalLM):
         """
         logits: Tensor = self.mask_head(patch_features, seg_hidden_states)
         return logits
-
-    def seg_hidden_states(self, input_ids: Tensor, cache: Cache, start: int) -> Tensor:
-        """Runs text that follows a cache, and takes the states of the `[SEG]` tokens in it.
-
-        Args:
-            input_ids: int64 [1, length], a whole conversation with an answer at its end.
-            cache: Keys and values of its first tokens, the images among them; the others are added.
-            start: Where the answer begins; earlier `[SEG]` tokens do not count.
-
-        Returns:
-            [q, hidden_size], after the final norm.
-
-        Raises:
-            ValueError: If the cache holds tokens of the answer, whose states are then not known.
-        """
-        known = cache.get_seq_length()
-        if known > start:
-            raise ValueError(
-                f"the cache holds {known} tokens, but the answer begins after {start}; give an earlier one"
-            )
-        states = self.model(input_ids=input_ids[:, known:], **{CACHE: cache}).last_hidden_state[0]
-        is_seg = torch.eq(input_ids[0, start:], self.config.pixel_token_ids[0])
-        return states[start - known :][is_seg]
 
     @can_return_tuple
     def forward(

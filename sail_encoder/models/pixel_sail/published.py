@@ -10,10 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from sail_encoder.io.errors import CheckpointError
-from sail_encoder.io.hub import find_checkpoint
+from sail_encoder.io.hub import find_checkpoint, holds_weights
 from sail_encoder.io.quantised import refuse_quantised_config
 from sail_encoder.models.pixel_sail.tokens import SEG, VISUAL_PROMPTS
-from sail_encoder.models.sail.config_file import UNUSED_VISION_TOKENS, VISION_TOKENS, stored_shape
+from sail_encoder.models.sail.config_file import (
+    QWEN_TYPES,
+    UNUSED_VISION_TOKENS,
+    VISION_TOKENS,
+    read_attention,
+    stored_shape,
+)
 from sail_encoder.models.sail_vl.published import find_token_id, read_json
 
 TRANSFORMER = "single_transformer."
@@ -25,13 +31,20 @@ HEAD_MODULES = ("upsample_blocks", "image_feature_pre_projector", "image_feature
 END_TOKENS = ("<|im_end|>", "<|endoftext|>")
 """Tokens that end an answer of the models that are made of Qwen."""
 
-_QWEN = ("qwen", "qwen2")
-_BASES = (*_QWEN, "mistral", "sail")
+_PUBLISHED = (*QWEN_TYPES, "mistral")
+_BASES = (*_PUBLISHED, "sail")
 """What config.json may give as `model_type` of the single transformer."""
 
 _UPSAMPLING = "upsample_blocks.0.0.weight"
 _LAST_PROJECTION = "image_feature_projector.2.weight"
-_QUERY_BIAS = "single_transformer.model.layers.0.self_attn.q_proj.bias"
+
+
+def is_pixel_sail(folder: Path) -> bool:
+    """Tells whether a checkpoint is a Pixel-SAIL: it says so, or is a published one with a mask head in its weights."""
+    kind = read_json(folder / "config.json").get("model_type")
+    if kind == "pixel_sail":
+        return True
+    return kind in _PUBLISHED and holds_weights(folder) and stored_shape(folder, _UPSAMPLING) is not None
 
 
 def find_described(name: str, revision: str | None = None) -> Path:
@@ -76,15 +89,14 @@ def complete_config(raw: Mapping[str, Any], folder: Path, name: str) -> dict[str
     changes = {
         "model_type": "pixel_sail",
         "architectures": ["PixelSailForCausalLM"],
-        "attention_bias": stored_shape(folder, _QUERY_BIAS) is not None,
+        **read_attention(raw),
         "head_channels": upsampling[0],
         "mask_channels": projection[0],
         **_token_ids(folder),
     }
-    if kind in _QWEN:
+    if kind in QWEN_TYPES:
         ends = [token_id for token in END_TOKENS if (token_id := find_token_id(folder, token)) is not None]
         changes["eos_token_id"] = ends or raw.get("eos_token_id")
-        changes["sliding_window"] = raw.get("sliding_window") if raw.get("use_sliding_window") else None
     return fields | changes
 
 

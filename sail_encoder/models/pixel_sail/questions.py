@@ -1,14 +1,10 @@
 """Questions: what may be asked, and how a mask is asked for."""
 
 from sail_encoder.io.errors import UserError
-from sail_encoder.models.pixel_sail.tokens import NO_PROMPT, SEG, VISUAL_PROMPTS
-from sail_encoder.models.sail.config_file import VISION_TOKENS
+from sail_encoder.models.pixel_sail.tokens import VISUAL_PROMPTS
 
 REGION = VISUAL_PROMPTS[0]
 """Name of the region in a question about one."""
-
-_RESERVED = (*VISION_TOKENS.values(), SEG, NO_PROMPT)
-"""Tokens that stand for images or masks, and are not said."""
 
 
 def refer(expression: str) -> str:
@@ -25,19 +21,19 @@ def refer(expression: str) -> str:
     return f" Please segment {words} in this image."
 
 
-def check_question(question: str, has_region: bool) -> None:
-    """Makes sure that a question can be asked.
+def check_region(question: str, is_shown: bool, is_known: bool = False) -> None:
+    """Makes sure that a question names the region that there is, and no other.
+
+    Args:
+        question: The question.
+        is_shown: Whether a region is shown with it.
+        is_known: Whether one was shown before.
 
     Raises:
-        UserError: If it is empty, holds a token that is not said, or does not name the region that there is.
+        UserError: If it does not.
     """
-    if not question.strip():
-        raise UserError("the question is empty; ask something")
-    for token in _RESERVED:
-        if token in question:
-            raise UserError(f"the question holds {token}, which stands for an image or a mask; leave it out")
     named = [token for token in VISUAL_PROMPTS if token in question]
-    if has_region and named != [REGION]:
+    if is_shown and named != [REGION]:
         raise UserError(f'there is a region, so the question has to name it, as {REGION}: "the ball beside {REGION}"')
-    if named and not has_region:
+    if named and not is_shown and not (is_known and named == [REGION]):
         raise UserError(f"the question names {named[0]}, but there is no region; give one, or ask without")

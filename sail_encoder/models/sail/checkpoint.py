@@ -2,7 +2,7 @@
 
 Published: keys `model.*` with `model.vis_embed.weight`, and `lm_head.weight`; the configuration says "mistral".
 Native: what `save_pretrained` writes; the configuration says "sail", and without a language head the names have no
-`model.` in front.
+`model.` in front. Of a Pixel-SAIL, published or native, the SAIL inside is read.
 """
 
 from collections.abc import Iterator, Mapping
@@ -30,7 +30,8 @@ class SailCheckpoint:
         folder: Where it is.
         config: Its configuration, completed.
         weights: Its weight files.
-        prefix: What stands before the names of `SailModel` in the files: `model.` or nothing.
+        prefix: What stands before the names of `SailModel` in the files: `model.` or nothing, and in a published
+            Pixel-SAIL `single_transformer.model.`.
     """
 
     folder: Path
@@ -41,7 +42,16 @@ class SailCheckpoint:
     @property
     def has_language_head(self) -> bool:
         """Tells whether it can generate text."""
-        return "lm_head.weight" in self.weights.tensors or self.config.tie_word_embeddings
+        return self._language_head in self.weights.tensors or self.config.tie_word_embeddings
+
+    @property
+    def has_mask_head(self) -> bool:
+        """Tells whether it is a Pixel-SAIL, which can answer with masks."""
+        return any("upsample_blocks." in name for name in self.weights.tensors)
+
+    @property
+    def _language_head(self) -> str:
+        return f"{self.prefix.removesuffix('model.')}lm_head.weight"
 
     def encoder_config(self, layers: int | None = None) -> SailConfig:
         """The configuration of the first `layers` blocks with no vocabulary but the three vision tokens.
@@ -89,7 +99,7 @@ class SailCheckpoint:
     def language_keys(self) -> dict[str, str]:
         """For each tensor of a `SailForCausalLM`, its name in the files."""
         keys = {f"model.{name}": self.prefix + name for name in expected_shapes(self.config)}
-        return keys if self.config.tie_word_embeddings else {**keys, "lm_head.weight": "lm_head.weight"}
+        return keys if self.config.tie_word_embeddings else {**keys, "lm_head.weight": self._language_head}
 
     def read(
         self, keys: Mapping[str, str], rows: Mapping[str, list[int]] | None = None

@@ -26,8 +26,13 @@ DEFAULTS = {
 MOST_LAYERS, LARGEST_SIZE = 1000, 10**6
 """Bounds of what is built, many times those of any published model."""
 
-PATCH_WEIGHTS = ("model.vis_embed.weight", "vis_embed.weight")
-"""Names of the patch embedding, published and native."""
+PATCH_WEIGHTS = ("model.vis_embed.weight", "vis_embed.weight", "single_transformer.model.vis_embed.weight")
+"""Names of the patch embedding, published and native, and in a published Pixel-SAIL."""
+
+NATIVE_TYPES = ("sail", "pixel_sail")
+QWEN_TYPES = ("qwen", "qwen2")
+MODEL_TYPES = (*NATIVE_TYPES, "mistral", *QWEN_TYPES)
+"""What config.json gives as `model_type`: of our own files, and of published ones. A Pixel-SAIL is a SAIL with more."""
 
 VISION_TOKENS = {
     "vision_start_token_id": "<vision>",
@@ -44,18 +49,26 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Fields of a checkpoint's config.json in the terms of `SailConfig`.
 
     A published file says `model_type` "mistral", may lack the patch size, which the patch embedding's shape tells, and
-    lacks the ids of the vision tokens, which the tokenizer beside it tells.
+    lacks the ids of the vision tokens, which the tokenizer beside it tells. That of a Pixel-SAIL may say "qwen" too.
 
     Raises:
         CheckpointError: If there is no such file, or it describes another kind of model.
     """
     fields = read_config_file(folder)
-    if fields["model_type"] == "sail":
-        return fields
     native = {key: value for key, value in fields.items() if key != "auto_map"} | {"model_type": "sail"}
+    if fields["model_type"] in NATIVE_TYPES:
+        return native
     if _lacks_patch_size(fields):
         native["vision_patch_size"] = _stored_patch_size(folder)
-    return _token_ids(folder / "tokenizer.json") | native
+    return _token_ids(folder / "tokenizer.json") | native | read_attention(fields)
+
+
+def read_attention(published: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of `SailConfig` for what the attention of a transformer made of Qwen has of its own; none of others."""
+    if published["model_type"] not in QWEN_TYPES:
+        return {}
+    window = published.get("sliding_window") if published.get("use_sliding_window") else None
+    return {"attention_bias": True, "sliding_window": window}
 
 
 def find_described(name: str, revision: str | None = None) -> Path:
@@ -68,7 +81,7 @@ def find_described(name: str, revision: str | None = None) -> Path:
 
 
 def read_config_file(folder: Path) -> dict[str, Any]:
-    """Fields of a checkpoint's config.json as they stand, published (`mistral`) or native (`sail`).
+    """Fields of a checkpoint's config.json as they stand, published or native.
 
     Raises:
         CheckpointError: If there is no such file, or it describes another kind of model, or a quantised one.
@@ -78,7 +91,8 @@ def read_config_file(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder} has no config.json, so it is no checkpoint; see sail info --help")
     config = read_fields(path)
     model_type = config.get("model_type")
-    if model_type not in ("sail", "mistral"):
+    # A Qwen without patches is a language model alone.
+    if model_type not in MODEL_TYPES or (model_type in QWEN_TYPES and "vision_patch_size" not in config):
         raise CheckpointError(
             f"{folder} is a '{model_type}' checkpoint, not SAIL; for a vision model of timm or "
             "transformers use timm/NAME or hf/NAME"
@@ -88,12 +102,17 @@ def read_config_file(folder: Path) -> dict[str, Any]:
 
 
 def read_preprocessing(folder: Path) -> dict[str, Any]:
-    """Fields of a checkpoint's preprocessor_config.json; none where there is no such file, as beside published ones.
+    """Fields of a checkpoint's image processor, in a file of its own or in that of the whole processor.
+
+    There are none where there is no such file, as beside published checkpoints.
 
     Raises:
         CheckpointError: If the file is damaged.
     """
-    return read_fields(folder / "preprocessor_config.json")
+    own = read_fields(folder / "preprocessor_config.json")
+    whole = {} if own else read_fields(folder / "processor_config.json")
+    nested = whole.get("image_processor")
+    return nested if isinstance(nested, dict) else own
 
 
 def missing_patch_weight(folder: Path | str) -> CheckpointError:
@@ -141,6 +160,7 @@ def read_sizes(folder: Path) -> dict[str, int]:
     sizes["num_key_value_heads"] = sizes["num_key_value_heads"] or sizes["num_attention_heads"]
     for field, value in sizes.items():
         _check_size(field, value, path)
+    sizes["attention_bias"] = bool(config.get("attention_bias", config["model_type"] in QWEN_TYPES))
     sizes["head_dim"] = config.get("head_dim") or sizes["hidden_size"] // sizes["num_attention_heads"]
     _check_size("head_dim", sizes["head_dim"], path)
     return sizes

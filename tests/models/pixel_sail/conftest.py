@@ -2,6 +2,7 @@ import pytest
 import torch
 from pixel_sail_golden import CHECKPOINT
 
+from sail_encoder import Chat
 from sail_encoder.models.pixel_sail.checkpoint import load_pixel_sail
 
 
@@ -18,3 +19,8 @@ def model(loaded):
 @pytest.fixture(scope="session")
 def processor(loaded):
     return loaded[1]
+
+
+@pytest.fixture
+def chat(model, processor):
+    return Chat(model, processor)

@@ -11,9 +11,9 @@ from pixel_sail_golden import (
     FACTS,
     GOLDEN,
     GRID,
-    IMAGE,
     NO_MASKS,
     WITH_MASKS,
+    answer_from,
     inputs,
     prompt_masks,
     question,
@@ -22,8 +22,8 @@ from pixel_sail_golden import (
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
+from sail_encoder.chat.pixel_sail import resize_masks
 from sail_encoder.models.cache_name import CACHE
-from sail_encoder.models.pixel_sail.answering import answer_with_masks, resize_masks
 from sail_encoder.models.pixel_sail.losses import mask_losses, sample_points, uncertain_points
 from sail_encoder.models.pixel_sail.modeling_pixel_sail import PixelSailForCausalLM, mark_patches
 from sail_encoder.models.pixel_sail.regions import covered_patches
@@ -97,12 +97,11 @@ def test_masks(model, processor, case):
 
 
 @pytest.mark.parametrize("case", WITH_MASKS)
-def test_answers_with_masks(model, processor, case):
+def test_answers_with_masks(chat, case):
     facts = FACTS["cases"][case]
     start = facts["prefix_answer"] or ""
-    options = {"answer_start": start, "max_new_tokens": FACTS["max_new_tokens"]}
     region = next(iter(prompt_masks(case).values()), None)
-    text, masks = answer_with_masks(model, processor, IMAGE, question(case), region, **options)
+    text, masks = answer_from(chat, question(case), start, region, FACTS["max_new_tokens"])
     assert text == start + facts["prediction"]
     assert masks.dtype == bool
     assert masks.shape == (facts["num_masks"], 60, 90)

@@ -7,13 +7,12 @@ import pytest
 import torch
 import transformers
 from helpers import prompt_ids, random_patches, small_config
-from pixel_sail_golden import CHECKPOINT, IMAGE, inputs, prompt_masks, tensors
+from pixel_sail_golden import CHECKPOINT, answer_from, inputs, prompt_masks, tensors
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
-from sail_encoder import CheckpointError, PixelSailConfig, PixelSailForCausalLM, PixelSailProcessor, UserError
+from sail_encoder import Chat, CheckpointError, PixelSailConfig, PixelSailForCausalLM, PixelSailProcessor, UserError
 from sail_encoder.models.cache_name import CACHE
-from sail_encoder.models.pixel_sail.answering import answer_with_masks
 from sail_encoder.models.pixel_sail.checkpoint import load_pixel_sail
 from sail_encoder.models.pixel_sail.losses import mean_mask_losses
 from sail_encoder.models.pixel_sail.mask_head import MaskHead
@@ -126,30 +125,8 @@ def test_the_prefix_of_the_image_does_not_see_the_question(small):
     outputs = small(ids, pixels, grid, **options)
     assert_close(outputs.hidden_states[-1][0, 1:7], features.flatten(0, 1))
     cache, _ = small.model.encode_image(pixels, grid, numbers)
-    assert_close(small.seg_hidden_states(ids, cache, 8)[0], outputs.hidden_states[-1][0, -1])
-
-
-def test_only_segs_of_the_answer_count(small):
-    pixels, grid = random_patches([(1, 2)]), torch.tensor([[1, 2]])
-    cache, _ = small.model.encode_image(pixels, grid)
-    ids = torch.tensor([prompt_ids((1, 2), (SEG, 5, 6, SEG, 7))])
-    assert small.seg_hidden_states(ids, cache, 6).shape == (1, 64)
-    with pytest.raises(ValueError, match="the cache holds 9 tokens, but the answer begins after 6"):
-        small.seg_hidden_states(ids, cache, 6)
-
-
-def test_any_beginning_may_be_in_the_cache(small):
-    """A conversation that goes on need not encode its earlier turns again."""
-    pixels, grid = random_patches([(1, 2)]), torch.tensor([[1, 2]])
-    ids = torch.tensor([prompt_ids((1, 2), (5, 6, 7, SEG, 7, SEG))])
-    states = []
-    for encoded in (0, 2):
-        cache, _ = small.model.encode_image(pixels, grid)
-        if encoded:
-            small(input_ids=ids[:, 4 : 4 + encoded], **{CACHE: cache})
-        states.append(small.seg_hidden_states(ids, cache, 7))
-    assert_close(*states)
-    assert len(states[0]) == 2
+    continued = small.model(input_ids=ids[:, 8:], **{CACHE: cache}).last_hidden_state
+    assert_close(continued[0, -1], outputs.hidden_states[-1][0, -1])
 
 
 def test_visual_prompts_change_the_patches_that_they_cover_alone(small):
@@ -240,8 +217,9 @@ def test_as_many_prompts_as_patches(small):
 
 def test_unknown_token_ids_are_told(small):
     model = PixelSailForCausalLM(small_pixel_config(seg_token_id=None))
+    ids, image = torch.tensor([prompt_ids((1, 2), (SEG,))]), (random_patches([(1, 2)]), torch.tensor([[1, 2]]))
     with pytest.raises(UserError, match="seg_token_id"):
-        model.seg_hidden_states(torch.tensor([[5, 6]]), transformers.DynamicCache(config=model.config), 0)
+        model(ids, *image, mask_labels=[torch.zeros(1, 4, 4)])
 
 
 def test_the_transformer_is_a_sail(small):
@@ -275,8 +253,7 @@ def copy_of_golden(tmp_path):
 
 def test_half_precision_finds_nearly_the_same_masks():
     half, processor = load_pixel_sail(str(CHECKPOINT), CPU, torch.bfloat16)
-    options = {"answer_start": "[SEG]", "max_new_tokens": 1}
-    _, masks = answer_with_masks(half, processor, IMAGE, "Segment what <Prompt0> holds.", prompt_masks(3)[0], **options)
+    _, masks = answer_from(Chat(half, processor), "Segment what <Prompt0> holds.", "[SEG]", prompt_masks(3)[0], 1)
     expected = tensors(3)["masks"].bool().numpy()
     assert (masks != expected).mean() < 0.02
 

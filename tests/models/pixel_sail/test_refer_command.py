@@ -113,7 +113,7 @@ def test_mistakes_are_one_line(tmp_path, capsys):
     assert "is not understood" in complaint(capsys, out, "--region", "1,2,3", expression=named)
     assert "name it, as <Prompt0>" in complaint(capsys, out, "--region", "1,2,3,4")
     assert "there is no region" in complaint(capsys, out, expression=named)
-    assert "no Pixel-SAIL" in complaint(capsys, out, model="sail-tiny")
+    assert "a SAIL model gives no masks; a Pixel-SAIL does" in complaint(capsys, out, model="sail-tiny")
     assert "no model 'nothing'" in complaint(capsys, out, model="nothing")
     assert "device 'tpu'" in complaint(capsys, out, "--device", "tpu")
     assert "max_new_tokens cannot be 0" in complaint(capsys, out, "--max-new-tokens", "0")
