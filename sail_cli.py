@@ -74,11 +74,11 @@ COMMANDS = {
     "chat": Command("sail_encoder.commands.chat:chat", "Answers questions about images.", ("image", "prompt")),
     "segment train": Command(
         "evals.commands.segment_train:train",
-        "Trains a segmentation head on a frozen backbone, and scores it.",
+        "Trains a segmentation head on a frozen backbone, or a Pixel-SAIL, and scores it.",
         ("data",),
     ),
     "segment eval": Command(
-        "evals.commands.segment_eval:evaluate", "Scores a segmentation head on a data set.", ("data",)
+        "evals.commands.segment_eval:evaluate", "Scores a segmentation head, or a Pixel-SAIL, on a data set.", ("data",)
     ),
     "segment predict": Command(
         "evals.commands.segment_predict:predict", "Writes label maps of images, and overlays.", ("source",)

@@ -1,13 +1,13 @@
-"""`sail segment eval`: the scores of a trained head on any data set with the same classes."""
+"""`sail segment eval`: the scores of a trained head on a data set with the same classes, or of a Pixel-SAIL."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from evals.segmentation.labels import ClassMap
 from evals.segmentation.layouts import DataSource
 from evals.segmentation.option_checks import check_folder, check_inference, check_range, inference_of
-from evals.segmentation.pairs import LayoutName, SplitName
+from evals.segmentation.pairs import LayoutName
 from evals.segmentation.run_folders import EVAL, check_owner
 from heads.contract import SavedHead
 from heads.dense.registry import describe_dense_head, load_dense_head
@@ -15,13 +15,14 @@ from sail_encoder.backbones.registry import announce
 from sail_encoder.io.errors import UserError
 from sail_encoder.io.runs import read_run, write_run
 from sail_encoder.io.versions import versions
+from sail_encoder.models.pixel_sail.published import is_pixel_sail
 
 
 def evaluate(
     data: str,
     head: str,
     out: str | None = None,
-    split: SplitName = "val",
+    split: Literal["train", "val", "test", "testA", "testB", "all"] = "val",
     layout: LayoutName | None = None,
     class_map: str | None = None,
     reduce_zero_label: bool | None = None,
@@ -39,17 +40,18 @@ def evaluate(
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     check: bool = True,
 ) -> int:
-    """Scores a segmentation head on a data set.
+    """Scores a segmentation head, or a Pixel-SAIL, on a data set.
 
     Label maps are compared at the original size of the masks; the table is printed. Masks are read as in training,
-    in the same layout and with the same meaning of the ids, unless options say otherwise.
+    in the same layout and with the same meaning of the ids, unless options say otherwise. Of a Pixel-SAIL, cIoU and
+    gIoU of referring expressions are computed.
 
     Args:
-        data: Folder of the data set.
-        head: Folder that sail segment train has written.
+        data: Folder of the data set; for a Pixel-SAIL as in sail segment train --head referring.
+        head: Folder that sail segment train has written, or any Pixel-SAIL.
         out: Folder for results.json, results.md, images.csv (a score per image), overlays and label maps; without it
             the table is only printed.
-        split: Which part of the data set.
+        split: Which part of the data set; for a Pixel-SAIL also test, testA and testB, and all for all but train.
         layout: How the data set is laid out; folder is images/train with masks/train, and the same for val. As in
             training by default.
         class_map: JSON file with the name of each id in the masks, null where its pixels do not count; in place of
@@ -75,6 +77,20 @@ def evaluate(
     """
     check_range("overlays", overlays, 0)
     check_folder("out", out)
+    if _is_pixel_sail(head):
+        _refuse_options_of_classes(
+            head,
+            {"layout": layout, "class_map": class_map, "reduce_zero_label": reduce_zero_label},
+            {"ignore_label": ignore_label, "model": model, "window": window, "stride": stride, "fit": fit},
+            {"scales": scales != (1.0,) or None, "flip": flip or None, "label_maps": label_maps or None},
+        )
+        from evals.referring.evaluation import evaluate_referring
+
+        return evaluate_referring(data, head, out, split, latex, device, precision)
+    if split not in ("train", "val"):
+        raise UserError(
+            f"--split {split} is one of referring expressions, which a Pixel-SAIL answers; use train or val"
+        )
     folder = Path(out) if out is not None else None
     if folder is not None:
         check_owner(folder, EVAL)
@@ -101,6 +117,17 @@ def evaluate(
     name = f"{data}, {split}"
     print(write_report(folder, scores, trained, inference, len(dataset), name, training["settings"], latex))
     return 0
+
+
+def _is_pixel_sail(head: str) -> bool:
+    return (Path(head) / "config.json").is_file() and is_pixel_sail(Path(head))
+
+
+def _refuse_options_of_classes(head: str, *given: Mapping[str, Any]) -> None:
+    """Raises a `UserError` if an option is given that only heads of classes have; None stands for none."""
+    foreign = [name for options in given for name, value in options.items() if value is not None]
+    if foreign:
+        raise UserError(f"--{foreign[0]} has no effect on {head}, which is a Pixel-SAIL; leave it out")
 
 
 def _as_in_training(

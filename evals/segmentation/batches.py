@@ -6,14 +6,14 @@ an uninterrupted one would have seen, whatever was read ahead when it stopped.
 
 import os
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -44,6 +44,7 @@ from sail_encoder.store.reading import Entry, FeatureFolder
 
 _BATCHES_AHEAD = 2
 
+T = TypeVar("T")
 
 Batch = tuple[list[Tensor], Tensor]
 """What a head is trained on: for each layer float32 [n, C, nh, nw]; and labels uint8 [n, height, width] of the same
@@ -75,6 +76,24 @@ class Sampler:
         """The sample at a position, and the random numbers that belong to it."""
         epoch, place = divmod(position, self.count)
         return int(self.permutation(epoch)[place]), np.random.default_rng((self.seed, 1, position))
+
+
+def make_ahead(make: Callable[[int], T], first: int, last: int, batch_size: int) -> Generator[list[T], None, None]:
+    """Makes the samples of batches in threads, a few batches ahead.
+
+    Args:
+        make: One sample from its position in the order of samples.
+        first: Number of the first batch.
+        last: That after the last batch.
+        batch_size: Samples in a batch.
+    """
+    readers = count_readers()
+    with ThreadPoolExecutor(readers, "read") as pool:
+        positions = range(first * batch_size, last * batch_size)
+        samples = map_ahead(make, positions, pool, max(batch_size, 2 * readers))
+        batches = (list(islice(samples, batch_size)) for _ in range(first, last))
+        with closing(prefetch(batches, _BATCHES_AHEAD)) as ready:
+            yield from ready
 
 
 class OnlineBatches:
@@ -174,15 +193,11 @@ class CachedBatches:
 
     def between(self, first: int, last: int) -> Generator[Batch, None, None]:
         """Batches with these numbers; a few are made ahead."""
-        size, readers = self.batch_size, count_readers()
-        with ThreadPoolExecutor(readers, "read") as pool:
-            samples = map_ahead(self.make, range(first * size, last * size), pool, max(size, 2 * readers))
-            batches = (list(islice(samples, size)) for _ in range(first, last))
-            with closing(prefetch(batches, _BATCHES_AHEAD)) as ready:
-                for batch in ready:
-                    grids, labels = (np.stack(arrays) for arrays in zip(*batch, strict=True))
-                    features = _to_device(grids, self.device).permute(1, 0, 4, 2, 3).float()
-                    yield list(features), _to_device(labels, self.device)
+        with closing(make_ahead(self.make, first, last, self.batch_size)) as ready:
+            for batch in ready:
+                grids, labels = (np.stack(arrays) for arrays in zip(*batch, strict=True))
+                features = _to_device(grids, self.device).permute(1, 0, 4, 2, 3).float()
+                yield list(features), _to_device(labels, self.device)
 
 
 def _entries_of(features: FeatureFolder, data: SegmentationData) -> list[Entry]:

@@ -42,11 +42,12 @@ _HOW_IT_RUNS = {
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """Options of `sail segment train`: how a head is trained on a frozen backbone.
+    """Options of `sail segment train`: how a head is trained on a frozen backbone, or a Pixel-SAIL as a whole.
 
     Attributes:
         data: Folder of the data set; or scenes for drawn scenes of one thing each, in the layout of ADE20K, and
-            scenes-several for scenes of one to four.
+            scenes-several for scenes of one to four. With --head referring, a folder with the files of RefCOCO,
+            RefCOCO+, RefCOCOg or gRefCOCO, one of its files of expressions, or scenes-referring for drawn scenes.
         out: Folder for the head, checkpoint, log, curves, results.json, results.md and overlays.
         model: sail-tiny, a folder, a Hub name such as ByteDance-Seed/SAIL-7B, timm/NAME, hf/NAME, or raw/14 for raw
             patches.
@@ -55,8 +56,10 @@ class TrainOptions:
         max_tiles: For SAIL-VL, tiles per image at most; by default what the checkpoint says.
         msac: For SAIL-VL, whether to see images under a second grid of tiles too; features are the mean of both.
         project: For SAIL-VL, whether to take the features that its language model receives.
-        head: linear, upernet, or knn, which needs one pass over the data.
-        head_options: Other arguments of the head, such as {"dropout": 0.1}.
+        head: linear, upernet, or knn, which needs one pass over the data; or referring, which trains the model itself:
+            out becomes a Pixel-SAIL, made of a SAIL, or gone on with.
+        head_options: Other arguments of the head, such as {"dropout": 0.1}; of referring mask_channels, head_channels,
+            expressions, lora, clip, gradient_checkpointing, train_num_points, mask_weight, dice_weight and text_weight.
         layers: Blocks that the head reads: -1, 0,11,23, last4 or even4; UperNet reads one or four.
         norm: Whether to apply the model's final norm to each.
         mode: online runs augmented crops through the backbone; cached extracts the grids of whole images once and

@@ -58,14 +58,21 @@ def check_run(folder: Path, settings: dict[str, Any]) -> None:
     check_settings(folder, _as_json(settings), TRAIN)
 
 
-def claim(folder: Path, settings: dict[str, Any], overwrite: bool) -> None:
+def claim(folder: Path, settings: dict[str, Any], overwrite: bool, others: Sequence[str] = ()) -> None:
     """Begins a run in a folder, or goes on with one of the same settings.
+
+    Args:
+        folder: The folder.
+        settings: All that decides what comes out.
+        overwrite: Whether to delete an earlier run first.
+        others: Files of such a run beside those of every run.
 
     Raises:
         UserError: If a run with other settings is there, or something else is.
     """
     if overwrite:
-        files = (CHECKPOINT, LOG, CURVES, IOU, IMAGES, BEST, WORST, WEIGHTS, DESCRIPTION, RESULTS, *TABLES, PICTURES)
+        pictures = (CURVES, IOU, IMAGES, BEST, WORST)
+        files = (CHECKPOINT, LOG, *pictures, WEIGHTS, DESCRIPTION, RESULTS, *TABLES, PICTURES, *others)
         remove_run(folder, TRAIN, read_log_of_run(folder / PICTURES, as_picture), files)
     check_run(folder, settings)
     write_run(folder, TRAIN, {"settings": _as_json(settings), "versions": versions()})

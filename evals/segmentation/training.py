@@ -167,7 +167,7 @@ class Run:
         with Gallery(self.validation, self.folder, self.options.overlays) as keep:
             scores = score(self.segmenter, self.inference, self.validation, keep)
         show_extremes(self.segmenter, self.inference, self.validation, scores, self.folder, self.options.overlays)
-        self._draw_curves(scores.mean_iou)
+        save_curves(self.folder, {"mIoU": scores.mean_iou})
         run = read_run(self.folder)
         return write_report(
             self.folder,
@@ -180,14 +180,16 @@ class Run:
             self.options.latex,
         )
 
-    def _draw_curves(self, mean_iou: float) -> None:
-        lines = read_log(self.folder / LOG)
-        if not lines:
-            return
-        try:
-            draw_curves([*lines, {"step": lines[-1]["step"], "mIoU": mean_iou}], self.folder / CURVES)
-        except ImportError:
-            print("no curves.png without matplotlib; pip install matplotlib", file=sys.stderr)
+
+def save_curves(folder: Path, final: Mapping[str, Any]) -> None:
+    """Draws the curves of a run from its log, with its last scores; says so where that cannot be done."""
+    lines = read_log(folder / LOG)
+    if not lines:
+        return
+    try:
+        draw_curves([*lines, {"step": lines[-1]["step"], **final}], folder / CURVES)
+    except ImportError:
+        print("no curves.png without matplotlib; pip install matplotlib", file=sys.stderr)
 
 
 def batch_loss(head: DenseHead, batch: Batch, over: CountedPixels) -> Tensor:
@@ -198,14 +200,14 @@ def batch_loss(head: DenseHead, batch: Batch, over: CountedPixels) -> Tensor:
 
 
 def draw_curves(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draws loss, learning rate and mIoU over the steps.
+    """Draws loss, learning rate and mIoU or cIoU over the steps.
 
     Raises:
         ImportError: If matplotlib is not installed.
     """
     from matplotlib.figure import Figure
 
-    names = [name for name in ("loss", "learning_rate", "mIoU") if any(name in line for line in lines)]
+    names = [name for name in ("loss", "learning_rate", "mIoU", "cIoU") if any(name in line for line in lines)]
     figure = Figure((4 * len(names), 3), layout="constrained")
     for name, axes in zip(names, figure.subplots(1, len(names), squeeze=False)[0], strict=True):
         steps, values = zip(*((line["step"], line[name]) for line in lines if name in line), strict=True)

@@ -1,7 +1,13 @@
 """Questions: what may be asked, and how a mask is asked for."""
 
 from sail_encoder.io.errors import UserError
-from sail_encoder.models.pixel_sail.tokens import VISUAL_PROMPTS
+from sail_encoder.models.pixel_sail.tokens import SEG, VISUAL_PROMPTS
+
+ANSWER = f"It is {SEG}."
+"""Answer to such a question in training."""
+
+NO_TARGET = "There is none."
+"""The same where nothing in the image is meant."""
 
 REGION = VISUAL_PROMPTS[0]
 """Name of the region in a question about one."""

@@ -1,0 +1,1 @@
+"""Referring expressions: data sets of them, training of a Pixel-SAIL, and scores."""
