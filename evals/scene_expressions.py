@@ -1,7 +1,7 @@
 """Referring expressions about drawn scenes, each with the things that it means, which the drawing makes certain."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.random import Generator
@@ -14,8 +14,7 @@ _CLEAR = 0.5
 """Gap, as a share of two radii together, from which one thing is beside another without doubt."""
 
 
-@dataclass(frozen=True)
-class Expression:
+class Expression(NamedTuple):
     """A referring expression.
 
     Attributes:

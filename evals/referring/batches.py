@@ -2,7 +2,6 @@
 
 from collections.abc import Generator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,29 +18,8 @@ Batch = Mapping[str, Any]
 """Inputs of `PixelSailForCausalLM.forward`, `labels` and `mask_labels` among them, in the memory of the CPU."""
 
 
-@dataclass(frozen=True, eq=False)
-class Conversation:
-    """One image of a batch.
-
-    Attributes:
-        image: The image.
-        turns: Questions and answers.
-        masks: bool [q, height, width], one per `[SEG]` in the answers.
-    """
-
-    image: Image.Image
-    turns: list[tuple[str, str]]
-    masks: Tensor
-
-    @property
-    def messages(self) -> list[dict[str, Any]]:
-        """The conversation as transformers' chat templates take it, the image in its first question."""
-        messages: list[dict[str, Any]] = []
-        for question, answer in self.turns:
-            image = [] if messages else [{"type": "image", "image": self.image}]
-            messages.append({"role": "user", "content": [*image, {"type": "text", "text": question}]})
-            messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-        return messages
+Conversation = tuple[Image.Image, list[tuple[str, str]], Tensor]
+"""One image of a batch, questions about it and answers, and bool [q, height, width], a mask per `[SEG]` in these."""
 
 
 class ReferringBatches:
@@ -64,14 +42,12 @@ class ReferringBatches:
     def make(self, position: int) -> Conversation:
         """One image and what is said about it; called in threads."""
         index, rng = self.sampler.draw(position)
-        shown = self.data.read(index)
-        chosen = rng.permutation(len(shown.expressions))[: self.expressions]
-        has_target = np.array([shown.masks[place].any() for place in chosen])
-        turns = [
-            (refer(shown.expressions[place].text), ANSWER if has else NO_TARGET)
-            for place, has in zip(chosen, has_target, strict=True)
-        ]
-        return Conversation(shown.image, turns, torch.from_numpy(np.ascontiguousarray(shown.masks[chosen[has_target]])))
+        image, expressions, masks = self.data.read(index)
+        chosen = rng.permutation(len(expressions))[: self.expressions]
+        has_target = np.array([masks[place].any() for place in chosen])
+        answers = [ANSWER if has else NO_TARGET for has in has_target]
+        turns = [(refer(expressions[place].text), answer) for place, answer in zip(chosen, answers, strict=True)]
+        return image, turns, torch.from_numpy(masks[chosen[has_target]])
 
     def between(self, first: int, last: int) -> Generator[Batch, None, None]:
         """The batches with these numbers, the last one left out."""
@@ -82,7 +58,7 @@ class ReferringBatches:
     def collate(self, conversations: list[Conversation]) -> Batch:
         """Inputs for a batch of conversations; only answers are learned."""
         batch = self.processor.apply_chat_template(
-            [conversation.messages for conversation in conversations],
+            [_messages_of(image, turns) for image, turns, _ in conversations],
             tokenize=True,
             return_dict=True,
             return_assistant_tokens_mask=True,
@@ -90,4 +66,14 @@ class ReferringBatches:
         )
         is_answer = torch.as_tensor(batch.pop("assistant_masks")).bool()
         labels = batch["input_ids"].masked_fill(~is_answer, -100)
-        return {**batch, "labels": labels, "mask_labels": [conversation.masks for conversation in conversations]}
+        return {**batch, "labels": labels, "mask_labels": [masks for *_, masks in conversations]}
+
+
+def _messages_of(image: Image.Image, turns: list[tuple[str, str]]) -> list[dict[str, Any]]:
+    """A conversation as transformers' chat templates take it, the image in its first question."""
+    messages: list[dict[str, Any]] = []
+    for question, answer in turns:
+        shown = [] if messages else [{"type": "image", "image": image}]
+        messages.append({"role": "user", "content": [*shown, {"type": "text", "text": question}]})
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+    return messages

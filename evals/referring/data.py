@@ -1,7 +1,6 @@
 """Data sets of referring expressions: drawn scenes, and the published files of RefCOCO and its relatives."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -34,19 +33,10 @@ _MOST_EXPRESSIONS = 4
 """Expressions about a scene."""
 
 
-@dataclass(frozen=True, eq=False)
-class Shown:
-    """One image, what is said about it, and what that means.
-
-    Attributes:
-        image: The image.
-        expressions: The expressions.
-        masks: bool [expressions, height, width], all targets of an expression in one mask, empty where it has none.
-    """
-
-    image: Image.Image
-    expressions: Sequence[Expression]
-    masks: Array
+Shown = tuple[Image.Image, Sequence[Expression], Array]
+"""An image, what is said about it, and what that means: masks, bool [expressions, height, width], each with all targets
+of an expression, empty where it has none.
+"""
 
 
 class ReferringData(Protocol):
@@ -92,7 +82,7 @@ class SceneExpressions:
         expressions = drawn or [Expression("all things", tuple(range(len(scene.things))), "all")]
         things = draw_thing_masks(scene)
         masks = np.stack([things[list(expression.targets)].any(axis=0) for expression in expressions])
-        return Shown(Image.fromarray(scene.image), expressions, masks)
+        return Image.fromarray(scene.image), expressions, masks
 
 
 def open_splits(data: str, *splits: str) -> dict[str, ReferringData]:
@@ -136,4 +126,4 @@ class PublishedSplit:
         number, expressions = self.images[index]
         image = self.published.read_image(number)
         masks = [self.published.mask_of(number, expression.targets) for expression in expressions]
-        return Shown(image, expressions, np.stack(masks))
+        return image, expressions, np.stack(masks)

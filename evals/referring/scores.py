@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +9,7 @@ from tqdm import tqdm
 
 from evals.referring.data import ReferringData, Shown
 from evals.report import Table
+from evals.scene_expressions import Expression
 from sail_encoder.chat.sampling import Sampling
 from sail_encoder.images.decoding import Array
 from sail_encoder.io.devices import count_readers
@@ -28,7 +28,6 @@ _BATCH = 16
 _READERS, _AHEAD = 8, 16
 
 
-@dataclass
 class ReferringScores:
     """Sums over expressions, of which scores are made.
 
@@ -44,11 +43,11 @@ class ReferringScores:
         present: Of expressions with a target, for each whether something was predicted.
     """
 
-    ious: list[float] = field(default_factory=list)
-    intersection: int = 0
-    union: int = 0
-    absent: list[bool] = field(default_factory=list)
-    present: list[bool] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.ious: list[float] = []
+        self.intersection, self.union = 0, 0
+        self.absent: list[bool] = []
+        self.present: list[bool] = []
 
     def add(self, predicted: Array, target: Array) -> None:
         """Takes one expression.
@@ -99,21 +98,20 @@ def score_expressions(chat: "Chat", data: ReferringData, title: str) -> dict[str
 
     scores = {title: ReferringScores()}
     sampling = Sampling(LONGEST_ANSWER)
-    waiting: list[tuple[Chat, Shown, int]] = []
+    waiting: list[tuple[Chat, Expression, Array]] = []
 
     def answer(count: int) -> None:
         asked, waiting[:count] = waiting[:count], []
-        questions = [refer(shown.expressions[place].text) for _, shown, place in asked]
-        answers = ask_together([one for one, _, _ in asked], questions, sampling)
-        for said, (_, shown, place) in zip(answers, asked, strict=True):
-            kind = shown.expressions[place].kind
-            for name in (title, f"{title}: {kind}") if kind else (title,):
-                scores.setdefault(name, ReferringScores()).add(np.any(said.masks, axis=0), shown.masks[place])
+        questions = [refer(expression.text) for _, expression, _ in asked]
+        answers = ask_together([looking for looking, _, _ in asked], questions, sampling)
+        for said, (_, expression, mask) in zip(answers, asked, strict=True):
+            for name in (title, f"{title}: {expression.kind}") if expression.kind else (title,):
+                scores.setdefault(name, ReferringScores()).add(np.any(said.masks, axis=0), mask)
 
-    for shown in _read_ahead(data, title):
+    for image, expressions, masks in _read_ahead(data, title):
         looking = Chat(chat.engine)
-        looking.look(shown.image)
-        waiting += [(looking, shown, place) for place in range(len(shown.expressions))]
+        looking.look(image)
+        waiting += [(looking, *pair) for pair in zip(expressions, masks, strict=True)]
         while len(waiting) >= _BATCH:
             answer(_BATCH)
     if waiting:

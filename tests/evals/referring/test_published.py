@@ -20,20 +20,20 @@ def test_splits_and_masks(refcoco):
     train, val, test = open_splits(str(folder), "train", "val", "testA").values()
     assert [len(train), len(val), len(test)] == [3, 2, 1]
     for index in range(3):
-        shown = train.read(index)
-        assert shown.image.size == (80, 60)
-        assert [expression.targets for expression in shown.expressions] == [(10 * index,), (10 * index + 1,)]
-        for expression, mask in zip(shown.expressions, shown.masks, strict=True):
+        image, expressions, found = train.read(index)
+        assert image.size == (80, 60)
+        assert [expression.targets for expression in expressions] == [(10 * index,), (10 * index + 1,)]
+        for expression, mask in zip(expressions, found, strict=True):
             assert np.array_equal(mask, masks[expression.targets[0]])
-    assert val.read(0).expressions[0].text.startswith("the ")
+    assert val.read(0)[1][0].text.startswith("the ")
     assert len({train.identity, val.identity}) == 2
 
 
 def test_several_targets_and_none(grefcoco):
     folder, masks = grefcoco
     val = open_splits(str(folder), "val")["val"]
-    shown = val.read(0)
-    said = {expression.text: mask for expression, mask in zip(shown.expressions, shown.masks, strict=True)}
+    _, expressions, found = val.read(0)
+    said = {expression.text: mask for expression, mask in zip(expressions, found, strict=True)}
     assert np.array_equal(said["both things"], masks[30] | masks[31])
     assert not said["the plane"].any()
 

@@ -127,7 +127,7 @@ def test_scores_of_a_folder(trained, grefcoco, refcoco, tmp_path, capsys):
 def test_answers_are_compared_with_their_own_masks(trained, grefcoco, monkeypatch):
     """A model that finds everything, each mask in two halves, scores one."""
     val = open_splits(str(grefcoco[0]), "val")["val"]
-    expected = [mask for index in range(len(val)) for mask in val.read(index).masks]
+    expected = [mask for index in range(len(val)) for mask in val.read(index)[2]]
     upper = np.indices(expected[0].shape)[0] < 25
 
     def answer(chats, prompts, sampling):
@@ -157,6 +157,16 @@ def test_batches(grefcoco, sail):
             assert (ids == model.config.seg_token_id).sum() == len(masks) == said.count("Itis[SEG].")
             assert processor.decode(ids).count("Please segment") == 3
     assert model(**first).mask_logits
+
+
+def test_scores_while_training(trained, grefcoco, sail, tmp_path):
+    """They are in the log, and do not change what is learned."""
+    assert main(train(grefcoco[0], tmp_path, sail, "--validate_every", "5")) == 0
+    lines = [line for line in read_log(tmp_path / "log.jsonl") if "cIoU" in line]
+    assert [line["step"] for line in lines] == [5, 10]
+    assert all(0 <= line["gIoU"] <= 1 for line in lines)
+    one, other = (load_file(folder / "model.safetensors") for folder in (tmp_path, trained))
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_adapters(grefcoco, sail, tmp_path):

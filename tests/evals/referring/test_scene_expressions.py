@@ -81,12 +81,12 @@ def test_a_split_is_a_function_of_its_seeds():
     assert list(open_splits(SCENES, "train", "val")) == ["train", "val"]
     [first] = open_splits(SCENES, "all").values()
     for index in range(5):
-        one, other = first.read(index), SceneExpressions("val").read(index)
-        assert one.expressions == other.expressions
-        assert 1 <= len(one.expressions) <= 4
-        assert np.array_equal(one.masks, other.masks)
-        assert one.masks.shape == (len(one.expressions), one.image.height, one.image.width)
-        assert one.masks.any(axis=(1, 2)).all()
+        (image, expressions, masks), other = first.read(index), SceneExpressions("val").read(index)
+        assert expressions == other[1]
+        assert 1 <= len(expressions) <= 4
+        assert np.array_equal(masks, other[2])
+        assert masks.shape == (len(expressions), image.height, image.width)
+        assert masks.any(axis=(1, 2)).all()
     train, val = SCENE_SPLITS["train"], SCENE_SPLITS["val"]
     assert not any(seed in TRAINING_SEEDS for seed in val)
     assert train.start in TRAINING_SEEDS
