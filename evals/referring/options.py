@@ -10,7 +10,7 @@ from heads.settings import check_at_least_zero, check_positive
 from sail_encoder.chat.families import find_chat
 from sail_encoder.chat.fingerprint import fingerprint_chat
 from sail_encoder.io.devices import choose_device, choose_dtype
-from sail_encoder.io.errors import CheckpointError, UserError
+from sail_encoder.io.errors import CheckpointError, UserError, require_positive
 from sail_encoder.io.typed import require_fields
 
 REFERRING = "referring"
@@ -87,6 +87,8 @@ def read_options(options: TrainOptions) -> ReferringOptions:
     foreign = [name for name, value in defaults.items() if name not in _USED and getattr(options, name) != value]
     if foreign:
         raise UserError(f"--{foreign[0]} has no effect with --head {REFERRING}; leave it out")
+    if options.max_tokens is not None:
+        require_positive("max_tokens", options.max_tokens)
     if options.precision == "float16":
         raise UserError("--precision float16 is too narrow to train all weights in; use bfloat16 or float32")
     given, known = options.head_options or {}, [field.name for field in fields(ReferringOptions)]

@@ -45,6 +45,10 @@ UNUSED_VISION_TOKENS = ("<vrow_sep>", "<vframe_sep>", "<|vis_cls|>")
 """Further vision tokens of the vocabulary, which the released models do not use."""
 
 
+_NOT_OF_SAIL = ("auto_map", "seg_token_id", "visual_prompt_token_ids")
+"""Fields of a config.json that are left out: code that is not run, and tokens that only a Pixel-SAIL has."""
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """Fields of a checkpoint's config.json in the terms of `SailConfig`.
 
@@ -55,7 +59,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         CheckpointError: If there is no such file, or it describes another kind of model.
     """
     fields = read_config_file(folder)
-    native = {key: value for key, value in fields.items() if key != "auto_map"} | {"model_type": "sail"}
+    native = {key: value for key, value in fields.items() if key not in _NOT_OF_SAIL} | {"model_type": "sail"}
     if fields["model_type"] in NATIVE_TYPES:
         return native
     if _lacks_patch_size(fields):

@@ -231,6 +231,7 @@ def test_overwriting_leaves_other_files(refcoco, sail, tmp_path):
     ("more", "head", "message"),
     [
         (["--layers", "all"], {}, "--layers has no effect with --head referring"),
+        (["--max_tokens", "0"], {}, "--max_tokens cannot be 0"),
         (["--mode", "cached"], {}, "--mode has no effect with --head referring"),
         ([], {"dropout": 0.1}, "--head_options of referring has no dropout; it has mask_channels"),
         ([], {"head_channels": 128}, "head_channels cannot be 128; "),

@@ -50,6 +50,11 @@ def test_it_is_a_backbone(folder, model, processor, capsys):
     assert "encoder, language head and mask head" in capsys.readouterr().out
 
 
+def test_a_backbone_knows_no_tokens_of_masks(folder):
+    """Their ids lie beyond its vocabulary, which transformers warns of."""
+    assert not hasattr(load_backbone(folder).model.config, "seg_token_id")
+
+
 def test_its_image_processor_is_known_to_the_backbone(processor, model, tmp_path):
     """It is saved within the file of the whole processor."""
     model.save_pretrained(tmp_path)
