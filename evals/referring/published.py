@@ -156,7 +156,7 @@ class PublishedExpressions:
 
 def _problem_of(text: Any) -> str | None:
     """Fault of an expression that cannot be asked."""
-    if not isinstance(text, str) or not text.strip():
+    if not isinstance(text, str) or not text.strip(" ."):
         return "is empty"
     try:
         check_region(text, is_shown=False)

@@ -103,6 +103,7 @@ def change(folder, **fields):
     ("fields", "message"),
     [
         ({"sentences": [{"sent": "  "}]}, "an expression about image 500 is empty"),
+        ({"sentences": [{"sent": "."}]}, "an expression about image 500 is empty"),
         ({"sentences": [{}]}, "an expression about image 500 is empty"),
         ({"sentences": [{"sent": "the [SEG]"}]}, r"holds \[SEG\], which stands for an image or a mask"),
         ({"sentences": [{"sent": "beside <Prompt0>"}]}, "names <Prompt0>, but there is no region"),
