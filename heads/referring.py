@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from transformers.utils import logging
 
 from heads.contract import HeadError
@@ -115,6 +116,14 @@ def require_peft() -> None:
 
 
 def save_pixel_sail(folder: Path, model: PixelSailForCausalLM, processor: PixelSailProcessor) -> None:
-    """Writes a Pixel-SAIL in the native format, weights first."""
-    model.save_pretrained(folder)
+    """Writes a Pixel-SAIL in the native format, weights first.
+
+    Raises:
+        OSError: If the file system refuses; the same training writes them again.
+    """
+    try:
+        model.save_pretrained(folder)
+    except SafetensorError as error:
+        # Its writer covers the error of the file with one of its own.
+        raise OSError(f"the weights cannot be written to {folder}: {error}") from error
     processor.save_pretrained(folder)

@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from evals.referring.batches import ReferringBatches
@@ -102,6 +103,18 @@ def test_killed_and_resumed_is_as_uninterrupted(trained, grefcoco, sail, tmp_pat
     scores = [json.loads((folder / "results.json").read_text())["scores"] for folder in (tmp_path, trained)]
     assert scores[0] == scores[1]
     assert [line["step"] for line in read_log(log)] == [3, 6, 9, 12]
+
+
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(refcoco, sail, tmp_path, capsys, monkeypatch):
+    def refuse(self, folder):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    command = train(refcoco[0], tmp_path, sail, "--steps", "3")
+    with monkeypatch.context() as patch:
+        patch.setattr(PixelSailForCausalLM, "save_pretrained", refuse)
+        assert "No space left on device" in complaint(capsys, command)
+    assert main(command) == 0
+    assert PixelSailForCausalLM.from_pretrained(tmp_path)
 
 
 def test_a_finished_run_is_not_trained_again(trained, grefcoco, sail):
