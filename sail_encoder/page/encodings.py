@@ -1,0 +1,139 @@
+"""Encodings: what a model sees in an image, made once and kept in bounded memory."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from sail_encoder.backbones.base import VisionBackbone
+from sail_encoder.backbones.registry import announce, describe, load_for, resolve_features
+from sail_encoder.backbones.spec import BackboneSpec, FeatureSpec
+from sail_encoder.images.decoding import Array
+from sail_encoder.images.geometry import Geometry
+from sail_encoder.io.errors import UserError
+from sail_encoder.page.memory import BoundedCache
+from sail_encoder.page.photos import Photo
+from sail_encoder.pictures.components import as_colors, common_scores, explained
+
+MAX_TOKENS = 1024
+"""Patches per image at most under the native rule, so that an answer comes while somebody waits."""
+
+_LAYERS = 12
+"""Layers that are kept of a model at most."""
+
+_FLOAT16 = float(np.finfo(np.float16).max)
+
+
+@dataclass(frozen=True, eq=False)
+class Encoding:
+    """Features of one image by one model.
+
+    Attributes:
+        geometry: Where its patches lie.
+        grids: For each layer its grid [nh, nw, C], float16, or float32 where values are beyond that.
+    """
+
+    geometry: Geometry
+    grids: dict[int, Array]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes, with its components."""
+        return sum(grid.nbytes + grid[..., :3].size * 4 for grid in self.grids.values())
+
+    @cached_property
+    def components(self) -> "Components":
+        """Principal components of the patches, in one basis for all layers."""
+        scores = common_scores([[grid] for grid in self.grids.values()])
+        [colors] = as_colors([scores])
+        return Components(
+            {layer: column[0] for layer, column in zip(self.grids, colors, strict=True)},
+            {layer: explained(column) for layer, column in zip(self.grids, scores, strict=True)},
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Components:
+    """Colors of patches that mean the same at every layer.
+
+    Attributes:
+        colors: For each layer float32 [nh, nw, 3] in [0, 1].
+        explained: For each layer the share of its variance that they show.
+    """
+
+    colors: dict[int, Array]
+    explained: dict[int, float]
+
+
+def spread_layers(spec: BackboneSpec, most: int = _LAYERS) -> list[int]:
+    """Layers of a model at even distances that end with its last, of the last stage where patches differ."""
+    last = spec.num_layers - 1
+    alike = [layer for layer in range(last + 1) if not spec.stages or spec.stages[layer] == spec.stages[last]]
+    stride = -(-len(alike) // most)
+    return alike[::-stride][::-1]
+
+
+class Encoder:
+    """Models that a page offers, each loaded when it is first used, and encodings by them.
+
+    Args:
+        models: Names of models, as in `load_backbone`.
+        limit: Bytes of encodings at most; those used longest ago go first.
+        max_tokens: Patches per image at most under the native rule.
+
+    Attributes:
+        features: What is taken from each model, by name.
+
+    Raises:
+        UserError: If there is no such model.
+    """
+
+    def __init__(self, models: Sequence[str], limit: int, max_tokens: int = MAX_TOKENS) -> None:
+        self.features: dict[str, FeatureSpec] = {}
+        self.specs: dict[str, BackboneSpec] = {}
+        for model in dict.fromkeys(models):
+            spec = describe(model)
+            most = min(max_tokens, spec.resize.max_tokens)
+            self.specs[model], self.features[model] = resolve_features(model, spread_layers(spec), "auto", most)
+        self.encodings: BoundedCache[tuple[str, str], Encoding] = BoundedCache(limit, lambda one: one.nbytes)
+        self._backbones: BoundedCache[str, VisionBackbone] = BoundedCache(len(self.features))
+
+    def layers(self, model: str) -> tuple[int, ...]:
+        """Layers whose features are kept.
+
+        Raises:
+            UserError: If the page does not offer this model.
+        """
+        return self._features(model).layers
+
+    def load(self, model: str) -> VisionBackbone:
+        """The backbone of a model, which is loaded once."""
+        return self._backbones.get_or_make(model, lambda: self._load(self._features(model)))
+
+    def encode(self, photo: Photo, model: str) -> Encoding:
+        """Features of an image, which are computed once as long as they are kept.
+
+        Raises:
+            UserError: If the page does not offer this model.
+        """
+        asked = self._features(model)
+        return self.encodings.get_or_make((photo.digest, model), lambda: self._encode(photo, asked))
+
+    def _features(self, model: str) -> FeatureSpec:
+        if model not in self.features:
+            raise UserError(f"this page has no model {model}; it offers {', '.join(self.features)}")
+        return self.features[model]
+
+    def _load(self, asked: FeatureSpec) -> VisionBackbone:
+        announce(asked.model)
+        return load_for(asked)
+
+    def _encode(self, photo: Photo, asked: FeatureSpec) -> Encoding:
+        [features] = self.load(asked.model).encode([photo.read()], asked.layers, asked.norm, asked.size)
+        grids = {layer: _compact(grid.float().cpu().numpy()) for layer, grid in features.layers.items()}
+        return Encoding(features.geometry, grids)
+
+
+def _compact(grid: Array) -> Array:
+    return grid.astype(np.float16) if np.abs(grid).max() <= _FLOAT16 else grid
