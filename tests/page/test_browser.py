@@ -19,6 +19,7 @@ expect = sync_api.expect
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 20
+expect.set_options(timeout=SECONDS * 1000)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +89,7 @@ def visit(browser, address):
 
 
 def wait_for_alt(page, name, pattern):
-    expect(page.locator(f"#{name} img")).to_have_attribute("alt", re.compile(pattern), timeout=SECONDS * 1000)
+    expect(page.locator(f"#{name} img")).to_have_attribute("alt", re.compile(pattern))
 
 
 def upload(page, name, content, where="first"):
@@ -171,7 +172,7 @@ def test_an_answer_about_the_image_streams_in(visit):
     )
     page.get_by_role("button", name="Ask").click()
     answer = page.locator("#conversation [data-testid=bot]")
-    expect(answer).to_contain_text(re.compile("circle.* and a .*"), timeout=SECONDS * 1000)
+    expect(answer).to_contain_text(re.compile("circle.* and a .*"))
     assert page.evaluate("window.seen.size") > 2
     page.locator("#question textarea").fill("How many things are there?")
     page.keyboard.press("Enter")
