@@ -113,7 +113,8 @@ COMMANDS = {
         "sail_encoder.commands.doctor:doctor", "Checks this machine and says what to do about what is missing."
     ),
     "demo": Command(
-        "evals.commands.demo:demo", "Extracts features of two photographs, or serves a page to look at features."
+        "evals.commands.demo:demo",
+        "Extracts and draws features of two photographs, or serves a page to look at features.",
     ),
     "estimate": Command(
         "sail_encoder.commands.estimate:estimate",

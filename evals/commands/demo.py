@@ -20,7 +20,7 @@ def demo(
     host: str | None = None,
     port: int | None = None,
 ) -> int:
-    """Extracts features of two photographs, and draws them; or serves a page to look at features.
+    """Extracts and draws features of two photographs, or serves a page to look at features.
 
     The photographs are scikit-learn's sample images. The same with files of your own:
     `sail extract FOLDER --out OUT` and `sail pca IMAGE`. The page (`--page`) shows similarity, components, matches,
