@@ -69,12 +69,18 @@ class Actions:
         return self._look(visit, model=model, turns=[])
 
     def choose_first(self, visit: Visit, token: str) -> Updates:
-        """Looks at another image."""
-        return self._look(visit, first=token, turns=[])
+        """Looks at another image, and lets go of the one before."""
+        before = visit.first
+        updates = self._look(visit, first=token, turns=[])
+        self._let_go(visit, before)
+        return updates
 
     def choose_second(self, visit: Visit, token: str) -> Updates:
-        """Matches with another image."""
-        return self._change(visit, second=token)
+        """Matches with another image, and lets go of the one before."""
+        before = visit.second
+        updates = self._change(visit, second=token)
+        self._let_go(visit, before)
+        return updates
 
     def choose_layer(self, visit: Visit, layer: float) -> Updates:
         """Shows another layer.
@@ -121,6 +127,10 @@ class Actions:
         # While the answer came, the visitor may have gone on to another image.
         if visit.topic == topic:
             visit.turns = [*turns, (question, answer)]
+
+    def _let_go(self, visit: Visit, token: str) -> None:
+        if token not in (visit.first, visit.second):
+            self.page.photos.drop(token)
 
     def _choose_patch(self, visit: Visit, patch: tuple[int, int]) -> Updates:
         changed = replace(visit, patch=check_patch(self._encoding(visit, visit.first), patch))

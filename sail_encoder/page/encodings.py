@@ -22,6 +22,9 @@ MAX_TOKENS = 1024
 _LAYERS = 12
 """Layers that are kept of a model at most."""
 
+MOST = 32
+"""Encodings that are kept at most, however small they are."""
+
 _FLOAT16 = float(np.finfo(np.float16).max)
 
 
@@ -96,7 +99,9 @@ class Encoder:
             spec = describe(model)
             most = min(max_tokens, spec.resize.max_tokens)
             self.specs[model], self.features[model] = resolve_features(model, spread_layers(spec), "auto", most)
-        self.encodings: BoundedCache[tuple[str, str], Encoding] = BoundedCache(limit, lambda one: one.nbytes)
+        self.encodings: BoundedCache[tuple[str, str], Encoding] = BoundedCache(
+            limit, lambda one: max(one.nbytes, limit // MOST)
+        )
         self._backbones: BoundedCache[str, VisionBackbone] = BoundedCache(len(self.features))
 
     def layers(self, model: str) -> tuple[int, ...]:

@@ -55,7 +55,7 @@ def upload_markup(label: str, limit: int, refusal: str) -> str:
 
 def _img(pixels: Array, words: str, kind: str) -> str:
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, kind, quality=90)
+    Image.fromarray(pixels).save(file, kind, quality=90, compress_level=1)
     content = base64.b64encode(file.getvalue()).decode()
     height, width = pixels.shape[:2]
     return (

@@ -46,6 +46,11 @@ class BoundedCache(Generic[K, V]):
             while self.total > self.limit and len(self._values) > 1:
                 self._drop(next(iter(self._values)))
 
+    def drop(self, key: K) -> None:
+        """Lets go of a value, if there is one."""
+        with self._lock:
+            self._drop(key)
+
     def _drop(self, key: K) -> None:
         if key in self._values:
             self.total -= self.size(self._values.pop(key))

@@ -96,6 +96,10 @@ class Photos:
             raise UserError("this image is no longer held here; upload it again, or choose an example")
         return photo
 
+    def drop(self, token: str) -> None:
+        """Lets go of an uploaded image; examples stay."""
+        self._uploaded.drop(token)
+
     @property
     def nbytes(self) -> int:
         """Memory that uploaded images take."""

@@ -61,6 +61,20 @@ def test_visitors_have_their_own_choices(actions):
     assert "1.png" not in "".join(map(str, updates.values()))
 
 
+def test_what_a_visitor_leaves_is_let_go(actions, visit):
+    held = actions.page.photos.nbytes
+    first, second = upload(actions, 21), upload(actions, 22)
+    actions.choose_first(visit, first)
+    actions.choose_second(visit, first)
+    actions.choose_first(visit, second)
+    assert actions.page.photos.get(first).name == "21.png"
+    actions.choose_second(visit, "China")
+    with pytest.raises(UserError, match="no longer held"):
+        actions.page.photos.get(first)
+    actions.choose_first(visit, "China")
+    assert actions.page.photos.nbytes == held
+
+
 def test_a_click_chooses_the_patch_below_it(actions, visit):
     actions.click(visit, SimpleNamespace(x=0.999, y=0.0))
     assert visit.patch == (0, 18)
@@ -149,8 +163,7 @@ def test_a_conversation_that_was_let_go_goes_on(actions, visit):
     held = actions.page.conversations._held
     kept = list(actions.ask(visit, "What color is it?"))[-1]
     visit.turns.pop()
-    held.put(visit.topic, held.get(visit.topic).fork())
-    held._drop(visit.topic)
+    held.drop(visit.topic)
     again = list(actions.ask(visit, "What color is it?"))[-1]
     assert kept[actions.layout.conversation] == again[actions.layout.conversation]
 

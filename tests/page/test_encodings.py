@@ -9,7 +9,7 @@ from page_helpers import noisy_png
 from sail_encoder.backbones.base import VisionBackbone
 from sail_encoder.backbones.spec import BackboneSpec
 from sail_encoder.io.errors import ImageError, UserError
-from sail_encoder.page.encodings import Encoder, spread_layers
+from sail_encoder.page.encodings import MOST, Encoder, spread_layers
 from sail_encoder.page.photos import SIDE, Photo, Photos
 
 
@@ -70,6 +70,13 @@ def test_memory_of_encodings_is_bounded():
     assert encoder.encodings.total <= room
     kept = [encoder.encodings.get((photo.digest, "sail-tiny")) is not None for photo in photos]
     assert kept == [False, False, False, True, True, True]
+
+
+def test_no_more_encodings_than_a_few_are_kept_however_small():
+    encoder = Encoder(["raw/14"], 2**30)
+    for seed in range(MOST + 3):
+        encoder.encode(Photo.from_content(f"{seed}.png", noisy_png(seed, 28, 28)), "raw/14")
+    assert len(encoder.encodings) == MOST
 
 
 def test_a_model_that_is_not_offered_is_refused(encoder):
