@@ -128,6 +128,11 @@ class Actions:
         if visit.topic == topic:
             visit.turns = [*turns, (question, answer)]
 
+    def forget(self, visit: Visit) -> Updates:
+        """Begins the conversation about the image again."""
+        visit.turns = []
+        return {self.layout.conversation: []}
+
     def _let_go(self, visit: Visit, token: str) -> None:
         if token not in (visit.first, visit.second):
             self.page.photos.drop(token)

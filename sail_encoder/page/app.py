@@ -44,6 +44,7 @@ def _connect(blocks: gradio.Blocks, actions: Actions, layout: Layout) -> None:
     for name, tab in layout.tabs.items():
         tab.select(explain(partial(_open, actions, name)), [layout.visit], **heavy)
     asked = _explained_as_it_comes(layout.message, actions.ask)
+    layout.conversation.clear(explain(actions.forget), [layout.visit], **heavy)
     # A question that is asked during an answer waits for its end.
     layout.question.submit(asked, [layout.visit, layout.question], trigger_mode="multiple", **heavy)
 

@@ -42,7 +42,7 @@ def view_markup(view: View) -> str:
 
 def message_markup(message: str) -> str:
     """A line that says what went wrong, empty for nothing."""
-    return f'<p class="message" role="alert">{html.escape(message)}</p>' if message else ""
+    return f'<p class="refusal" role="alert">{html.escape(message)}</p>' if message else ""
 
 
 def upload_markup(label: str, limit: int, refusal: str) -> str:

@@ -175,6 +175,13 @@ def test_another_image_begins_another_conversation(actions, visit):
     assert visit.turns == []
 
 
+def test_a_conversation_that_is_cleared_begins_again(actions, visit):
+    actions.choose_first(visit, "Scene")
+    before = list(actions.ask(visit, "Describe the image."))[-1]
+    assert actions.forget(visit) == {actions.layout.conversation: []}
+    assert list(actions.ask(visit, "Describe the image."))[-1] == before
+
+
 def test_a_question_that_cannot_be_asked_says_so(actions, visit):
     with pytest.raises(UserError, match="empty"):
         list(actions.ask(visit, " "))
