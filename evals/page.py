@@ -29,7 +29,7 @@ def example_photos() -> "dict[str, Photo]":
         Path(file).stem.capitalize(): image for file, image in zip(samples.filenames, samples.images, strict=True)
     }
     pixels["Scene"] = draw_scene(*_SCENE).image
-    return {name: Photo.from_content(name, _png(Image.fromarray(image))) for name, image in pixels.items()}
+    return {name: Photo(name, _png(Image.fromarray(image))) for name, image in pixels.items()}
 
 
 def _png(image: Image.Image) -> bytes:
@@ -62,6 +62,6 @@ def load_segmentation(folder: str) -> "Callable[[Image.Image], Segmentation]":
     def segment(image: Image.Image) -> Segmentation:
         picture = Image.fromarray(photograph(image, SIDE))
         [labels] = (found.cpu().numpy() for found in predict(segmenter, inference, [picture], lambda item: item))
-        return Segmentation(np.asarray(overlay(picture, labels, trained.classes)), legend_of([labels], trained.classes))
+        return np.asarray(overlay(picture, labels, trained.classes)), legend_of([labels], trained.classes)
 
     return segment

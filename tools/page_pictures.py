@@ -5,14 +5,11 @@ python -m tools.page_pictures        # needs pip install 'sail-encoder[browser]'
 
 import io
 import shutil
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from benchmarks.page import serve
-
-PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 
 _COLORS = 256
 """Colors of a screenshot, with which it is a third of its size and looks the same."""
@@ -60,7 +57,7 @@ def _look_at_scene(browser: Any, address: str, width: int) -> Any:
 
 def _save(screenshot: bytes, name: str) -> None:
     picture = Image.open(io.BytesIO(screenshot)).convert("RGB")
-    picture.quantize(_COLORS, kmeans=2, dither=Image.Dither.NONE).save(PICTURES / name, optimize=True)
+    picture.quantize(_COLORS, kmeans=2, dither=Image.Dither.NONE).save(name, optimize=True)
 
 
 if __name__ == "__main__":

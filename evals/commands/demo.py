@@ -83,7 +83,6 @@ def _serve(models: list[str], head: str | None, host: str, port: int) -> int:
         describe_dense_head(head)
     from evals.page import example_photos, load_segmentation
     from sail_encoder.page.actions import Page
-    from sail_encoder.page.conversations import Conversations
     from sail_encoder.page.encodings import Encoder
     from sail_encoder.page.photos import Photos
     from sail_encoder.page.server import LOCAL_HOSTS, serve_page
@@ -94,5 +93,5 @@ def _serve(models: list[str], head: str | None, host: str, port: int) -> int:
     segment = None if head is None else load_segmentation(head)
     if host not in LOCAL_HOSTS:
         print(f"warning: --host {host} lets everybody who reaches this machine use the page", file=sys.stderr)
-    serve_page(Page(encoder, Photos(example_photos(), _PHOTOS), segment, Conversations()), host, port)
+    serve_page(Page(encoder, Photos(example_photos(), _PHOTOS), segment), host, port)
     return 0

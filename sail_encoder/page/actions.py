@@ -1,7 +1,7 @@
 """Actions of a visitor: each changes what is looked at, and draws what that changes on the page."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import gradio
@@ -30,21 +30,21 @@ Updates = dict[Any, Any]
 """New values of components."""
 
 
-@dataclass(frozen=True)
 class Page:
     """All that the pages of all visitors share.
 
-    Attributes:
+    Args:
         encoder: The models, and encodings by them.
         photos: Examples, and images of visitors.
         segment: Segments an image with a trained head, where there is one.
+
+    Attributes:
         conversations: What is said to models.
     """
 
-    encoder: Encoder
-    photos: Photos
-    segment: Callable[[Image.Image], Segmentation] | None
-    conversations: Conversations
+    def __init__(self, encoder: Encoder, photos: Photos, segment: Callable[[Image.Image], Segmentation] | None) -> None:
+        self.encoder, self.photos, self.segment = encoder, photos, segment
+        self.conversations = Conversations()
 
 
 class Actions:

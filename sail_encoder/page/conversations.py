@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 from transformers import TextIteratorStreamer
 
@@ -19,19 +18,8 @@ Turn = tuple[str, str]
 """A question and its answer."""
 
 
-@dataclass(frozen=True)
-class Topic:
-    """Whose conversation about what.
-
-    Attributes:
-        visitor: Name of the visitor that cannot be guessed.
-        image: Token of the image.
-        model: Name of the model.
-    """
-
-    visitor: str
-    image: str
-    model: str
+Topic = tuple[str, str, str]
+"""Whose conversation about what: the visitor, by a name that cannot be guessed, token of the image, name of the model."""
 
 
 class Conversations:
@@ -57,11 +45,12 @@ class Conversations:
             CheckpointError: If the model cannot chat.
             UserError: If the question cannot be asked.
         """
+        model = topic[2]
         # Small files say whether it can chat, before anything is loaded.
-        find_chat(topic.model)
+        find_chat(model)
         chat = self._held.get(topic)
         if chat is None or len(chat.messages) != 2 * len(turns) or not turns:
-            chat = self._models.get_or_make(topic.model, lambda: load_chat(topic.model, exif_rotate=True)).fork()
+            chat = self._models.get_or_make(model, lambda: load_chat(model, exif_rotate=True)).fork()
             chat.look(photo.content)
             for said, answer in turns:
                 chat.recall(said, answer)

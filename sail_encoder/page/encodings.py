@@ -1,7 +1,6 @@
 """Encodings: what a model sees in an image, made once and kept in bounded memory."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -28,17 +27,16 @@ MOST = 32
 _FLOAT16 = float(np.finfo(np.float16).max)
 
 
-@dataclass(frozen=True, eq=False)
 class Encoding:
     """Features of one image by one model.
 
-    Attributes:
+    Args:
         geometry: Where its patches lie.
         grids: For each layer its grid [nh, nw, C], float16, or float32 where values are beyond that.
     """
 
-    geometry: Geometry
-    grids: dict[int, Array]
+    def __init__(self, geometry: Geometry, grids: dict[int, Array]) -> None:
+        self.geometry, self.grids = geometry, grids
 
     @property
     def nbytes(self) -> int:
@@ -46,27 +44,18 @@ class Encoding:
         return sum(grid.nbytes + grid[..., :3].size * 4 for grid in self.grids.values())
 
     @cached_property
-    def components(self) -> "Components":
-        """Principal components of the patches, in one basis for all layers."""
+    def components(self) -> tuple[dict[int, Array], dict[int, float]]:
+        """Principal components of the patches, in one basis for all layers.
+
+        Returns:
+            For each layer the colors that they are, float32 [nh, nw, 3] in [0, 1], and the share of its variance that
+            they show.
+        """
         scores = common_scores([[grid] for grid in self.grids.values()])
         [colors] = as_colors([scores])
-        return Components(
-            {layer: column[0] for layer, column in zip(self.grids, colors, strict=True)},
-            {layer: explained(column) for layer, column in zip(self.grids, scores, strict=True)},
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class Components:
-    """Colors of patches that mean the same at every layer.
-
-    Attributes:
-        colors: For each layer float32 [nh, nw, 3] in [0, 1].
-        explained: For each layer the share of its variance that they show.
-    """
-
-    colors: dict[int, Array]
-    explained: dict[int, float]
+        shares = [explained(column) for column in scores]
+        shown = [column[0] for column in colors]
+        return dict(zip(self.grids, shown, strict=True)), dict(zip(self.grids, shares, strict=True))
 
 
 def spread_layers(spec: BackboneSpec, most: int = _LAYERS) -> list[int]:

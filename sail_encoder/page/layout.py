@@ -108,6 +108,6 @@ class Layout:
 
     def _add_chat(self) -> None:
         self.conversation = gradio.Chatbot(
-            label="Conversation about the image", elem_id="conversation", height=320, render_markdown=False, buttons=[]
+            label="Conversation about the image", elem_id="conversation", height=380, render_markdown=False, buttons=[]
         )
         self.question = gradio.Textbox(label="Question", elem_id="question", submit_btn="Ask")

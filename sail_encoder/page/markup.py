@@ -36,8 +36,9 @@ def photo_markup(photo: Photo, encoding: Encoding, patch: tuple[int, int]) -> st
 
 def view_markup(view: View) -> str:
     """A picture with what it shows below it."""
-    picture = _img(view.pixels, view.words, "PNG")
-    return f'<figure class="picture">{picture}<figcaption class="words">{html.escape(view.words)}</figcaption></figure>'
+    pixels, words = view
+    picture = _img(pixels, words, "PNG")
+    return f'<figure class="picture">{picture}<figcaption class="words">{html.escape(words)}</figcaption></figure>'
 
 
 def message_markup(message: str) -> str:

@@ -3,7 +3,6 @@
 import hashlib
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import PurePath
 
 import numpy as np
@@ -21,39 +20,32 @@ SIDE = 560
 _LONGEST_NAME = 60
 
 
-@dataclass(frozen=True, eq=False)
 class Photo:
     """One image, as its file and as it is shown.
 
-    Attributes:
-        name: Name of its file.
+    Args:
+        name: Name of the file.
         content: The file.
+
+    Attributes:
         digest: SHA-256 of the file.
         image_size: (height, width) in pixels, upright.
         pixels: uint8 [height, width, 3] of its picture on the page.
+
+    Raises:
+        ImageError: If it is no image that can be read.
     """
 
-    name: str
-    content: bytes
-    digest: str
-    image_size: Size
-    pixels: Array
-
-    @classmethod
-    def from_content(cls, name: str, content: bytes) -> "Photo":
-        """Reads a file.
-
-        Raises:
-            ImageError: If it is no image that can be read.
-        """
-        name = PurePath(name.replace("\\", "/")).name[:_LONGEST_NAME] or "image"
+    def __init__(self, name: str, content: bytes) -> None:
+        self.name = PurePath(name.replace("\\", "/")).name[:_LONGEST_NAME] or "image"
+        self.content = content
         try:
-            image, _ = read_image(content, exif_rotate=True)
+            image = self.read()
         except ImageError as error:
-            raise ImageError(error.reason, name) from None
-        size = (image.height, image.width)
-        pixels = np.array(photograph(image, SIDE))
-        return cls(name, content, hashlib.sha256(content).hexdigest(), size, pixels)
+            raise ImageError(error.reason, self.name) from None
+        self.digest = hashlib.sha256(content).hexdigest()
+        self.image_size: Size = (image.height, image.width)
+        self.pixels: Array = np.array(photograph(image, SIDE))
 
     def read(self) -> Image.Image:
         """The image, 8-bit RGB and upright, as people expect photographs on a page."""

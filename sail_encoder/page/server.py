@@ -87,7 +87,7 @@ def _add_uploads(server: FastAPI, photos: Photos) -> None:
             if len(content) > UPLOAD_LIMIT:
                 return JSONResponse({"error": f"{name}: {UPLOAD_REFUSAL}"}, 413, {"connection": "close"})
         try:
-            photo = await run_in_threadpool(Photo.from_content, name, bytes(content))
+            photo = await run_in_threadpool(Photo, name, bytes(content))
         except UserError as error:
             return JSONResponse({"error": str(error)}, 422)
         return JSONResponse({"token": photos.add(photo)})

@@ -1,7 +1,6 @@
 """Views: an encoded image as pictures with words that say the same to those who do not see them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from PIL import Image
 
@@ -12,7 +11,7 @@ from sail_encoder.page.encodings import Encoding
 from sail_encoder.page.photos import Photo
 from sail_encoder.pictures.colors import MARKS, Color, colorize
 from sail_encoder.pictures.overlays import enlarge, photograph, pixel_box, relief, to_bytes
-from sail_encoder.pictures.sheets import Frame, Link, Panel, Scale, Sheet, render_sheet
+from sail_encoder.pictures.sheets import Link, Panel, Scale, Sheet, render_sheet
 from sail_encoder.pictures.similarity import cosine_map, mutual_matches, score_range
 
 STRONGEST = 30
@@ -23,30 +22,11 @@ _PAIR = 280
 """Longer side of each of two photographs beside each other, in pixels."""
 
 
-@dataclass(frozen=True, eq=False)
-class View:
-    """A picture.
+View = tuple[Array, str]
+"""A picture uint8 [height, width, 3], and a sentence that says what is to be seen."""
 
-    Attributes:
-        pixels: uint8 [height, width, 3].
-        words: One sentence that says what is to be seen.
-    """
-
-    pixels: Array
-    words: str
-
-
-@dataclass(frozen=True, eq=False)
-class Segmentation:
-    """What a head has found in an image.
-
-    Attributes:
-        overlay: uint8 [height, width, 3], the image with the colors of the classes over it.
-        legend: Names and colors of the classes that are in it.
-    """
-
-    overlay: Array
-    legend: Sequence[tuple[str, Color]]
+Segmentation = tuple[Array, Sequence[tuple[str, Color]]]
+"""An image with the colors of its classes over it, uint8 [height, width, 3], and names and colors of these classes."""
 
 
 def check_patch(encoding: Encoding, patch: Size) -> Size:
@@ -73,24 +53,24 @@ def view_similarity(photo: Photo, encoding: Encoding, layer: int, patch: Size) -
     low, high = score_range([scores], [patch])
     size, geometry = _size(photo), encoding.geometry
     heat = relief(colorize(enlarge(scores, size, smooth=False), low, high), photo.pixels, geometry.grid)
-    frame = Frame(pixel_box(geometry.patch_box(*patch), size, geometry.image_size), MARKS[0])
+    frame = (pixel_box(geometry.patch_box(*patch), size, geometry.image_size), MARKS[0])
     sheet = Sheet([[Panel(heat, frames=[frame])]], scale=Scale(low, high, "cosine\nsimilarity"))
     words = (
         f"Similarity of all patches of {photo.name} to the one in row {patch[0]}, column {patch[1]}, at layer {layer}: "
         f"elsewhere from {low:.2f} to {high:.2f}."
     )
-    return View(render_sheet(sheet, _DPI), words)
+    return render_sheet(sheet, _DPI), words
 
 
 def view_components(photo: Photo, encoding: Encoding, layer: int) -> View:
     """The first three principal components of the patches as red, green and blue, in one basis for all layers."""
-    components = encoding.components
-    pixels = to_bytes(enlarge(components.colors[layer], _size(photo), smooth=False))
+    colors, explained = encoding.components
+    pixels = to_bytes(enlarge(colors[layer], _size(photo), smooth=False))
     words = (
         f"Principal components of the patches of {photo.name} at layer {layer} as colors: they show "
-        f"{components.explained[layer]:.0%} of its variance. Colors mean the same at every layer."
+        f"{explained[layer]:.0%} of its variance. Colors mean the same at every layer."
     )
-    return View(pixels, words)
+    return pixels, words
 
 
 def view_matches(photos: Sequence[Photo], encodings: Sequence[Encoding], layer: int) -> View:
@@ -100,8 +80,8 @@ def view_matches(photos: Sequence[Photo], encodings: Sequence[Encoding], layer: 
     pairs, similarity = pairs[:STRONGEST], similarity[:STRONGEST]
     low, high = float(similarity[-1]), float(similarity[0])
     pictures = [photograph(Image.fromarray(photo.pixels), _PAIR) for photo in photos]
-    links = [
-        Link(*_ends(pair, encodings, pictures), _as_color(shade))
+    links: list[Link] = [
+        (*_ends(pair, encodings, pictures), _as_color(shade))
         # The strongest are drawn last, over the others.
         for pair, shade in zip(pairs[::-1], colorize(similarity[::-1], low, high), strict=True)
     ]
@@ -112,15 +92,16 @@ def view_matches(photos: Sequence[Photo], encodings: Sequence[Encoding], layer: 
         f"{drawn} pairs of patches of {photos[0].name} and {photos[1].name} that are each the other's nearest at layer "
         f"{layer}: similarity {low:.2f} to {high:.2f}."
     )
-    return View(render_sheet(sheet, _DPI), words)
+    return render_sheet(sheet, _DPI), words
 
 
 def view_segmentation(photo: Photo, found: Segmentation) -> View:
     """Classes over the photograph, with their legend."""
-    names = [name for name, _ in found.legend]
-    sheet = Sheet([[Panel(found.overlay)]], legend=found.legend)
+    overlay, legend = found
+    names = [name for name, _ in legend]
+    sheet = Sheet([[Panel(overlay)]], legend=legend)
     words = f"Classes that the head finds in {photo.name}: {', '.join(names) or 'background alone'}."
-    return View(render_sheet(sheet, _DPI), words)
+    return render_sheet(sheet, _DPI), words
 
 
 def _size(photo: Photo) -> Size:

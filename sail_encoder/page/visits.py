@@ -43,7 +43,7 @@ class Visit:
     @property
     def topic(self) -> Topic:
         """What a conversation is about."""
-        return Topic(self.visitor, self.first, self.model)
+        return self.visitor, self.first, self.model
 
     def become(self, other: "Visit") -> None:
         """Takes over the choices of another; the same object stays in the session."""

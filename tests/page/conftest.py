@@ -13,9 +13,8 @@ def page(head):
     require("gradio")
     from evals.page import example_photos, load_segmentation
     from sail_encoder.page.actions import Page
-    from sail_encoder.page.conversations import Conversations
     from sail_encoder.page.encodings import Encoder
     from sail_encoder.page.photos import Photos
 
     photos = Photos(example_photos(), 2**24)
-    return Page(Encoder(["sail-tiny", "raw/14"], 2**28), photos, load_segmentation(str(head)), Conversations())
+    return Page(Encoder(["sail-tiny", "raw/14"], 2**28), photos, load_segmentation(str(head)))

@@ -39,7 +39,7 @@ def shown(updates):
 
 
 def upload(actions, seed):
-    return actions.page.photos.add(Photo.from_content(f"{seed}.png", noisy_png(seed)))
+    return actions.page.photos.add(Photo(f"{seed}.png", noisy_png(seed)))
 
 
 def test_a_visit_begins_in_the_middle_of_the_first_example(actions):
@@ -129,7 +129,7 @@ def test_a_second_image_is_matched_with(actions, visit):
 
 
 def test_names_of_files_are_text(actions, visit):
-    token = actions.page.photos.add(Photo.from_content('<img src="x">.png', noisy_png(3)))
+    token = actions.page.photos.add(Photo('<img src="x">.png', noisy_png(3)))
     updates = actions.choose_first(visit, token)
     for markup in (updates[actions.layout.photo], updates[actions.layout.views["similarity"]]):
         assert "&lt;img" in markup
@@ -198,14 +198,14 @@ def test_segmentation_is_that_of_the_head(page, head):
     trained = load_dense_head(head)
     segmenter = load_segmenter(trained)
     [labels] = predict(segmenter, inference_of(trained, 14), [image], lambda item: item)
-    found = load_segmentation(str(head))(image)
+    overlay, legend = load_segmentation(str(head))(image)
     drawn = [CLASSES[index] for index in np.unique(labels.numpy()) if index]
-    assert [name for name, _ in found.legend] == drawn
+    assert [name for name, _ in legend] == drawn
     clear = labels.numpy() == 0
-    assert (found.overlay[clear] == np.asarray(image)[clear]).all()
+    assert (overlay[clear] == np.asarray(image)[clear]).all()
     # The edges of the photograph show through, and even out.
-    for name, color in found.legend:
-        mean = found.overlay[labels.numpy() == CLASSES.index(name)].mean(0)
+    for name, color in legend:
+        mean = overlay[labels.numpy() == CLASSES.index(name)].mean(0)
         np.testing.assert_allclose(mean, color, atol=40)
 
 

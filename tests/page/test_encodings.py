@@ -32,8 +32,8 @@ def encoded(monkeypatch):
 
 
 def test_an_image_is_encoded_once_per_model(encoder, encoded):
-    photo = Photo.from_content("a.png", noisy_png(1))
-    same = Photo.from_content("b.png", noisy_png(1))
+    photo = Photo("a.png", noisy_png(1))
+    same = Photo("b.png", noisy_png(1))
     first = encoder.encode(photo, "sail-tiny")
     assert encoder.encode(same, "sail-tiny") is first
     assert encoder.encode(photo, "raw/14") is not first
@@ -41,7 +41,7 @@ def test_an_image_is_encoded_once_per_model(encoder, encoded):
 
 
 def test_visitors_who_come_together_share_one_encoding(encoder, encoded):
-    photo, found = Photo.from_content("a.png", noisy_png(2)), []
+    photo, found = Photo("a.png", noisy_png(2)), []
     threads = [threading.Thread(target=lambda: found.append(encoder.encode(photo, "sail-tiny"))) for _ in range(3)]
     for thread in threads:
         thread.start()
@@ -52,7 +52,7 @@ def test_visitors_who_come_together_share_one_encoding(encoder, encoded):
 
 
 def test_features_are_those_of_the_backbone(encoder):
-    photo = Photo.from_content("a.png", noisy_png(3))
+    photo = Photo("a.png", noisy_png(3))
     encoding = encoder.encode(photo, "sail-tiny")
     [features] = encoder.load("sail-tiny").encode([photo.read()], layers="all")
     assert list(encoding.grids) == list(features.layers) == list(range(6))
@@ -61,7 +61,7 @@ def test_features_are_those_of_the_backbone(encoder):
 
 
 def test_memory_of_encodings_is_bounded():
-    photos = [Photo.from_content(f"{seed}.png", noisy_png(seed)) for seed in range(6)]
+    photos = [Photo(f"{seed}.png", noisy_png(seed)) for seed in range(6)]
     room = 3 * Encoder(["sail-tiny"], 1).encode(photos[0], "sail-tiny").nbytes
     encoder = Encoder(["sail-tiny"], room)
     for photo in photos:
@@ -75,13 +75,13 @@ def test_memory_of_encodings_is_bounded():
 def test_no_more_encodings_than_a_few_are_kept_however_small():
     encoder = Encoder(["raw/14"], 2**30)
     for seed in range(MOST + 3):
-        encoder.encode(Photo.from_content(f"{seed}.png", noisy_png(seed, 28, 28)), "raw/14")
+        encoder.encode(Photo(f"{seed}.png", noisy_png(seed, 28, 28)), "raw/14")
     assert len(encoder.encodings) == MOST
 
 
 def test_a_model_that_is_not_offered_is_refused(encoder):
     with pytest.raises(UserError, match=r"no model timm/resnet50; it offers sail-tiny, raw/14"):
-        encoder.encode(Photo.from_content("a.png", noisy_png()), "timm/resnet50")
+        encoder.encode(Photo("a.png", noisy_png()), "timm/resnet50")
 
 
 @pytest.mark.parametrize(
@@ -99,8 +99,8 @@ def test_layers_are_spread_evenly_and_end_with_the_last(spec, layers):
 
 
 def test_an_image_is_reached_by_its_own_token_alone():
-    photos = Photos({"example": Photo.from_content("example", noisy_png(0))}, 2**30)
-    mine, yours = (photos.add(Photo.from_content(f"{seed}.png", noisy_png(seed))) for seed in (1, 2))
+    photos = Photos({"example": Photo("example", noisy_png(0))}, 2**30)
+    mine, yours = (photos.add(Photo(f"{seed}.png", noisy_png(seed))) for seed in (1, 2))
     assert mine != yours
     assert min(len(mine), len(yours)) >= 32
     assert (photos.get(mine).name, photos.get(yours).name) == ("1.png", "2.png")
@@ -110,9 +110,9 @@ def test_an_image_is_reached_by_its_own_token_alone():
 
 
 def test_memory_of_uploads_is_bounded_and_examples_stay():
-    one = Photo.from_content("0.png", noisy_png(0))
+    one = Photo("0.png", noisy_png(0))
     photos = Photos({"example": one}, 3 * one.nbytes)
-    tokens = [photos.add(Photo.from_content(f"{seed}.png", noisy_png(seed))) for seed in range(8)]
+    tokens = [photos.add(Photo(f"{seed}.png", noisy_png(seed))) for seed in range(8)]
     assert photos.nbytes <= 3 * one.nbytes
     assert photos.get("example") is one
     assert photos.get(tokens[-1]).name == "7.png"
@@ -121,7 +121,7 @@ def test_memory_of_uploads_is_bounded_and_examples_stay():
 
 
 def test_a_photo_has_its_picture_upright_and_its_name_without_folders():
-    photo = Photo.from_content("C:\\pictures\\cat.png", noisy_png(0, 100, 200))
+    photo = Photo("C:\\pictures\\cat.png", noisy_png(0, 100, 200))
     assert photo.name == "cat.png"
     assert photo.image_size == (100, 200)
     assert photo.pixels.shape == (SIDE // 2, SIDE, 3)
@@ -129,4 +129,4 @@ def test_a_photo_has_its_picture_upright_and_its_name_without_folders():
 
 def test_a_broken_file_is_named():
     with pytest.raises(ImageError, match=r"^cat\.png: not an image that Pillow can read"):
-        Photo.from_content("cat.png", b"GIF and no more")
+        Photo("cat.png", b"GIF and no more")

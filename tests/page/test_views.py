@@ -13,7 +13,6 @@ from sail_encoder.io.errors import UserError
 from sail_encoder.page.encodings import Encoder
 from sail_encoder.page.photos import Photo
 from sail_encoder.page.views import (
-    Segmentation,
     check_patch,
     view_components,
     view_matches,
@@ -33,7 +32,7 @@ def encoder():
 
 @pytest.fixture(scope="module")
 def photo():
-    return Photo.from_content("noise.png", png(noise(140, 196)))
+    return Photo("noise.png", png(noise(140, 196)))
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +53,9 @@ def test_the_clicked_patch_has_similarity_1_and_its_box_covers_the_clicked_pixel
     left, top, right, bottom = encoding.geometry.patch_box(*patch)
     assert left <= x < right
     assert top <= y < bottom
-    view = view_similarity(photo, encoding, LAYER, patch)
+    pixels, _ = view_similarity(photo, encoding, LAYER, patch)
     # The outline is drawn around that box, at the picture's size, from the corner of the panel on.
-    drawn = box_of(view.pixels, MARKS[0])
+    drawn = box_of(pixels, MARKS[0])
     scale = photo.pixels.shape[1] / photo.image_size[1]
     margin = 16
     wanted = [margin + edge * scale for edge in (left, top, right, bottom)]
@@ -66,7 +65,7 @@ def test_the_clicked_patch_has_similarity_1_and_its_box_covers_the_clicked_pixel
 def test_the_scale_leaves_the_patch_itself_out(photo, encoding):
     scores = cosine_map(encoding.grids[LAYER][3, 4], encoding.grids[LAYER])
     scores[3, 4] = -1
-    words = view_similarity(photo, encoding, LAYER, (3, 4)).words
+    _, words = view_similarity(photo, encoding, LAYER, (3, 4))
     low, high = map(float, re.findall(r"from (-?[0-9.]+) to (-?[0-9.]+)\.", words)[0])
     scores[3, 4] = scores.max()
     assert high == pytest.approx(scores.max(), abs=0.006)
@@ -75,34 +74,35 @@ def test_the_scale_leaves_the_patch_itself_out(photo, encoding):
 
 
 def test_the_scale_is_drawn(photo, encoding):
-    pixels = view_similarity(photo, encoding, LAYER, (3, 4)).pixels
+    pixels, _ = view_similarity(photo, encoding, LAYER, (3, 4))
     for color in ramp()[[0, 128, 255]]:
         assert (pixels == color).all(-1).any()
 
 
 def test_components_cover_their_patches_and_keep_one_basis(photo, encoding):
-    pixels = view_components(photo, encoding, LAYER).pixels
+    pixels, _ = view_components(photo, encoding, LAYER)
     assert pixels.shape == photo.pixels.shape
     rows, columns = encoding.geometry.grid
     blocks = pixels.reshape(rows, pixels.shape[0] // rows, columns, pixels.shape[1] // columns, 3)
     assert (blocks == blocks[:, :1, :, :1]).all()
     assert encoding.components is encoding.components
-    assert list(encoding.components.colors) == list(encoding.grids)
+    for by_layer in encoding.components:
+        assert list(by_layer) == list(encoding.grids)
 
 
 def test_an_image_matches_itself_without_a_shift(encoder):
-    photo = Photo.from_content("a.png", png(noise(98, 98)))
+    photo = Photo("a.png", png(noise(98, 98)))
     encoding = encoder.encode(photo, "sail-tiny")
-    view = view_matches([photo, photo], [encoding, encoding], LAYER)
-    assert view.words.startswith("The 30 strongest of 49 pairs")
-    assert "similarity 1.00 to 1.00" in view.words
+    _, words = view_matches([photo, photo], [encoding, encoding], LAYER)
+    assert words.startswith("The 30 strongest of 49 pairs")
+    assert "similarity 1.00 to 1.00" in words
 
 
 def test_matches_with_a_shifted_copy_find_the_shift(encoder):
     flower = Image.fromarray(load_sample_images().images[1])
     shift = 8 * 14
     crops = [flower.crop((left, 0, left + 14 * 14, 14 * 14)) for left in (200, 200 + shift)]
-    encodings = [encoder.encode(Photo.from_content("crop", png(np.asarray(crop))), "sail-tiny") for crop in crops]
+    encodings = [encoder.encode(Photo("crop", png(np.asarray(crop))), "sail-tiny") for crop in crops]
     pairs, _ = mutual_matches(*(encoding.grids[0] for encoding in encodings))
     shifts = pairs[:, 1] - pairs[:, 3]
     assert np.median(shifts) == 8
@@ -112,11 +112,11 @@ def test_matches_with_a_shifted_copy_find_the_shift(encoder):
 def test_the_legend_has_the_colors_of_the_overlay(photo):
     overlay = photo.pixels.copy()
     overlay[:100, :100] = (0, 128, 0)
-    view = view_segmentation(photo, Segmentation(overlay, [("tree", (0, 128, 0))]))
-    assert (view.pixels == (0, 128, 0)).all(-1).sum() > 100 * 100
-    assert view.words == "Classes that the head finds in noise.png: tree."
-    nothing = view_segmentation(photo, Segmentation(overlay, []))
-    assert nothing.words.endswith("background alone.")
+    pixels, words = view_segmentation(photo, (overlay, [("tree", (0, 128, 0))]))
+    assert (pixels == (0, 128, 0)).all(-1).sum() > 100 * 100
+    assert words == "Classes that the head finds in noise.png: tree."
+    _, words = view_segmentation(photo, (overlay, []))
+    assert words.endswith("background alone.")
 
 
 @pytest.mark.parametrize("patch", [(-1, 0), (10, 0), (0, 14)])
