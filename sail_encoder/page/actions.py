@@ -123,10 +123,11 @@ class Actions:
         answer = ""
         yield {self.layout.conversation: _messages([*turns, (question, "…")]), self.layout.question: ""}
         for answer in self.page.conversations.ask(topic, self.page.photos.get(visit.first), turns, question):
+            # While the answer comes, the visitor may go on to another image.
+            if visit.topic != topic:
+                return
             yield {self.layout.conversation: _messages([*turns, (question, answer)])}
-        # While the answer came, the visitor may have gone on to another image.
-        if visit.topic == topic:
-            visit.turns = [*turns, (question, answer)]
+        visit.turns = [*turns, (question, answer)]
 
     def forget(self, visit: Visit) -> Updates:
         """Begins the conversation about the image again."""

@@ -17,6 +17,8 @@ from sail_encoder.page.visits import Visit
 _SESSIONS = 500
 """Visitors whose choices are remembered."""
 
+_OVER = "this visit is over, as the server does not know it any more; reload the page"
+
 
 def build_page(page: Page) -> gradio.Blocks:
     """The page as gradio's `Blocks`."""
@@ -42,7 +44,8 @@ def _connect(blocks: gradio.Blocks, actions: Actions, layout: Layout) -> None:
         number.input(explain(actions.choose_patch), [layout.visit, layout.row, layout.column], **light)
     layout.layer.input(explain(actions.choose_layer), [layout.visit, layout.layer], **light)
     for name, tab in layout.tabs.items():
-        tab.select(explain(partial(_open, actions, name)), [layout.visit], **heavy)
+        # gradio opens the first tab before a visit begins.
+        tab.select(explain(partial(_open, actions, name), over=""), [layout.visit], **heavy)
     asked = _explained_as_it_comes(layout.message, actions.ask)
     layout.conversation.clear(explain(actions.forget), [layout.visit], **heavy)
     # A question that is asked during an answer waits for its end.
@@ -74,14 +77,13 @@ def _open(actions: Actions, name: str, visit: Visit) -> Updates:
     return actions.open_tab(visit, name)
 
 
-def _explained(message: gradio.HTML, action: Callable[..., Updates]) -> Callable[..., Updates]:
-    """An action that says on the page what went wrong."""
+def _explained(message: gradio.HTML, action: Callable[..., Updates], over: str = _OVER) -> Callable[..., Updates]:
+    """An action that says on the page what went wrong, and `over` where there is no visit."""
 
     @wraps(action)
     def explained(*arguments: Any) -> Updates:
-        # gradio opens the first tab before it begins.
         if arguments and arguments[0] is None:
-            return {message: ""}
+            return {message: message_markup(over)}
         try:
             return {**action(*arguments), message: ""}
         except Exception as error:

@@ -19,7 +19,7 @@ Turn = tuple[str, str]
 
 
 Topic = tuple[str, str, str]
-"""Whose conversation about what: the visitor, by a name that cannot be guessed, token of the image, name of the model."""
+"""Whose conversation about what: the visitor, by a name that cannot be guessed, the image, by its token, the model."""
 
 
 class Conversations:

@@ -23,6 +23,9 @@ from sail_encoder.page.photos import Photo, Photos
 
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 
+_LAST_ANSWERS = 1
+"""Seconds that answers may take once the server is to end."""
+
 _POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; frame-ancestors 'none'; form-action 'self'"
@@ -47,7 +50,10 @@ def serve_page(page: Page, host: str, port: int) -> None:
     _check_free(host, port)
     shown = f"[{host}]" if ":" in host else host
     print(f"the page is at http://{shown}:{port} (Ctrl-C ends it)", file=sys.stderr)
-    uvicorn.run(build_server(page, host), host=host, port=port, log_level="warning")
+    server = build_server(page, host)
+    # Browsers keep a connection open as long as the page is.
+    options = uvicorn.Config(server, host=host, port=port, log_level="warning", timeout_graceful_shutdown=_LAST_ANSWERS)
+    uvicorn.Server(options).run()
 
 
 def build_server(page: Page, host: str = LOCAL_HOSTS[0]) -> FastAPI:

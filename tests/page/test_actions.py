@@ -175,6 +175,24 @@ def test_another_image_begins_another_conversation(actions, visit):
     assert visit.turns == []
 
 
+def test_an_answer_about_an_image_that_was_left_ends(actions, visit):
+    actions.choose_first(visit, "Scene")
+    answers = actions.ask(visit, "Describe the image.")
+    next(answers), next(answers)
+    actions.choose_first(visit, "Flower")
+    assert list(answers) == []
+    assert visit.turns == []
+
+
+def test_a_visit_that_the_server_does_not_know_is_told_so(page):
+    blocks = build_page(page)
+    [row] = (key for key, block in blocks.blocks.items() if block.elem_id == "row")
+    [change] = (function.fn for function in blocks.fns.values() if (row, "input") in function.targets)
+    [said] = change(None, 1, 1).values()
+    assert "this visit is over" in said
+    assert "reload the page" in said
+
+
 def test_a_conversation_that_is_cleared_begins_again(actions, visit):
     actions.choose_first(visit, "Scene")
     before = list(actions.ask(visit, "Describe the image."))[-1]

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -40,8 +41,12 @@ def address(head):
                 assert line, "".join(lines)
                 lines.append(line)
             yield _answering(f"http://127.0.0.1:{port}")
+            server.send_signal(signal.SIGINT)
+            # Ctrl-C ends it at once, although browsers hold connections, and with nothing more to say.
+            assert server.wait(10) == 130
+            assert "Traceback" not in server.stderr.read()
         finally:
-            server.terminate()
+            server.kill()
 
 
 def _answering(address):
