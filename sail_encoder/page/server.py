@@ -71,6 +71,7 @@ def build_server(page: Page, host: str = LOCAL_HOSTS[0]) -> FastAPI:
         theme=theme,
         head=f"<style>{static('page.css')}</style>",
         footer_links=[],
+        enable_monitoring=False,
         run_history=False,
         ssr_mode=False,
     )
