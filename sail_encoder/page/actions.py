@@ -29,6 +29,9 @@ from sail_encoder.page.visits import Visit
 Updates = dict[Any, Any]
 """New values of components."""
 
+_OF_LAYERS = ("similarity", "components", "matches")
+"""Tabs that show features of the chosen layer."""
+
 
 class Page:
     """All that the pages of all visitors share.
@@ -78,7 +81,7 @@ class Actions:
     def choose_second(self, visit: Visit, token: str) -> Updates:
         """Matches with another image, and lets go of the one before."""
         before = visit.second
-        updates = self._change(visit, second=token)
+        updates = self._change(visit, ("matches",), second=token)
         self._let_go(visit, before)
         return updates
 
@@ -91,7 +94,7 @@ class Actions:
         layers = self.page.encoder.layers(visit.model)
         if layer not in layers:
             raise UserError(f"there is no layer {layer:g}; use one of {', '.join(map(str, layers))}")
-        return self._change(visit, layer=int(layer))
+        return self._change(visit, _OF_LAYERS, layer=int(layer))
 
     def choose_patch(self, visit: Visit, row: float | None, column: float | None) -> Updates:
         """Chooses a patch by its row and column.
@@ -99,8 +102,9 @@ class Actions:
         Raises:
             UserError: If the image has no such patch.
         """
+        # A number is about to be written.
         if row is None or column is None:
-            raise UserError("a patch has a row and a column; write a number into both")
+            return {}
         return self._choose_patch(visit, (int(row), int(column)))
 
     def click(self, visit: Visit, event: gradio.EventData) -> Updates:
@@ -115,18 +119,22 @@ class Actions:
 
     def open_tab(self, visit: Visit, tab: str) -> Updates:
         """Draws what a tab shows."""
-        return self._change(visit, tab=tab)
+        return self._change(visit, (tab,), tab=tab)
 
     def ask(self, visit: Visit, question: str) -> Iterator[Updates]:
         """Asks the model about the image; the answer grows as it comes."""
         topic, turns = visit.topic, list(visit.turns)
         answer = ""
         yield {self.layout.conversation: _messages([*turns, (question, "…")]), self.layout.question: ""}
-        for answer in self.page.conversations.ask(topic, self.page.photos.get(visit.first), turns, question):
-            # While the answer comes, the visitor may go on to another image.
-            if visit.topic != topic:
-                return
-            yield {self.layout.conversation: _messages([*turns, (question, answer)])}
+        try:
+            for answer in self.page.conversations.ask(topic, self.page.photos.get(visit.first), turns, question):
+                # While the answer comes, the visitor may go on to another image.
+                if visit.topic != topic:
+                    return
+                yield {self.layout.conversation: _messages([*turns, (question, answer)])}
+        except Exception:
+            yield {self.layout.conversation: _messages(turns), self.layout.question: question}
+            raise
         visit.turns = [*turns, (question, answer)]
 
     def forget(self, visit: Visit) -> Updates:
@@ -134,25 +142,31 @@ class Actions:
         visit.turns = []
         return {self.layout.conversation: []}
 
+    def fields(self, visit: Visit) -> Updates:
+        """What stands in the fields of the page, to be put back where something else was refused."""
+        row, column = visit.patch
+        numbers = {self.layout.row: row, self.layout.column: column, self.layout.layer: visit.layer}
+        return {self.layout.model: visit.model, **numbers}
+
     def _let_go(self, visit: Visit, token: str) -> None:
         if token not in (visit.first, visit.second):
             self.page.photos.drop(token)
 
     def _choose_patch(self, visit: Visit, patch: tuple[int, int]) -> Updates:
-        changed = replace(visit, patch=check_patch(self._encoding(visit, visit.first), patch))
-        updates = {**self._draw_photo(changed), **self._draw_tab(changed, only=("similarity",))}
-        visit.become(changed)
-        return updates
+        patch = check_patch(self._encoding(visit, visit.first), patch)
+        drawn = self._change(visit, ("similarity",), patch=patch)
+        return {**self._draw_photo(visit), **drawn}
 
     def _look(self, visit: Visit, **changes: Any) -> Updates:
-        """Shows an image from its middle, at the last layer of the model."""
+        """Shows an image from its middle, at the last layer of the model, or the chosen one where the model stays."""
         changed = replace(visit, **changes)
         layers = self.page.encoder.layers(changed.model)
         rows, columns = self._encoding(changed, changed.first).geometry.grid
-        changed = replace(changed, layer=layers[-1], patch=(rows // 2, columns // 2))
+        layer = visit.layer if changed.model == visit.model and visit.layer in layers else layers[-1]
+        changed = replace(changed, layer=layer, patch=(rows // 2, columns // 2))
         updates = {
             self.layout.about: about_model(self.page.encoder.specs[changed.model]),
-            self.layout.layer: _slider(layers),
+            self.layout.layer: _slider(layers, layer),
             self.layout.conversation: _messages(changed.turns),
             **self._draw_photo(changed),
             **self._draw_tab(changed),
@@ -160,9 +174,10 @@ class Actions:
         visit.become(changed)
         return updates
 
-    def _change(self, visit: Visit, **changes: Any) -> Updates:
+    def _change(self, visit: Visit, tabs: Sequence[str], **changes: Any) -> Updates:
+        """Changes what one of these tabs shows, if it is open."""
         changed = replace(visit, **changes)
-        updates = self._draw_tab(changed)
+        updates = self._draw_tab(changed) if changed.tab in tabs else {}
         visit.become(changed)
         return updates
 
@@ -172,11 +187,8 @@ class Actions:
         markup = photo_markup(photo, encoding, visit.patch)
         return {self.layout.photo: markup, self.layout.row: row, self.layout.column: column}
 
-    def _draw_tab(self, visit: Visit, only: tuple[str, ...] = ()) -> Updates:
-        """Draws the open tab; with `only`, just if it is one of these."""
-        if visit.tab not in self.layout.views or (only and visit.tab not in only):
-            return {}
-        view = self._view(visit)
+    def _draw_tab(self, visit: Visit) -> Updates:
+        view = self._view(visit) if visit.tab in self.layout.views else None
         return {} if view is None else {self.layout.views[visit.tab]: view_markup(view)}
 
     def _view(self, visit: Visit) -> View | None:
@@ -207,11 +219,11 @@ def about_model(spec: BackboneSpec) -> str:
     return f"**{spec.name}**: {spec.parameters() / 1e6:,.0f} million parameters, {sizes}."
 
 
-def _slider(layers: Sequence[int]) -> gradio.Slider:
-    """Slider at the last of layers at even distances."""
+def _slider(layers: Sequence[int], layer: int) -> gradio.Slider:
+    """Slider over layers at even distances."""
     step = layers[1] - layers[0] if len(layers) > 1 else 1
     # A slider with one place cannot be drawn.
-    return gradio.Slider(layers[0], layers[-1] + (len(layers) == 1), layers[-1], step=step, visible=len(layers) > 1)
+    return gradio.Slider(layers[0], layers[-1] + (len(layers) == 1), layer, step=step, visible=len(layers) > 1)
 
 
 def _messages(turns: list[Turn]) -> list[dict[str, str]]:

@@ -1,7 +1,7 @@
 """The page: its layout, and what happens on it."""
 
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial, wraps
 from typing import Any
 
@@ -31,7 +31,7 @@ def build_page(page: Page) -> gradio.Blocks:
 
 def _connect(blocks: gradio.Blocks, actions: Actions, layout: Layout) -> None:
     """Connects what visitors do with what happens then."""
-    explain = partial(_explained, layout.message)
+    explain = partial(_explained, actions)
     heavy = {"outputs": layout.outputs, "api_visibility": "private", "show_progress": "hidden"}
     # What is encoded already is drawn without waiting in line.
     light = {**heavy, "queue": False, "trigger_mode": "always_last"}
@@ -46,7 +46,7 @@ def _connect(blocks: gradio.Blocks, actions: Actions, layout: Layout) -> None:
     for name, tab in layout.tabs.items():
         # gradio opens the first tab before a visit begins.
         tab.select(explain(partial(_open, actions, name), over=""), [layout.visit], **heavy)
-    asked = _explained_as_it_comes(layout.message, actions.ask)
+    asked = _explained_as_it_comes(actions, actions.ask)
     layout.conversation.clear(explain(actions.forget), [layout.visit], **heavy)
     # A question that is asked during an answer waits for its end.
     layout.question.submit(asked, [layout.visit, layout.question], trigger_mode="multiple", **heavy)
@@ -77,33 +77,42 @@ def _open(actions: Actions, name: str, visit: Visit) -> Updates:
     return actions.open_tab(visit, name)
 
 
-def _explained(message: gradio.HTML, action: Callable[..., Updates], over: str = _OVER) -> Callable[..., Updates]:
+def _explained(actions: Actions, action: Callable[..., Updates], over: str = _OVER) -> Callable[..., Updates]:
     """An action that says on the page what went wrong, and `over` where there is no visit."""
 
     @wraps(action)
     def explained(*arguments: Any) -> Updates:
         if arguments and arguments[0] is None:
-            return {message: message_markup(over)}
+            return {actions.layout.message: message_markup(over)}
         try:
-            return {**action(*arguments), message: ""}
+            return {**action(*arguments), actions.layout.message: ""}
         except Exception as error:
-            return {message: message_markup(_explain(error))}
+            return _refusal(actions, error, arguments)
 
     return explained
 
 
-def _explained_as_it_comes(message: gradio.HTML, action: Callable[..., Iterator[Updates]]) -> Callable[..., Any]:
+def _explained_as_it_comes(actions: Actions, action: Callable[..., Iterator[Updates]]) -> Callable[..., Any]:
     """The same for an action that draws several times."""
 
     @wraps(action)
     def explained(*arguments: Any) -> Iterator[Updates]:
+        if arguments[0] is None:
+            yield {actions.layout.message: message_markup(_OVER)}
+            return
         try:
             for updates in action(*arguments):
-                yield {**updates, message: ""}
+                yield {**updates, actions.layout.message: ""}
         except Exception as error:
-            yield {message: message_markup(_explain(error))}
+            yield _refusal(actions, error, arguments)
 
     return explained
+
+
+def _refusal(actions: Actions, error: Exception, arguments: Sequence[Any]) -> Updates:
+    """What went wrong, and the fields as they were."""
+    fields = actions.fields(arguments[0]) if arguments else {}
+    return {**fields, actions.layout.message: message_markup(_explain(error))}
 
 
 def _explain(error: Exception) -> str:

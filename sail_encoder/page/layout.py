@@ -83,7 +83,7 @@ class Layout:
     def outputs(self) -> list[Any]:
         """All that an event may change."""
         looked_at = [self.photo, self.row, self.column, self.layer, *self.views.values()]
-        return [self.visit, self.message, self.about, *looked_at, self.conversation, self.question]
+        return [self.visit, self.message, self.model, self.about, *looked_at, self.conversation, self.question]
 
     def _add_image(self, examples: Sequence[str]) -> None:
         self.first = ImageChoice("Upload an image", examples, "first")

@@ -97,8 +97,7 @@ def test_a_mistake_leaves_the_visit_as_it_was(actions, visit):
     before = dict(vars(visit))
     with pytest.raises(UserError, match="no patch in row 13"):
         actions.choose_patch(visit, 13, 0)
-    with pytest.raises(UserError, match="a row and a column"):
-        actions.choose_patch(visit, None, 0)
+    assert actions.choose_patch(visit, None, 0) == {}
     with pytest.raises(UserError, match="no longer held"):
         actions.choose_first(visit, "nobody's")
     with pytest.raises(UserError, match="no model sail-huge"):
@@ -122,6 +121,17 @@ def test_the_layer_changes_the_colors_of_components(actions, visit):
     assert "at layer 3" in pictures[1]
 
 
+def test_another_image_is_shown_at_the_same_layer(actions, visit):
+    actions.choose_layer(visit, 2)
+    updates = actions.choose_first(visit, "Flower")
+    assert visit.layer == updates[actions.layout.layer].value == 2
+
+
+def test_another_layer_does_not_segment_again(actions, visit):
+    actions.open_tab(visit, "segmentation")
+    assert actions.choose_layer(visit, 2) == {}
+
+
 def test_a_second_image_is_matched_with(actions, visit):
     actions.open_tab(visit, "matches")
     markup = actions.choose_second(visit, upload(actions, 2))[actions.layout.views["matches"]]
@@ -140,8 +150,12 @@ def test_another_model_begins_at_its_last_layer_and_cannot_chat(actions, visit):
     updates = actions.choose_model(visit, "raw/14")
     assert (visit.model, visit.layer) == ("raw/14", 0)
     assert updates[actions.layout.layer].visible is False
+    answers = actions.ask(visit, "What is it?")
+    next(answers)
+    # The question is put back, and the conversation as it was.
+    assert next(answers) == {actions.layout.conversation: [], actions.layout.question: "What is it?"}
     with pytest.raises(CheckpointError, match="raw/14 has no language model; models that chat are sail-tiny"):
-        list(actions.ask(visit, "What is it?"))
+        next(answers)
 
 
 def test_answers_come_bit_by_bit_and_know_what_was_said(actions, visit):
@@ -184,13 +198,23 @@ def test_an_answer_about_an_image_that_was_left_ends(actions, visit):
     assert visit.turns == []
 
 
-def test_a_visit_that_the_server_does_not_know_is_told_so(page):
-    blocks = build_page(page)
+def change_of_row(blocks):
+    """What happens when a row is written."""
     [row] = (key for key, block in blocks.blocks.items() if block.elem_id == "row")
     [change] = (function.fn for function in blocks.fns.values() if (row, "input") in function.targets)
-    [said] = change(None, 1, 1).values()
+    return change
+
+
+def test_a_visit_that_the_server_does_not_know_is_told_so(page):
+    [said] = change_of_row(build_page(page))(None, 1, 1).values()
     assert "this visit is over" in said
     assert "reload the page" in said
+
+
+def test_fields_go_back_to_what_is_shown_where_something_is_refused(page, visit):
+    updates = {block.elem_id: value for block, value in change_of_row(build_page(page))(visit, 77, 1).items()}
+    assert "no patch in row 77" in updates.pop("message")
+    assert updates == {"model": "sail-tiny", "row": 6, "column": 9, "layer": 5}
 
 
 def test_a_conversation_that_is_cleared_begins_again(actions, visit):
