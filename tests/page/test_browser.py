@@ -68,16 +68,22 @@ def browser():
         started.close()
 
 
-@pytest.fixture
-def visit(browser, address):
-    """Opens the page as a new visitor; in the end, no request has gone to another host and nothing has failed."""
-    contexts, foreign, errors = [], [], []
+@pytest.fixture(scope="module")
+def context(browser):
+    """What one person's windows share: scripts and styles, which are loaded once."""
+    return browser.new_context()
 
-    def open_page(width=1300, height=1000):
-        context = browser.new_context(viewport={"width": width, "height": height})
-        context.set_default_timeout(SECONDS * 1000)
-        contexts.append(context)
+
+@pytest.fixture
+def visit(context, address):
+    """Opens the page in a new window; in the end, no request has gone to another host and nothing has failed."""
+    pages, foreign, errors = [], [], []
+
+    def open_page(width=1300, height=1000, context=context):
         page = context.new_page()
+        pages.append(page)
+        page.set_viewport_size({"width": width, "height": height})
+        page.set_default_timeout(SECONDS * 1000)
         ours = (address, "data:", "blob:")
         page.on("request", lambda request: request.url.startswith(ours) or foreign.append(request.url))
         page.on("pageerror", lambda error: errors.append(str(error)))
@@ -87,8 +93,8 @@ def visit(browser, address):
         return page
 
     yield open_page
-    for context in contexts:
-        context.close()
+    for page in pages:
+        page.close()
     assert foreign == []
     assert errors == []
 
@@ -219,8 +225,8 @@ def test_what_cannot_be_used_says_so_and_the_page_goes_on(visit, tmp_path):
     expect(page.get_by_role("alert")).to_have_count(0)
 
 
-def test_two_visitors_do_not_see_each_other(visit):
-    one, two = visit(), visit()
+def test_two_visitors_do_not_see_each_other(visit, browser):
+    one, two = visit(), visit(context=browser.new_context())
     upload(one, "first.png", noisy_png(11))
     upload(two, "second.png", noisy_png(12))
     wait_for_alt(one, "similarity", "patches of first.png")
