@@ -14,8 +14,8 @@ from sail_encoder.page.layout import ImageChoice, Layout
 from sail_encoder.page.markup import message_markup
 from sail_encoder.page.visits import Visit
 
-_SESSIONS = 500
-"""Visitors whose choices are remembered."""
+_SESSIONS = 100
+"""Visitors who are remembered, of each of whom gradio keeps the last pictures."""
 
 _OVER = "this visit is over, as the server does not know it any more; reload the page"
 

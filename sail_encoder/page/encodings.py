@@ -15,7 +15,7 @@ from sail_encoder.page.memory import BoundedCache
 from sail_encoder.page.photos import Photo
 from sail_encoder.pictures.components import as_colors, common_scores, explained
 
-MAX_TOKENS = 1024
+_MAX_TOKENS = 1024
 """Patches per image at most under the native rule, so that an answer comes while somebody waits."""
 
 _LAYERS = 12
@@ -58,11 +58,11 @@ class Encoding:
         return dict(zip(self.grids, shown, strict=True)), dict(zip(self.grids, shares, strict=True))
 
 
-def spread_layers(spec: BackboneSpec, most: int = _LAYERS) -> list[int]:
+def spread_layers(spec: BackboneSpec) -> list[int]:
     """Layers of a model at even distances that end with its last, of the last stage where patches differ."""
     last = spec.num_layers - 1
     alike = [layer for layer in range(last + 1) if not spec.stages or spec.stages[layer] == spec.stages[last]]
-    stride = -(-len(alike) // most)
+    stride = -(-len(alike) // _LAYERS)
     return alike[::-stride][::-1]
 
 
@@ -72,7 +72,6 @@ class Encoder:
     Args:
         models: Names of models, as in `load_backbone`.
         limit: Bytes of encodings at most; those used longest ago go first.
-        max_tokens: Patches per image at most under the native rule.
 
     Attributes:
         features: What is taken from each model, by name.
@@ -81,12 +80,12 @@ class Encoder:
         UserError: If there is no such model.
     """
 
-    def __init__(self, models: Sequence[str], limit: int, max_tokens: int = MAX_TOKENS) -> None:
+    def __init__(self, models: Sequence[str], limit: int) -> None:
         self.features: dict[str, FeatureSpec] = {}
         self.specs: dict[str, BackboneSpec] = {}
         for model in dict.fromkeys(models):
             spec = describe(model)
-            most = min(max_tokens, spec.resize.max_tokens)
+            most = min(_MAX_TOKENS, spec.resize.max_tokens)
             self.specs[model], self.features[model] = resolve_features(model, spread_layers(spec), "auto", most)
         self.encodings: BoundedCache[tuple[str, str], Encoding] = BoundedCache(
             limit, lambda one: max(one.nbytes, limit // MOST)

@@ -264,3 +264,24 @@ def test_every_event_is_private_and_every_picture_has_a_text(page, actions):
     alts = re.findall(r'<img [^>]*alt="([^"]*)"', "".join(map(str, actions.begin().values())))
     assert len(alts) == 2
     assert all(alts)
+
+
+@pytest.mark.parametrize(
+    ("error", "words", "is_in_terminal"),
+    [
+        (UserError("no such\nthing"), "no such thing", False),
+        (MemoryError(), "the memory of this machine is not enough", False),
+        (KeyError("grid"), "something went wrong here (KeyError: &#x27;grid&#x27;)", True),
+    ],
+    ids=["mistake", "memory", "fault"],
+)
+def test_each_failure_is_a_line_on_the_page_and_faults_are_in_the_terminal(
+    page, visit, monkeypatch, capsys, error, words, is_in_terminal
+):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(page.encoder, "encode", fail)
+    updates = {block.elem_id: value for block, value in change_of_row(build_page(page))(visit, 1, 1).items()}
+    assert words in updates["message"]
+    assert ("Traceback" in capsys.readouterr().err) == is_in_terminal
