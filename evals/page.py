@@ -1,4 +1,4 @@
-"""What the page of `sail demo` is given beside models: examples, and a trained head that segments."""
+"""Examples for the page of `sail demo`, and a trained head that segments."""
 
 import io
 from collections.abc import Callable

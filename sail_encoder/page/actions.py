@@ -1,7 +1,6 @@
 """Actions of a visitor: each changes what is looked at, and draws what that changes on the page."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import gradio
@@ -143,7 +142,7 @@ class Actions:
         return {self.layout.conversation: []}
 
     def fields(self, visit: Visit) -> Updates:
-        """What stands in the fields of the page, to be put back where something else was refused."""
+        """Values of the fields of the page, to be put back where something else was refused."""
         row, column = visit.patch
         numbers = {self.layout.row: row, self.layout.column: column, self.layout.layer: visit.layer}
         return {self.layout.model: visit.model, **numbers}
@@ -159,11 +158,11 @@ class Actions:
 
     def _look(self, visit: Visit, **changes: Any) -> Updates:
         """Shows an image from its middle, at the last layer of the model, or the chosen one where the model stays."""
-        changed = replace(visit, **changes)
+        changed = visit.changed(**changes)
         layers = self.page.encoder.layers(changed.model)
         rows, columns = self._encoding(changed, changed.first).geometry.grid
         layer = visit.layer if changed.model == visit.model and visit.layer in layers else layers[-1]
-        changed = replace(changed, layer=layer, patch=(rows // 2, columns // 2))
+        changed = changed.changed(layer=layer, patch=(rows // 2, columns // 2))
         updates = {
             self.layout.about: about_model(self.page.encoder.specs[changed.model]),
             self.layout.layer: _slider(layers, layer),
@@ -176,7 +175,7 @@ class Actions:
 
     def _change(self, visit: Visit, tabs: Sequence[str], **changes: Any) -> Updates:
         """Changes what one of these tabs shows, if it is open."""
-        changed = replace(visit, **changes)
+        changed = visit.changed(**changes)
         updates = self._draw_tab(changed) if changed.tab in tabs else {}
         visit.become(changed)
         return updates
@@ -208,7 +207,7 @@ class Actions:
 
 
 def about_model(spec: BackboneSpec) -> str:
-    """What a model is, in Markdown."""
+    """Description of a model, in Markdown."""
     sizes = f"{spec.num_layers} layers of {spec.embed_dim:,} channels, patches of {spec.patch_size} pixels"
     if spec.name == TINY:
         return (

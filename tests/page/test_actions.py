@@ -205,7 +205,7 @@ def change_of_row(blocks):
     return change
 
 
-def test_a_visit_that_the_server_does_not_know_is_told_so(page):
+def test_a_visit_that_the_server_does_not_know_says_so(page):
     [said] = change_of_row(build_page(page))(None, 1, 1).values()
     assert "this visit is over" in said
     assert "reload the page" in said
