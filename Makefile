@@ -11,13 +11,24 @@ INSTALL = $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/pip
 # The tests start many processes; where Python may not keep what it has compiled, each compiles everything again.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: demo test lint newest lowest constraints common clean
+.PHONY: demo test browser chromium lint newest lowest constraints common clean
 
 demo: $(VENV)/core
 	$(BIN)/sail demo --out demo
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
+
+# The page in Chromium. gradio holds Pillow back, so that this has an environment and versions of its own.
+browser: CONSTRAINTS = constraints-browser.txt
+browser: VENV := $(VENV)-browser
+browser: chromium
+	$(MAKE) $(VENV)/browser VENV=$(VENV) CONSTRAINTS=$(CONSTRAINTS)
+	OMP_NUM_THREADS=1 SAIL_BROWSER_TESTS=required $(VENV)/bin/pytest tests/page
+
+chromium:
+	@command -v chromium || command -v chromium-browser || command -v google-chrome \
+		|| { apt-get update && apt-get install --yes --no-install-recommends chromium; }
 
 lint: $(VENV)/dev
 	$(BIN)/ruff format --check .
@@ -48,6 +59,9 @@ endef
 constraints:
 	uv pip compile --quiet --universal --python-version 3.10 --extra dev --no-emit-package sail-encoder \
 		--no-annotate --no-header --upgrade --output-file constraints.txt pyproject.toml
+	grep -v "^pillow==" constraints.txt | uv pip compile --quiet --universal --python-version 3.10 --extra browser \
+		--no-emit-package sail-encoder --no-annotate --no-header --upgrade --constraint /dev/stdin \
+		--output-file constraints-browser.txt pyproject.toml
 
 # The model classes under transformers' own common tests, which come with its source distribution.
 common: $(VENV)/dev $(VENV)/transformers-source
@@ -73,10 +87,15 @@ $(VENV)/test: $(VENV)/core
 	$(INSTALL) --editable ".[test]"
 	touch $@
 
+$(VENV)/browser: $(VENV)/core
+	@echo "Installing what the page and its tests need into $(VENV)."
+	$(INSTALL) --editable ".[browser]"
+	touch $@
+
 $(VENV)/dev: $(VENV)/core
 	@echo "Installing what its tests and checks need into $(VENV)."
 	$(INSTALL) --editable ".[dev]"
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-newest $(VENV)-lowest demo
+	rm -rf $(VENV) $(VENV)-browser $(VENV)-newest $(VENV)-lowest demo

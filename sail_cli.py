@@ -112,7 +112,10 @@ COMMANDS = {
     "doctor": Command(
         "sail_encoder.commands.doctor:doctor", "Checks this machine and says what to do about what is missing."
     ),
-    "demo": Command("sail_encoder.commands.demo:demo", "Extracts features of two photographs, and draws them."),
+    "demo": Command(
+        "evals.commands.demo:demo",
+        "Extracts and draws features of two photographs, or serves a page to look at features.",
+    ),
     "estimate": Command(
         "sail_encoder.commands.estimate:estimate",
         "Estimates time, FLOPs and disk space for extracting features.",

@@ -11,9 +11,9 @@ import pytest
 from helpers import noise
 from PIL import Image
 
+from evals.commands.demo import demo
 from sail_cli import main
 from sail_encoder.backbones.registry import describe
-from sail_encoder.commands.demo import demo
 from sail_encoder.commands.doctor import doctor
 from sail_encoder.commands.estimate import estimate
 from sail_encoder.commands.info import info

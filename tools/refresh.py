@@ -4,6 +4,8 @@
     python -m tools.refresh --match "pca or similarity"
     python -m tools.refresh                              # everything; about half an hour on two cores
 
+Pictures of the page (docs/page.md) need the environment of `make browser`, in which all others can be made too.
+
 A comment before a table or a picture says where it comes from:
 
     <!-- sail pca demo/photographs --out pca.png => pca.png -->

@@ -40,6 +40,7 @@ from sail_encoder.io.files import replacing
 from sail_encoder.io.json_lines import LineLog
 from sail_encoder.io.runs import check_settings, write_run
 from sail_encoder.io.threads import BackgroundWriter
+from sail_encoder.pictures.colors import Color
 from sail_encoder.pictures.overlays import photograph, relief
 from sail_encoder.pictures.sheets import Panel, Sheet, draw_sheet
 
@@ -88,16 +89,22 @@ def save_comparisons(compared: Sequence[Compared], names: Sequence[str], path: P
         path: The picture to write.
         side: Longer side of an image in pixels.
     """
-    rows, shown = [], set[int]()
+    rows = []
     for note, image, labels, predicted in compared:
         titled = {"image": image, "mask": overlay(image, labels, names), "predicted": overlay(image, predicted, names)}
         panels = [Panel(photograph(picture, side), title) for title, picture in titled.items()]
         rows.append([replace(panels[0], note=note), *panels[1:]])
-        for classes in (labels, predicted):
-            shown.update(np.unique(classes[~_is_clear(classes, names)]).tolist())
+    drawn = (classes for _, _, *both in compared for classes in both)
+    draw_sheet(Sheet(rows, legend=legend_of(drawn, names)), path, _DPI)
+
+
+def legend_of(label_maps: Iterable[Array], names: Sequence[str]) -> list[tuple[str, Color]]:
+    """Names and colors of the classes that are drawn over an image, in any of several label maps [height, width]."""
+    shown: set[int] = set()
+    for labels in label_maps:
+        shown.update(np.unique(labels[~_is_clear(labels, names)]).tolist())
     colors = palette(names).tolist()
-    legend = [(names[index], (colors[index][0], colors[index][1], colors[index][2])) for index in sorted(shown)]
-    draw_sheet(Sheet(rows, legend=legend), path, _DPI)
+    return [(names[index], (colors[index][0], colors[index][1], colors[index][2])) for index in sorted(shown)]
 
 
 def _is_clear(labels: Array, names: Sequence[str]) -> Array:

@@ -16,6 +16,7 @@ from sail_encoder.io.versions import installed_version
 
 OPTIONAL = {
     "accelerate": "device_map= in transformers' from_pretrained",
+    "gradio": "sail demo --page",
     "matplotlib": "plots of sail probe, sweep and segment; pictures as SVG and PDF",
     "onedl-mmsegmentation": "heads.mmseg",
     "peft": "LoRA as in docs/fine-tuning.md",

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from sail_encoder.images.decoding import Array
-from sail_encoder.pictures.canvas import Canvas, open_canvas, save_canvas, text_width
+from sail_encoder.pictures.canvas import Bitmap, Canvas, open_canvas, save_canvas, text_width
 from sail_encoder.pictures.colors import INK, MUTED, PAPER, Color, colorize
 
 # Sizes are in points.
@@ -96,6 +96,14 @@ def draw_sheet(sheet: Sheet, out: Path, dpi: float) -> None:
     canvas = open_canvas(out, layout.width, layout.height, dpi)
     layout.draw(canvas)
     save_canvas(canvas, out)
+
+
+def render_sheet(sheet: Sheet, dpi: float) -> Array:
+    """Draws a sheet as pixels, uint8 [height, width, 3]."""
+    layout = _Layout(sheet, dpi)
+    canvas = Bitmap(layout.width, layout.height, dpi)
+    layout.draw(canvas)
+    return np.asarray(canvas.page)
 
 
 class _Layout:
