@@ -1,6 +1,6 @@
 """Screenshots of the page for docs/pictures: the page is started, looked at in Chromium, and photographed.
 
-python -m tools.page_pictures        # needs pip install 'sail-encoder[browser]' and Chromium
+python -m tools.page_pictures        # needs the extra dev and Chromium
 """
 
 import io
