@@ -85,7 +85,13 @@ $(VENV)/test: $(VENV)/core
 	touch $@
 
 $(VENV)/all: $(VENV)/core
+	@echo "Installing what all tests but those of the page need into $(VENV)."
 	$(INSTALL) --editable ".[all]"
+	touch $@
+
+$(VENV)/dev: $(VENV)/core
+	@echo "Installing what its tests and checks need into $(VENV)."
+	$(INSTALL) --editable ".[dev]"
 	touch $@
 
 clean:

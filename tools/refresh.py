@@ -4,7 +4,7 @@
     python -m tools.refresh --match "pca or similarity"
     python -m tools.refresh                              # everything; about half an hour on two cores
 
-Pictures of the page (docs/page.md) need the environment of `make browser`, in which all others can be made too.
+Pictures of the page (docs/page.md) need Chromium; `make browser` installs it.
 
 A comment before a table or a picture says where it comes from:
 
