@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from evals.features import slug
 from evals.results import Result
+from sail_encoder.io.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, ACCENT, MUTED = "#222222", "#1b6ca8", "#b0b0b0"
+
+SCORES = ("mIoU", "cIoU")
+"""Scores by which a log follows a training."""
 
 _COUNTED = 15
 """Classes up to which there is room for counts in a confusion matrix."""
@@ -82,13 +86,44 @@ def plot_iou(title: str, scores: Mapping[str, float | None]) -> "Figure":
     rows = sorted(((iou, name) for name, iou in scores.items() if iou is not None), key=lambda row: row[0])
     figure, axes = _axes(title)
     figure.set_size_inches(5, 1.2 + 0.18 * max(5, len(rows)))
-    bars = axes.barh([name for _, name in rows], [100 * iou for iou, _ in rows], color=ACCENT, height=0.7)
-    axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=7, color=INK)
-    mean = sum(iou for iou, _ in rows) / max(1, len(rows))
-    axes.axvline(100 * mean, color=INK, linestyle="--", linewidth=0.8, label=f"mIoU {100 * mean:.1f}")
-    axes.set(xlabel="IoU in percent", xlim=(0, 108), xticks=range(0, 101, 20))
+    axes.barh([name for _, name in rows], [100 * iou for iou, _ in rows], color=ACCENT, height=0.7)
+    # In a column of their own, numbers never meet the line of the mean.
+    for place, (iou, _) in enumerate(rows):
+        axes.text(110, place, f"{100 * iou:.1f}", ha="right", va="center", fontsize=7, color=INK)
+    mean = 100 * sum(iou for iou, _ in rows) / max(1, len(rows))
+    axes.axvline(mean, color=INK, linestyle="--", linewidth=0.8)
+    above = {"xycoords": ("data", "axes fraction"), "xytext": (0, 2), "textcoords": "offset points"}
+    axes.annotate(f"mIoU {mean:.1f}", (mean, 1), ha="center", fontsize=8, **above)
+    axes.set(xlabel="IoU in percent", xlim=(0, 110), xticks=range(0, 101, 20))
+    axes.set_title(title, fontsize=10, color=INK, pad=16)
     axes.tick_params("y", labelsize=7)
-    axes.legend(frameon=False, loc="lower right", fontsize=8)
+    return figure
+
+
+def plot_curves(lines: Sequence[Mapping[str, Any]]) -> "Figure":
+    """Loss, learning rate and scores of a training over its steps.
+
+    Args:
+        lines: What its log says of steps, each with some of these; scores are shares and drawn as percent.
+    """
+    from matplotlib.figure import Figure
+
+    names = [name for name in ("loss", "learning_rate", *SCORES) if any(name in line for line in lines)]
+    figure = Figure((3.6 * len(names), 2.8), dpi=150, layout="constrained")
+    last = max(line["step"] for line in lines)
+    for name, axes in zip(names, figure.subplots(1, len(names), squeeze=False)[0], strict=True):
+        factor = 100 if name in SCORES else 1
+        steps, values = zip(*((line["step"], factor * line[name]) for line in lines if name in line), strict=True)
+        axes.plot(steps, values, color=ACCENT, marker="o" if len(steps) < 30 else None, markersize=3)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set(title=name.replace("_", " ") + (" in percent" if name in SCORES else ""), xlabel="step")
+        axes.set_xlim(0, 1.06 * last)
+        if name in SCORES:
+            axes.annotate(
+                f"{values[-1]:.1f}", (steps[-1], values[-1]), xytext=(0, 5), textcoords="offset points", ha="right"
+            )
+        if len(steps) == 1:
+            axes.set_ylim(0, 100 if name in SCORES else 2 * values[0])
     return figure
 
 
@@ -111,8 +146,8 @@ def plot_layers(title: str, series: Mapping[str, Sequence[float]], ylabel: str, 
 
 def save(figure: "Figure", path: Path) -> Path:
     """Writes a picture."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    with replacing(path) as unfinished:
+        figure.savefig(unfinished, dpi=150)
     return path
 
 

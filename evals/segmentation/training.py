@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evals.plots import plot_curves, save
 from evals.segmentation.augment import Augmentation
 from evals.segmentation.batches import Batch, Batches, CachedBatches, OnlineBatches, cache_grids, check_budget
 from evals.segmentation.data import SegmentationData
@@ -25,7 +26,6 @@ from heads.dense.segmenter import Segmenter
 from heads.trainer import Trainer, read_log
 from sail_encoder.backbones.registry import load_for
 from sail_encoder.backbones.spec import BackboneSpec, FeatureSpec
-from sail_encoder.io.files import replacing
 from sail_encoder.io.runs import read_run
 
 CACHE = "cache"
@@ -187,7 +187,7 @@ def save_curves(folder: Path, final: Mapping[str, Any]) -> None:
     if not lines:
         return
     try:
-        draw_curves([*lines, {"step": lines[-1]["step"], **final}], folder / CURVES)
+        save(plot_curves([*lines, {"step": lines[-1]["step"], **final}]), folder / CURVES)
     except ImportError:
         print("no curves.png without matplotlib; pip install matplotlib", file=sys.stderr)
 
@@ -197,21 +197,3 @@ def batch_loss(head: DenseHead, batch: Batch, over: CountedPixels) -> Tensor:
     maps, labels = batch
     loss = head.loss(maps, labels)
     return loss * labels.ne(IGNORE).float().mean() if over == "all" else loss
-
-
-def draw_curves(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draws loss, learning rate and mIoU or cIoU over the steps.
-
-    Raises:
-        ImportError: If matplotlib is not installed.
-    """
-    from matplotlib.figure import Figure
-
-    names = [name for name in ("loss", "learning_rate", "mIoU", "cIoU") if any(name in line for line in lines)]
-    figure = Figure((4 * len(names), 3), layout="constrained")
-    for name, axes in zip(names, figure.subplots(1, len(names), squeeze=False)[0], strict=True):
-        steps, values = zip(*((line["step"], line[name]) for line in lines if name in line), strict=True)
-        axes.plot(steps, values, marker="." if len(steps) < 30 else None)
-        axes.set(title=name.replace("_", " "), xlabel="step")
-    with replacing(path) as unfinished:
-        figure.savefig(unfinished)

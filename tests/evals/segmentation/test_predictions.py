@@ -1,10 +1,11 @@
 """Pictures of label maps, confusion matrices and IoU."""
 
 import numpy as np
+import pytest
 from helpers import noise
 from PIL import Image
 
-from evals.plots import plot_confusion, plot_iou
+from evals.plots import plot_confusion, plot_curves, plot_iou
 from evals.results import Result
 from evals.scenes import CLASSES, draw_scene
 from evals.segmentation.labels import palette
@@ -48,13 +49,21 @@ def test_the_legend_names_only_what_is_there(tmp_path):
     assert drawn == present
 
 
+def test_a_curve_of_one_point_says_its_value():
+    lines = [{"step": step, "loss": 1 / step, "learning_rate": 0.1} for step in (10, 20, 30)]
+    losses, rates, scores = plot_curves([*lines, {"step": 30, "mIoU": 0.8331}]).axes
+    assert [axes.get_xlim() for axes in (losses, rates, scores)] == [(0, pytest.approx(31.8))] * 3
+    assert scores.get_title() == "mIoU in percent"
+    assert [text.get_text() for text in scores.texts] == ["83.3"]
+    assert scores.get_ylim() == (0, 100)
+
+
 def test_iou_bars_are_sorted_and_labelled():
     figure = plot_iou("head", {"cat": 0.5, "dog": 0.25, "cow": None, "sky": 0.9})
     [axes] = figure.axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["dog", "cat", "sky"]
     assert [bar.get_width() for bar in axes.patches] == [25, 50, 90]
-    assert {"25.0", "50.0", "90.0"} <= {text.get_text() for text in axes.texts}
-    assert axes.get_legend().get_texts()[0].get_text() == "mIoU 55.0"
+    assert {"25.0", "50.0", "90.0", "mIoU 55.0"} <= {text.get_text() for text in axes.texts}
     plot_iou("nothing", {"cow": None})
 
 
