@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from sail_encoder.backbones.spec import FeatureSpec
+from sail_encoder.io.errors import StoreError
 from sail_encoder.io.files import replacing
+from sail_encoder.io.runs import command_of, read_run
 from sail_encoder.io.versions import versions
 
 RESULTS = "results"
@@ -36,6 +38,27 @@ _LATEX = {
 
 Table = Sequence[Sequence[str]]
 """Rows of text, a cell per column; the first row names the columns."""
+
+
+def check_reports(out: Path, command: str, others: str) -> None:
+    """Makes sure that a folder holds no report of another command, whose results.md would be replaced.
+
+    Args:
+        out: The folder.
+        command: The command that is going to write.
+        others: A file that another command leaves with its report and this one does not.
+
+    Raises:
+        StoreError: If it does.
+    """
+    maker = command_of(read_run(out) or {"settings": {}})
+    if maker in (None, "extract"):
+        if not (out / others).exists():
+            return
+        maker = others
+    else:
+        maker = f"sail {maker}"
+    raise StoreError(f"{out} holds the results of another command ({maker}); sail {command} needs another --out")
 
 
 def markdown_of(table: Table) -> str:

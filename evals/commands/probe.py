@@ -19,6 +19,7 @@ from evals.features import (
     with_baselines,
 )
 from evals.options import BACKBONE_OPTIONS, CropOptions, default_probes, parse_probes, refuse_unread
+from evals.report import check_reports
 from sail_encoder.backbones.registry import announce, check_features, choose_backbone, resolve_features
 from sail_encoder.backbones.spec import FeatureSpec, VectorPooling
 from sail_encoder.io.devices import check_device
@@ -125,6 +126,7 @@ def probe(
     check_device(device)
     check_features(layers, resize, max_tokens)
     check_writable(folder)
+    check_reports(folder, "probe", others="sweep.json")
     named = None if probes is None else parse_probes(probes)
     features = open_features(data, fuse, pool) if stored else None
     dataset = (

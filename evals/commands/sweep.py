@@ -13,6 +13,7 @@ from evals.datasets.stored import label_features
 from evals.errors import DatasetError
 from evals.features import open_features
 from evals.options import BACKBONE_OPTIONS, parse_probes, refuse_model_options
+from evals.report import check_reports
 from sail_encoder.backbones.registry import announce, check_features, choose_backbone, load_for, resolve_features
 from sail_encoder.backbones.spec import FeatureSpec, VectorPooling
 from sail_encoder.io.devices import check_device
@@ -97,6 +98,7 @@ def sweep(
     check_device(device)
     check_features("all", resize, max_tokens)
     check_writable(Path(out))
+    check_reports(Path(out), "sweep", others="results.json")
     named = None if probes is None else parse_probes(probes)
     stored = (Path(data) / "index.parquet").exists()
     if stored:

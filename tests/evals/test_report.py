@@ -6,7 +6,7 @@ import re
 import pytest
 from helpers import results_in
 
-from evals.report import write_tables
+from evals.report import check_reports, write_tables
 from evals.results import is_at_edge
 from sail_cli import main
 
@@ -102,3 +102,25 @@ def test_latex(tmp_path):
     ]
     write_tables(tmp_path, [[["a|b"], ["1"]]], [], latex=False)
     assert (tmp_path / "results.md").read_text().startswith("| a\\|b |\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "file", "content", "maker"),
+    [
+        ("sweep", "results.json", "{}", "results.json"),
+        ("probe", "sweep.json", "{}", "sweep.json"),
+        ("probe", "run.json", '{"command": "segment train", "format": 2, "settings": {}}', "sail segment train"),
+        ("sweep", "run.json", '{"command": "compare", "format": 2, "settings": {}}', "sail compare"),
+    ],
+)
+def test_a_report_of_another_command_is_not_replaced(command, file, content, maker, tmp_path, capsys):
+    (tmp_path / file).write_text(content)
+    assert main([command, "digits", "--out", str(tmp_path)]) == 2
+    assert f"holds the results of another command ({maker}); sail {command} needs another" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [file]
+
+
+def test_reports_may_stand_beside_features(tmp_path):
+    (tmp_path / "run.json").write_text('{"command": "extract", "format": 2, "settings": {}}')
+    for command, others in (("probe", "sweep.json"), ("sweep", "results.json")):
+        check_reports(tmp_path, command, others)
