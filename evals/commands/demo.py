@@ -74,7 +74,7 @@ def _extract(out: Path) -> int:
 def _serve(models: list[str], head: str | None, host: str, port: int) -> int:
     """Serves the page until it is interrupted."""
     if importlib.util.find_spec("gradio") is None:
-        raise UserError("sail demo --page needs gradio: pip install 'sail-encoder[demo]'")
+        raise UserError("sail demo --page needs gradio; pip install gradio")
     if not 1 <= port <= 65535:
         raise UserError(f"--port cannot be {port}; allowed is 1 to 65535")
     if head is not None:

@@ -18,6 +18,15 @@ def photographs(tmp_path_factory):
     return save_images(tmp_path_factory.mktemp("photographs"), 5)
 
 
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory):
+    """Folders of two classes, 20 images each."""
+    folder = tmp_path_factory.mktemp("classes")
+    for seed, name in enumerate(("one", "other")):
+        save_images(folder / name, 20, seed)
+    return folder
+
+
 @pytest.mark.parametrize("pool", ["mean", "max", "gem", "cls", "cls_mean"])
 @pytest.mark.parametrize("layers", ["-1", "1,4"])
 def test_pooled_features_are_those_of_encode(photographs, tmp_path, pool, layers):
@@ -51,8 +60,8 @@ def test_there_may_be_no_class_token(command, model, photographs, tmp_path, caps
     assert f"--pool cls reads a class token, but {model} has none; use mean, max or gem" in capsys.readouterr().err
 
 
-def test_probes_of_class_tokens_beside_probes_of_grids(tmp_path):
-    command = ["probe", "digits", "--out", str(tmp_path), *VIT, "--resize", "32", "--plots", "false"]
+def test_probes_of_class_tokens_beside_probes_of_grids(classes, tmp_path):
+    command = ["probe", str(classes), "--out", str(tmp_path), *VIT, "--resize", "32", "--plots", "false"]
     settings = "{ridge: {}, attentive: {epochs: 1, learning_rates: [0.01]}}"
     assert main([*command, "--pool", "cls_mean", "--baselines", "false", "--probes", settings]) == 0
     assert [result["probe"] for result in results_in(tmp_path)] == ["ridge", "attentive"]
@@ -62,8 +71,8 @@ def test_probes_of_class_tokens_beside_probes_of_grids(tmp_path):
     assert by_pool["cls_mean"].matrix().shape[1] == 128
 
 
-def test_layers_are_swept_by_their_class_token(tmp_path):
-    command = ["sweep", "digits", *VIT, "--resize", "32", "--plots", "false", "--probes", "ridge"]
+def test_layers_are_swept_by_their_class_token(classes, tmp_path):
+    command = ["sweep", str(classes), *VIT, "--resize", "32", "--plots", "false", "--probes", "ridge"]
     for pool in ("cls", "mean"):
         assert main([*command, "--out", str(tmp_path / pool), "--pool", pool]) == 0
     tables = [(tmp_path / pool / "sweep.csv").read_text() for pool in ("cls", "mean")]

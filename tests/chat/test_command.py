@@ -34,8 +34,8 @@ def test_the_command(tmp_path):
     Image.fromarray(scene()).save(tmp_path / "a.png")
 
     def sail(*arguments, text=None):
-        command = [sys.executable, "-m", "sail_cli", "chat", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, input=text)
+        words = [sys.executable, "-m", "sail_cli", "chat", *arguments]
+        return subprocess.run(words, capture_output=True, text=True, input=text)
 
     question = "What color is it?"
     answer = load_chat("sail-tiny").ask(question, tmp_path / "a.png")
@@ -43,10 +43,11 @@ def test_the_command(tmp_path):
     assert (printed.returncode, printed.stdout) == (0, answer + "\n")
     assert sail(str(tmp_path / "a.png"), text=f"{question}\n").stdout == f"> {answer}\n> "
     (tmp_path / "q.jsonl").write_text(json.dumps({"image": "a.png", "prompt": question}))
-    files = ("--input", str(tmp_path / "q.jsonl"), "--output", str(tmp_path / "new" / "a.jsonl"))
-    assert sail(*files).returncode == 0
+    files = {"input": str(tmp_path / "q.jsonl"), "output": str(tmp_path / "new" / "a.jsonl")}
+    assert command.chat(**files) == 0
     assert [row["answer"] for row in answers_in(tmp_path / "new" / "a.jsonl")] == [answer]
-    assert "temperature was 0.0, now 1.0" in sail(*files, "--temperature", "1").stderr
+    with pytest.raises(UserError, match=r"temperature was 0\.0, now 1\.0"):
+        command.chat(**files, temperature=1.0)
 
 
 def test_weights_that_have_changed_in_place_are_refused(tmp_path):
