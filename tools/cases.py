@@ -41,7 +41,8 @@ def checkout(place: str) -> Iterator[Path]:
 def run_cases(code: Path, match: str, tests: Path = CASES) -> dict[str, str]:
     """Outcome of each case on the code in a folder: `passed`, `failed`, `skipped` or `import`, by its name.
 
-    The shared fixtures of the tests are left out, since they import what other code does not have.
+    The shared fixtures of the tests are left out, since they import what other code does not have. A case that takes
+    longer than a minute has failed.
     """
     with TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
@@ -52,8 +53,8 @@ def run_cases(code: Path, match: str, tests: Path = CASES) -> dict[str, str]:
             "--import-mode=importlib",
             "--continue-on-collection-errors",
             "-q",
-            "-p",
-            "no:cacheprovider",
+            *("-p", "no:cacheprovider"),
+            *("-p", "case_limit"),
         ]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
         subprocess.run([*command, f"--junitxml={report}"], cwd=folder, env=environment, stdout=sys.stderr, check=False)
