@@ -46,7 +46,7 @@ def run_cases(code: Path, match: str, tests: Path = CASES) -> dict[str, str]:
     """
     with TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        paths = [str(code), str(HERE / "tests"), str(tests)]
+        paths = [str(code), str(HERE / "tests"), str(CASES), str(tests)]
         command = [sys.executable, "-m", "pytest", str(tests), "-k", match, "-c", os.devnull, f"--rootdir={folder}"]
         command += [
             "--noconftest",

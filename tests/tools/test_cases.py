@@ -16,6 +16,15 @@ def test_a3(): ...
 def test_b1(): ...
 """
 
+ENDLESS = """
+import case_limit, time
+case_limit.SECONDS = 1
+
+def test_a1():
+    while True:
+        time.sleep(0.01)
+"""
+
 
 def test_outcomes_of_two_versions(tmp_path):
     for name, value in (("old", 1), ("new", 2)):
@@ -32,3 +41,9 @@ def test_outcomes_of_two_versions(tmp_path):
         "| test_some::test_a2 | import | passed |",
         "| test_some::test_a3 | skipped | skipped |",
     ]
+
+
+def test_a_case_that_never_ends_has_failed(tmp_path):
+    (tmp_path / "cases").mkdir()
+    (tmp_path / "cases" / "test_some.py").write_text(ENDLESS)
+    assert run_cases(tmp_path, "", tmp_path / "cases") == {"test_some::test_a1": "failed"}
