@@ -17,8 +17,9 @@ def _give_up(number: int, frame: FrameType | None) -> None:
 def pytest_runtest_call() -> Iterator[None]:
     """Ends a case that takes too long as a failure."""
     signal.signal(signal.SIGALRM, _give_up)
-    signal.alarm(SECONDS)
+    # Again and again, since code that takes the error for one of its own may go on with the next attempt.
+    signal.setitimer(signal.ITIMER_REAL, SECONDS, 1)
     try:
         return (yield)
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
