@@ -108,12 +108,17 @@ def plot_curves(lines: Sequence[Mapping[str, Any]]) -> "Figure":
     """
     from matplotlib.figure import Figure
 
-    names = [name for name in ("loss", "learning_rate", *SCORES) if any(name in line for line in lines)]
+    # A loss that is not finite stands in a log as null.
+    points = {
+        name: [(line["step"], line[name]) for line in lines if isinstance(line.get(name), int | float)]
+        for name in ("loss", "learning_rate", *SCORES)
+    }
+    names = [name for name, found in points.items() if found]
     figure = Figure((3.6 * len(names), 2.8), dpi=150, layout="constrained")
     last = max(line["step"] for line in lines)
     for name, axes in zip(names, figure.subplots(1, len(names), squeeze=False)[0], strict=True):
         factor = 100 if name in SCORES else 1
-        steps, values = zip(*((line["step"], factor * line[name]) for line in lines if name in line), strict=True)
+        steps, values = zip(*((step, factor * value) for step, value in points[name]), strict=True)
         axes.plot(steps, values, color=ACCENT, marker="o" if len(steps) < 30 else None, markersize=3)
         axes.spines[["top", "right"]].set_visible(False)
         axes.set(title=name.replace("_", " ") + (" in percent" if name in SCORES else ""), xlabel="step")
@@ -123,7 +128,7 @@ def plot_curves(lines: Sequence[Mapping[str, Any]]) -> "Figure":
                 f"{values[-1]:.1f}", (steps[-1], values[-1]), xytext=(0, 5), textcoords="offset points", ha="right"
             )
         if len(steps) == 1:
-            axes.set_ylim(0, 100 if name in SCORES else 2 * values[0])
+            axes.set_ylim(0, 100 if name in SCORES else 2 * abs(values[0]) or 1)
     return figure
 
 

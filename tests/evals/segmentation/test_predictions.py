@@ -51,7 +51,9 @@ def test_the_legend_names_only_what_is_there(tmp_path):
 
 def test_a_curve_of_one_point_says_its_value():
     lines = [{"step": step, "loss": 1 / step, "learning_rate": 0.1} for step in (10, 20, 30)]
+    lines.append({"step": 30, "loss": None})
     losses, rates, scores = plot_curves([*lines, {"step": 30, "mIoU": 0.8331}]).axes
+    assert len(losses.lines[0].get_xdata()) == 3
     assert [axes.get_xlim() for axes in (losses, rates, scores)] == [(0, pytest.approx(31.8))] * 3
     assert scores.get_title() == "mIoU in percent"
     assert [text.get_text() for text in scores.texts] == ["83.3"]
