@@ -128,7 +128,7 @@ def describe_features(features: FeatureSpec) -> str:
         f"weights {features.weights}" if features.weights else "weights unknown",
         *options,
         f"layers {layers}" + (" after the final norm" if features.norm else ", no final norm"),
-        f"pooling {features.pool}",
+        f"pooling {features.pool}" + (", the class token beside each patch" if features.class_token else ""),
         describe_pixels(features),
         f"precision {features.precision}{stored}",
     ]

@@ -33,7 +33,7 @@ def train(options: TrainOptions) -> int:
     # Scenes are drawn only when nothing else can be wrong.
     data = None if options.data in SCENES else open_data(options)
     announce(options.model)
-    check_head(options, [spec.embed_dim] * len(source.layers))
+    check_head(options, [spec.channels("none", source.class_token)] * len(source.layers))
     training_data, validation_data = data or open_data(options)
     from evals.segmentation.training import train_head
 

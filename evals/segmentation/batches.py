@@ -233,9 +233,10 @@ def check_budget(samples: Sequence[Sample], spec: BackboneSpec, source: FeatureS
     """
     images = list_images([str(sample.image) for sample in samples]).images
     tokens, _, _ = look_at_some(images, spec, source.size)
-    needed = len(samples) * feature_bytes(tokens, spec.embed_dim, len(source.layers), source.store_dtype)
+    channels = spec.channels("none", source.class_token)
+    needed = len(samples) * feature_bytes(tokens, channels, len(source.layers), source.store_dtype)
     text = (
-        f"cached features of {len(samples):,} images, about {tokens:,.0f} patches of {spec.embed_dim:,} channels in "
+        f"cached features of {len(samples):,} images, about {tokens:,.0f} patches of {channels:,} channels in "
         f"{len(source.layers)} layers each, take {format_bytes(needed)}"
     )
     if needed > budget_gb * 1e9:

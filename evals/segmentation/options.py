@@ -62,6 +62,7 @@ class TrainOptions:
             expressions, lora, clip, gradient_checkpointing, train_num_points, mask_weight, dice_weight and text_weight.
         layers: Blocks that the head reads: -1, 0,11,23, last4 or even4; UperNet reads one or four.
         norm: Whether to apply the model's final norm to each.
+        class_token: Whether the head reads the image's class token beside each patch, of models that have one.
         mode: online runs augmented crops through the backbone; cached extracts the grids of whole images once and
             crops and mirrors these.
         layout: How the data set is laid out; folder is images/train with masks/train, and the same for val.
@@ -122,6 +123,7 @@ class TrainOptions:
     head_options: dict[str, Any] | None = None
     layers: str = "-1"
     norm: bool = True
+    class_token: bool = False
     mode: Literal["online", "cached"] = "online"
     layout: LayoutName = "folder"
     class_map: str | None = None
@@ -232,7 +234,13 @@ def choose_features(options: TrainOptions) -> tuple[FeatureSpec, BackboneSpec]:
     _check_place(options)
     chosen = choose_backbone(options.weights, options.random_weights, options.max_tiles, options.msac, options.project)
     spec, source = resolve_features(
-        options.model, options.layers, options.resize, options.max_tokens, norm=options.norm, **chosen
+        options.model,
+        options.layers,
+        options.resize,
+        options.max_tokens,
+        norm=options.norm,
+        class_token=options.class_token,
+        **chosen,
     )
     whole_patches("crop", options.crop, spec.patch_size)
     read_windows(options.window, options.stride, spec.patch_size)

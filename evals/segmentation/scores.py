@@ -256,6 +256,7 @@ def write_report(
         "weights": source.weights,
         "layers": list(source.layers),
         "norm": source.norm,
+        "class_token": source.class_token,
         "head": trained.kind,
         "trained": trained.mode,
         "resize": str(inference.resize),

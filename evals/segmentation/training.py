@@ -40,7 +40,7 @@ def build_segmenter(
     source = replace(source, weights=backbone.fingerprint(source.depth - 1))
     torch.manual_seed(options.seed)
     classes, ids = data.class_map.names, data.class_map.ids
-    head = build_head(options, [backbone.embed_dim] * len(source.layers), len(classes))
+    head = build_head(options, [backbone.spec.channels("none", source.class_token)] * len(source.layers), len(classes))
     windows = read_windows(options.window, options.stride, backbone.patch_size)
     trained = TrainedHead(options.head, head, source, classes, options.mode, *windows, options.fit, data.layout, ids)
     return Segmenter(backbone, head, source), trained

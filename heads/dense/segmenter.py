@@ -12,6 +12,7 @@ from heads.dense.contract import DenseHead
 from heads.dense.registry import TrainedHead
 from sail_encoder.backbones.base import VisionBackbone
 from sail_encoder.backbones.batch import Batch
+from sail_encoder.backbones.pooling import patch_states
 from sail_encoder.backbones.registry import load_for
 from sail_encoder.backbones.spec import FeatureSpec
 
@@ -38,16 +39,13 @@ class Segmenter:
     @torch.no_grad()
     def maps(self, batch: Batch) -> list[Tensor]:
         """Feature maps of images of one grid: float32 [n, C, nh, nw] for each layer, without gradients."""
-        encoded = self.backbone.forward(batch, self.source.layers, self.source.norm)
         n, r = len(batch.geometries), batch.geometries[0].grid[0]
-        maps = (rearrange(encoded.patches[layer], "(n r k) c -> n c r k", n=n, r=r) for layer in self.source.layers)
-        return [layer.float() for layer in maps]
+        return [rearrange(states, "(n r k) c -> n c r k", n=n, r=r).float() for states in self._states(batch)]
 
     @torch.no_grad()
     def logits(self, batch: Batch) -> list[Tensor]:
         """Class logits [classes, h, w] of images of any size, in the order of the list that the batch came from."""
-        encoded = self.backbone.forward(batch, self.source.layers, self.source.norm)
-        grids = [batch.split(encoded.patches[layer]) for layer in self.source.layers]
+        grids = [batch.split(states) for states in self._states(batch)]
         sizes = batch.unsort([geometry.grid for geometry in batch.geometries])
         results: dict[int, Tensor] = {}
         for _, group in groupby(sorted(range(len(sizes)), key=sizes.__getitem__), key=sizes.__getitem__):
@@ -55,6 +53,12 @@ class Segmenter:
             maps = [torch.stack([layer[index] for index in alike]).permute(0, 3, 1, 2).float() for layer in grids]
             results.update(zip(alike, self.head(maps), strict=True))
         return [results[index] for index in range(len(sizes))]
+
+    def _states(self, batch: Batch) -> list[Tensor]:
+        """What the head reads of each patch: for each layer [total patches, C]."""
+        source = self.source
+        encoded = self.backbone.forward(batch, source.layers, source.norm)
+        return patch_states(encoded, source.layers, batch.lengths, source.class_token)
 
 
 def load_segmenter(

@@ -45,6 +45,27 @@ def pool(patches: Tensor, counts: Tensor, how: str, class_tokens: Tensor | None 
     return torch.cat([class_tokens.float(), pool(patches, counts, "mean")], 1)
 
 
+def patch_states(
+    encoded: Encoded, layers: Collection[int], lengths: Sequence[int], class_token: bool = False
+) -> list[Tensor]:
+    """States of the patches of a batch of so many patches per image.
+
+    Returns:
+        For each layer [total patches, C], or [total patches, 2 * C] with the image's class token beside each patch, as
+        DINOv2's dense heads can read it.
+    """
+    if not class_token:
+        return [encoded.patches[layer] for layer in layers]
+    counts = send(torch.tensor(lengths), encoded.patches[next(iter(layers))].device)
+    total = sum(lengths)
+    return [
+        torch.cat(
+            (encoded.patches[layer], encoded.class_tokens[layer].repeat_interleave(counts, 0, output_size=total)), 1
+        )
+        for layer in layers
+    ]
+
+
 def pool_layers(encoded: Encoded, layers: Collection[int], lengths: Sequence[int], how: str) -> list[Tensor]:
     """Pools a batch of so many patches per image; one float32 [images, C] for each layer, as `pool` gives it."""
     counts = send(torch.tensor(lengths), encoded.patches[next(iter(layers))].device)

@@ -200,7 +200,7 @@ def resolve_features(
     indices = tuple(resolve_layers(layers, spec.num_layers))
     spec = spec.at(indices)
     rule = spec.resize.override(size, max_tokens)
-    spec.channels(asked.get("pool", "none"))
+    spec.channels(asked.get("pool", "none"), asked.get("class_token", False))
     if rule.fixed is not None:
         spec.grid(rule.fixed, rule)
     if asked.get("norm", True) and not spec.has_final_norm:

@@ -93,15 +93,18 @@ class BackboneSpec:
         per_block = 2 * self.block_parameters * tokens + 4 * tokens**2 * self.attention_dim
         return (layers or self.num_layers) * per_block + 2 * patches * 3 * self.patch_size**2 * self.embed_dim
 
-    def channels(self, pool: str) -> int:
-        """Channels of a feature that is pooled so.
+    def channels(self, pool: str, class_token: bool = False) -> int:
+        """Channels of a feature that is pooled so, or of a patch with or without the class token beside it.
 
         Raises:
             UserError: If that needs a class token, and there is none.
         """
-        if pool in NEED_CLASS_TOKEN and not self.has_class_token:
-            raise UserError(f"--pool {pool} reads a class token, but {self.name} has none; use mean, max or gem")
-        return self.embed_dim * (2 if pool == "cls_mean" else 1)
+        if not self.has_class_token:
+            if class_token:
+                raise UserError(f"--class-token reads a class token, but {self.name} has none; leave it out")
+            if pool in NEED_CLASS_TOKEN:
+                raise UserError(f"--pool {pool} reads a class token, but {self.name} has none; use mean, max or gem")
+        return self.embed_dim * (2 if class_token or pool == "cls_mean" else 1)
 
     def parameters(self, layers: int | None = None) -> int:
         """Parameters that features of the first `layers` blocks need."""
@@ -118,7 +121,7 @@ FORMAT = 2
 UNKNOWN = {"precision": "auto", "weights": ""}
 """Values of fields that are not known before the device is chosen, or the weights are loaded."""
 
-MEANING = ("weights", "layers", "norm", "pool", "fuse", "options")
+MEANING = ("weights", "layers", "norm", "pool", "class_token", "fuse", "options")
 """Fields that decide the meaning of a channel; the others decide at which size and how exactly images are seen."""
 
 
@@ -131,6 +134,7 @@ class FeatureSpec:
         layers: Block indices, in order.
         norm: Whether the model's final norm is applied; never of a model without one.
         pool: How patches and class token are pooled, `none` for grids.
+        class_token: Whether each patch of a grid has the class token of its image beside it, in channels of its own.
         fuse: How a head joins several layers: `concat` or `mean`.
         size: How images are brought to size.
         exif_rotate: Whether EXIF orientation is applied.
@@ -145,6 +149,7 @@ class FeatureSpec:
     layers: tuple[int, ...]
     norm: bool = True
     pool: str = "none"
+    class_token: bool = False
     fuse: str = "concat"
     size: Resize = field(default_factory=Resize)
     exif_rotate: bool = False

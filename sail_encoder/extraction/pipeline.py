@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sail_encoder.backbones.base import VisionBackbone
 from sail_encoder.backbones.batch import Batch, Prepared
-from sail_encoder.backbones.pooling import pool_layers
+from sail_encoder.backbones.pooling import patch_states, pool_layers
 from sail_encoder.backbones.spec import FeatureSpec
 from sail_encoder.extraction.loader import Group, PackedLoader
 from sail_encoder.images.decoding import Array
@@ -85,7 +85,7 @@ class Pipeline:
         layers, how = self.features.layers, self.features.pool
         encoded = self.backbone.forward(batch, layers, self.features.norm)
         if how == "none":
-            states = [encoded.patches[layer] for layer in layers]
+            states = patch_states(encoded, layers, batch.lengths, self.features.class_token)
         else:
             states = pool_layers(encoded, layers, batch.lengths, how)
         return copy_to_host(torch.stack(states).to(getattr(torch, self.features.store_dtype)))

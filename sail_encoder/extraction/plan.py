@@ -63,7 +63,8 @@ def forecast(plan: Plan, part: Share, folder: Path, overwrite: bool) -> str:
     images, features = part.of(plan.listing.images), plan.features
     todo = images if overwrite else list_todo(folder, images)
     patches, _, remark = look_at_some(todo, plan.spec, features.size)
-    positions, channels = patches if features.pool == "none" else 1, plan.spec.channels(features.pool)
+    positions = patches if features.pool == "none" else 1
+    channels = plan.spec.channels(features.pool, features.class_token)
     needed = feature_bytes(positions, channels, len(features.layers), features.store_dtype) * len(todo)
     free = shutil.disk_usage(nearest_existing(folder)).free
     text = (
