@@ -134,7 +134,6 @@ class FeatureSpec:
         layers: Block indices, in order.
         norm: Whether the model's final norm is applied; never of a model without one.
         pool: How patches and class token are pooled, `none` for grids.
-        class_token: Whether each patch of a grid has the class token of its image beside it, in channels of its own.
         fuse: How a head joins several layers: `concat` or `mean`.
         size: How images are brought to size.
         exif_rotate: Whether EXIF orientation is applied.
@@ -143,13 +142,13 @@ class FeatureSpec:
         pretrained: Whether the weights are read, or random.
         weights: Fingerprint of the weights, empty as long as they are not loaded.
         options: Options of the backbone's family that decide its features.
+        class_token: Whether each patch of a grid has the class token of its image beside it, in channels of its own.
     """
 
     model: str
     layers: tuple[int, ...]
     norm: bool = True
     pool: str = "none"
-    class_token: bool = False
     fuse: str = "concat"
     size: Resize = field(default_factory=Resize)
     exif_rotate: bool = False
@@ -158,6 +157,7 @@ class FeatureSpec:
     pretrained: bool = True
     weights: str = ""
     options: dict[str, Any] = field(default_factory=dict)
+    class_token: bool = False
 
     @property
     def title(self) -> str:
