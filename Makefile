@@ -11,13 +11,16 @@ INSTALL = $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/pip
 # The tests start many processes; where Python may not keep what it has compiled, each compiles everything again.
 export PYTHONDONTWRITEBYTECODE =
 
+# A process takes a file of tests at a time, in the order of tests/conftest.py.
+PARALLEL = -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
 .PHONY: demo test browser chromium lint newest lowest constraints common clean
 
 demo: $(VENV)/core
 	$(BIN)/sail demo --out demo
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(PARALLEL)
 
 # The page in Chromium; here a test that is skipped is a failure.
 browser: $(VENV)/dev chromium
@@ -52,7 +55,7 @@ $(VENV)-lowest/bounds.txt: pyproject.toml tools/lower_bounds.py
 
 define run_tests
 	$(1)/bin/python -c "from sail_encoder.io.versions import versions; print(versions())"
-	OMP_NUM_THREADS=1 $(1)/bin/pytest -n auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(1)/bin/pytest $(PARALLEL)
 endef
 
 # Needs uv, which resolves for all supported releases of Python at once.

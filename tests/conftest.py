@@ -10,6 +10,14 @@ from sail_encoder.io.hub import find_checkpoint
 from sail_encoder.models.sail.modeling_sail import SailForCausalLM
 
 
+LONGEST = ("test_kill.py", "test_online.py", "test_soak.py", "test_training.py", "test_ray.py", "test_command.py")
+"""Files of tests that take long. Processes take files in order, and one that begins last is waited for alone."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def interruptible():
     """A shell lets what it starts in the background ignore Ctrl-C, and Python then leaves it so."""
