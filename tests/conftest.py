@@ -9,7 +9,6 @@ from sail_encoder import load_backbone
 from sail_encoder.io.hub import find_checkpoint
 from sail_encoder.models.sail.modeling_sail import SailForCausalLM
 
-
 LONGEST = ("test_kill.py", "test_online.py", "test_soak.py", "test_training.py", "test_ray.py", "test_command.py")
 """Files of tests that take long. Processes take files in order, and one that begins last is waited for alone."""
 
