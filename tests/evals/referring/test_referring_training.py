@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,8 @@ from sail_encoder.chat import conversation
 from sail_encoder.chat.engine import Answer
 
 OPTIONS = ["--head", "referring", "--steps", "12", "--batch_size", "2", "--warmup", "2", "--log_every", "3"]
+from sail_encoder.models.pixel_sail.questions import ANSWER, refer
+from sail_encoder.models.sail.modeling_sail import SailMLP
 HEAD = {"mask_channels": 8, "head_channels": 8, "train_num_points": 64, "expressions": 2}
 
 
@@ -174,6 +177,40 @@ def test_batches(grefcoco, sail):
 
 def test_scores_while_training(trained, grefcoco, sail, tmp_path):
     """They are in the log, and do not change what is learned."""
+def test_each_mask_is_that_of_its_expression(grefcoco, sail):
+    _, processor = build_pixel_sail(sail, None, mask_channels=8)
+    data = open_splits(str(grefcoco[0]), "train")["train"]
+    batches = ReferringBatches(data, processor, 2, 4, seed=0)
+    known = [
+        dict(zip([one.text for one in data.read(index)[1]], data.read(index)[2], strict=True)) for index in (0, 1, 2)
+    ]
+    orders = set()
+    for position in range(6):
+        _, turns, masks = batches.make(position)
+        said = known[batches.sampler.draw(position)[0]]
+        texts = [text for text in said for question, answer in turns if question == refer(text) and answer == ANSWER]
+        asked = [text for question, answer in turns if answer == ANSWER for text in said if refer(text) == question]
+        orders.add(tuple(sorted(texts).index(text) for text in asked))
+        assert len(asked) == len(masks) == 3
+        assert all(np.array_equal(said[text], mask) for text, mask in zip(asked, masks, strict=True))
+    assert len(orders) > 1
+
+
+def test_an_expression_with_an_empty_mask_is_not_said_to_mean_nothing(refcoco, sail, tmp_path):
+    """A polygon outside the image; its annotation says that there is something."""
+    folder = shutil.copytree(refcoco[0], tmp_path / "copy")
+    instances = json.loads((folder / "instances.json").read_text())
+    for one in instances["annotations"]:
+        one["segmentation"] = [[900, 900, 950, 900, 950, 950]]
+    (folder / "instances.json").write_text(json.dumps(instances))
+    _, processor = build_pixel_sail(sail, None, mask_channels=8)
+    batches = ReferringBatches(open_splits(str(folder), "train")["train"], processor, 2, 4, seed=0)
+    _, turns, masks = batches.make(0)
+    assert {answer for _, answer in turns} == {ANSWER}
+    assert masks.shape == (2, 60, 80)
+    assert not masks.any()
+
+
     assert main(train(grefcoco[0], tmp_path, sail, "--validate_every", "5")) == 0
     lines = [line for line in read_log(tmp_path / "log.jsonl") if "cIoU" in line]
     assert [line["step"] for line in lines] == [5, 10]
