@@ -16,7 +16,9 @@ from safetensors.torch import load_file
 
 from evals.referring.batches import ReferringBatches
 from evals.referring.data import open_splits
+from evals.referring.options import ReferringOptions, recipe_of
 from evals.referring.scores import score_expressions
+from evals.segmentation.options import TrainOptions
 from heads.referring import build_pixel_sail
 from heads.trainer import read_log
 from sail_cli import main
@@ -280,6 +282,25 @@ def test_overwriting_leaves_other_files(refcoco, sail, tmp_path):
 @pytest.mark.parametrize(
     ("more", "head", "message"),
     [
+def test_a_model_is_not_overwritten_by_its_own_training(trained, grefcoco, tmp_path, capsys):
+    folder = shutil.copytree(trained, tmp_path / "run")
+    before = (folder / "model.safetensors").read_bytes()
+    (tmp_path / "link").symlink_to(folder)
+    for model in (folder, tmp_path / "link"):
+        line = complaint(capsys, train(grefcoco[0], folder, str(model), "--overwrite"))
+        assert f"--out and --model are both {model}, which would be overwritten; use another --out" in line
+    assert (folder / "model.safetensors").read_bytes() == before
+
+
+def test_the_recipe_is_what_was_asked_for():
+    asked = {"steps": 40, "batch_size": 3, "learning_rate": 0.5, "weight_decay": 0.1, "schedule": "cosine", "warmup": 4}
+    recipe = recipe_of(TrainOptions(data="d", out="o", **asked), ReferringOptions(clip=0.25))
+    assert (recipe.clip, recipe.all_steps, recipe.batch_size, recipe.weight_decay) == (0.25, 40, 3, 0.1)
+    assert [recipe.factor(step) for step in range(4)] == [0.25, 0.5, 0.75, 1]
+    assert recipe.learning_rates == (0.5,)
+    assert recipe.schedule == "cosine"
+
+
         (["--layers", "all"], {}, "--layers has no effect with --head referring"),
         (["--max_tokens", "0"], {}, "--max_tokens cannot be 0"),
         (["--mode", "cached"], {}, "--mode has no effect with --head referring"),
@@ -318,3 +339,8 @@ def test_mistakes_come_before_heavy_imports(refcoco, tmp_path):
     for more in (["--layers", "all"], ["--head_options", '{"lora": -1}']):
         command = ["segment", "train", str(refcoco[0]), "--head", "referring", "--out", str(tmp_path / "out"), *more]
         subprocess.run([sys.executable, "-c", check, *command], check=True, capture_output=True)
+        (["--flip"], {}, "--flip has no effect with --head referring"),
+        (["--no-flip"], {}, "--flip has no effect with --head referring"),
+        (["--layers", "-1"], {}, "--layers has no effect with --head referring"),
+    assert "--overlays has no effect on" in complaint(capsys, [*evaluate, "--overlays", "3"])
+    assert "--check has no effect on" in complaint(capsys, [*evaluate, "--no-check"])
