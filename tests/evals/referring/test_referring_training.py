@@ -266,22 +266,6 @@ def test_other_settings_and_folders_of_others_are_refused(trained, grefcoco, sai
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
-def test_overwriting_leaves_other_files(refcoco, sail, tmp_path):
-    command = train(refcoco[0], tmp_path, sail, "--steps", "3")
-    assert main(command) == 0
-    (tmp_path / "notes.txt").write_text("mine")
-    before = load_file(tmp_path / "model.safetensors")
-    assert main([*command, "--seed", "1", "--overwrite"]) == 0
-    assert (tmp_path / "notes.txt").read_text() == "mine"
-    after = load_file(tmp_path / "model.safetensors")
-    assert not torch.equal(
-        before["mask_head.upsample_blocks.0.0.weight"], after["mask_head.upsample_blocks.0.0.weight"]
-    )
-
-
-@pytest.mark.parametrize(
-    ("more", "head", "message"),
-    [
 def test_a_model_is_not_overwritten_by_its_own_training(trained, grefcoco, tmp_path, capsys):
     folder = shutil.copytree(trained, tmp_path / "run")
     before = (folder / "model.safetensors").read_bytes()
@@ -317,6 +301,24 @@ def test_mistakes_are_one_line(refcoco, sail, tmp_path, capsys, more, head, mess
     assert message in complaint(capsys, train(refcoco[0], tmp_path / "out", sail, *more, **head))
     assert not (tmp_path / "out").exists()
 
+def test_overwriting_leaves_other_files(refcoco, sail, tmp_path):
+    command = train(refcoco[0], tmp_path, sail, "--steps", "3")
+    assert main(command) == 0
+    mine = ("notes.txt", "model.safetensors.bak", "model_best.safetensors", "model-old.safetensors")
+    for name in mine:
+        (tmp_path / name).write_text("mine")
+    before = load_file(tmp_path / "model.safetensors")
+    assert main([*command, "--seed", "1", "--overwrite"]) == 0
+    assert all((tmp_path / name).read_text() == "mine" for name in mine)
+    after = load_file(tmp_path / "model.safetensors")
+    assert not torch.equal(
+        before["mask_head.upsample_blocks.0.0.weight"], after["mask_head.upsample_blocks.0.0.weight"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("more", "head", "message"),
+    [
 
 def test_commands_that_do_not_fit_are_told(trained, grefcoco, tmp_path, capsys):
     data = str(grefcoco[0])
