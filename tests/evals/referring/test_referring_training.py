@@ -25,10 +25,10 @@ from sail_cli import main
 from sail_encoder import PixelSailForCausalLM, PixelSailProcessor, load_backbone, load_chat
 from sail_encoder.chat import conversation
 from sail_encoder.chat.engine import Answer
-
-OPTIONS = ["--head", "referring", "--steps", "12", "--batch_size", "2", "--warmup", "2", "--log_every", "3"]
 from sail_encoder.models.pixel_sail.questions import ANSWER, refer
 from sail_encoder.models.sail.modeling_sail import SailMLP
+
+OPTIONS = ["--head", "referring", "--steps", "12", "--batch_size", "2", "--warmup", "2", "--log_every", "3"]
 HEAD = {"mask_channels": 8, "head_channels": 8, "train_num_points": 64, "expressions": 2}
 
 
@@ -177,8 +177,6 @@ def test_batches(grefcoco, sail):
     assert model(**first).mask_logits
 
 
-def test_scores_while_training(trained, grefcoco, sail, tmp_path):
-    """They are in the log, and do not change what is learned."""
 def test_each_mask_is_that_of_its_expression(grefcoco, sail):
     _, processor = build_pixel_sail(sail, None, mask_channels=8)
     data = open_splits(str(grefcoco[0]), "train")["train"]
@@ -213,6 +211,8 @@ def test_an_expression_with_an_empty_mask_is_not_said_to_mean_nothing(refcoco, s
     assert not masks.any()
 
 
+def test_scores_while_training(trained, grefcoco, sail, tmp_path):
+    """They are in the log, and do not change what is learned."""
     assert main(train(grefcoco[0], tmp_path, sail, "--validate_every", "5")) == 0
     lines = [line for line in read_log(tmp_path / "log.jsonl") if "cIoU" in line]
     assert [line["step"] for line in lines] == [5, 10]
@@ -244,14 +244,30 @@ def test_going_on_with_a_pixel_sail(trained, refcoco, tmp_path, capsys):
     )
 
 
-def test_less_memory_for_the_same_weights(grefcoco, trained, sail, tmp_path):
+def test_less_memory_for_the_same_weights(grefcoco, trained, sail, tmp_path, monkeypatch):
+    """Blocks run twice per step."""
+    counts, forward = [], SailMLP.forward
+    monkeypatch.setattr(SailMLP, "forward", lambda self, hidden: counts.append(self.training) or forward(self, hidden))
     assert main(train(grefcoco[0], tmp_path, sail, gradient_checkpointing=True)) == 0
+    assert sum(counts) == 2 * 12 * 2, "two blocks, twelve steps, and both passes"
     one, other = (load_file(folder / "model.safetensors") for folder in (tmp_path, trained))
     assert max((one[name] - other[name]).abs().max() for name in one) < 1e-4
 
 
-def test_bfloat16(refcoco, sail, tmp_path):
-    assert main(train(refcoco[0], tmp_path, sail, "--precision", "bfloat16", "--steps", "3")) == 0
+def test_bfloat16(refcoco, sail, tmp_path, monkeypatch):
+    """Weights are float32 in training, and computations bfloat16, also where it is scored meanwhile."""
+    seen, forward = set(), SailMLP.forward
+
+    def note(self, hidden):
+        output = forward(self, hidden)
+        seen.add((self.training, self.up_proj.weight.dtype, output.dtype))
+        return output
+
+    monkeypatch.setattr(SailMLP, "forward", note)
+    options = ("--precision", "bfloat16", "--steps", "3", "--validate_every", "1")
+    assert main(train(refcoco[0], tmp_path, sail, *options)) == 0
+    wide, narrow = torch.float32, torch.bfloat16
+    assert seen == {(True, wide, narrow), (False, wide, narrow), (False, narrow, narrow)}
     assert {tensor.dtype for tensor in load_file(tmp_path / "model.safetensors").values()} == {torch.bfloat16}
 
 
@@ -285,22 +301,6 @@ def test_the_recipe_is_what_was_asked_for():
     assert recipe.schedule == "cosine"
 
 
-        (["--layers", "all"], {}, "--layers has no effect with --head referring"),
-        (["--max_tokens", "0"], {}, "--max_tokens cannot be 0"),
-        (["--mode", "cached"], {}, "--mode has no effect with --head referring"),
-        ([], {"dropout": 0.1}, "--head_options of referring has no dropout; it has mask_channels"),
-        ([], {"head_channels": 128}, "head_channels cannot be 128; "),
-        ([], {"lora": -1}, "--head_options of referring: lora"),
-        ([], {"expressions": "two"}, "--head_options of referring: expressions is 'two'"),
-        (["--precision", "float16"], {}, "--precision float16 is too narrow"),
-        (["--model", "raw/14"], {}, "raw/14 has no language model"),
-        (["--model", "nothing"], {}, "no model 'nothing'"),
-    ],
-)
-def test_mistakes_are_one_line(refcoco, sail, tmp_path, capsys, more, head, message):
-    assert message in complaint(capsys, train(refcoco[0], tmp_path / "out", sail, *more, **head))
-    assert not (tmp_path / "out").exists()
-
 def test_overwriting_leaves_other_files(refcoco, sail, tmp_path):
     command = train(refcoco[0], tmp_path, sail, "--steps", "3")
     assert main(command) == 0
@@ -319,11 +319,32 @@ def test_overwriting_leaves_other_files(refcoco, sail, tmp_path):
 @pytest.mark.parametrize(
     ("more", "head", "message"),
     [
+        (["--layers", "all"], {}, "--layers has no effect with --head referring"),
+        (["--max_tokens", "0"], {}, "--max_tokens cannot be 0"),
+        (["--mode", "cached"], {}, "--mode has no effect with --head referring"),
+        (["--flip"], {}, "--flip has no effect with --head referring"),
+        (["--no-flip"], {}, "--flip has no effect with --head referring"),
+        (["--layers", "-1"], {}, "--layers has no effect with --head referring"),
+        ([], {"dropout": 0.1}, "--head_options of referring has no dropout; it has mask_channels"),
+        ([], {"head_channels": 128}, "head_channels cannot be 128; "),
+        ([], {"lora": -1}, "--head_options of referring: lora"),
+        ([], {"expressions": "two"}, "--head_options of referring: expressions is 'two'"),
+        (["--precision", "float16"], {}, "--precision float16 is too narrow"),
+        (["--model", "raw/14"], {}, "raw/14 has no language model"),
+        (["--model", "nothing"], {}, "no model 'nothing'"),
+    ],
+)
+def test_mistakes_are_one_line(refcoco, sail, tmp_path, capsys, more, head, message):
+    assert message in complaint(capsys, train(refcoco[0], tmp_path / "out", sail, *more, **head))
+    assert not (tmp_path / "out").exists()
+
 
 def test_commands_that_do_not_fit_are_told(trained, grefcoco, tmp_path, capsys):
     data = str(grefcoco[0])
     evaluate = ["segment", "eval", data, "--head", str(trained)]
     assert "--window has no effect on" in complaint(capsys, [*evaluate, "--window", "56"])
+    assert "--overlays has no effect on" in complaint(capsys, [*evaluate, "--overlays", "3"])
+    assert "--check has no effect on" in complaint(capsys, [*evaluate, "--no-check"])
     assert "has no split 'test'; it has train, val, testA" in complaint(capsys, [*evaluate, "--split", "test"])
     assert "use --head referring" in complaint(
         capsys, ["segment", "train", "scenes-referring", "--out", str(tmp_path / "a")]
@@ -341,8 +362,3 @@ def test_mistakes_come_before_heavy_imports(refcoco, tmp_path):
     for more in (["--layers", "all"], ["--head_options", '{"lora": -1}']):
         command = ["segment", "train", str(refcoco[0]), "--head", "referring", "--out", str(tmp_path / "out"), *more]
         subprocess.run([sys.executable, "-c", check, *command], check=True, capture_output=True)
-        (["--flip"], {}, "--flip has no effect with --head referring"),
-        (["--no-flip"], {}, "--flip has no effect with --head referring"),
-        (["--layers", "-1"], {}, "--layers has no effect with --head referring"),
-    assert "--overlays has no effect on" in complaint(capsys, [*evaluate, "--overlays", "3"])
-    assert "--check has no effect on" in complaint(capsys, [*evaluate, "--no-check"])
