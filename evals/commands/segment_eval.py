@@ -17,6 +17,9 @@ from sail_encoder.io.runs import read_run, write_run
 from sail_encoder.io.versions import versions
 from sail_encoder.models.pixel_sail.published import is_pixel_sail
 
+OVERLAYS = 8
+"""Images that are drawn by default."""
+
 
 def evaluate(
     data: str,
@@ -33,7 +36,7 @@ def evaluate(
     fit: Literal["resize", "pad"] | None = None,
     scales: tuple[float, ...] = (1.0,),
     flip: bool = False,
-    overlays: int = 8,
+    overlays: int = OVERLAYS,
     label_maps: bool = False,
     latex: bool = False,
     device: str = "auto",
@@ -83,6 +86,7 @@ def evaluate(
             {"layout": layout, "class_map": class_map, "reduce_zero_label": reduce_zero_label},
             {"ignore_label": ignore_label, "model": model, "window": window, "stride": stride, "fit": fit},
             {"scales": scales != (1.0,) or None, "flip": flip or None, "label_maps": label_maps or None},
+            {"overlays": overlays != OVERLAYS or None, "check": None if check else False},
         )
         from evals.referring.evaluation import evaluate_referring
 

@@ -44,7 +44,7 @@ class ReferringBatches:
         index, rng = self.sampler.draw(position)
         image, expressions, masks = self.data.read(index)
         chosen = rng.permutation(len(expressions))[: self.expressions]
-        has_target = np.array([masks[place].any() for place in chosen])
+        has_target = np.array([bool(expressions[place].targets) for place in chosen])
         answers = [ANSWER if has else NO_TARGET for has in has_target]
         turns = [(refer(expressions[place].text), answer) for place, answer in zip(chosen, answers, strict=True)]
         return image, turns, torch.from_numpy(masks[chosen[has_target]])

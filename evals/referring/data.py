@@ -100,6 +100,8 @@ def open_splits(data: str, *splits: str) -> dict[str, ReferringData]:
     names = [name for name in known if name != TRAIN_SPLIT] if ALL in splits else splits
     if unknown := [name for name in names if name not in known]:
         raise DatasetError(f"{data} has no split '{unknown[0]}'; it has {', '.join(known)}")
+    if not names:
+        raise DatasetError(f"{data} has no split but {TRAIN_SPLIT}; use --split {TRAIN_SPLIT}")
     if published is None:
         return {name: SceneExpressions(name) for name in names}
     return {name: PublishedSplit(published, name) for name in names}
@@ -117,7 +119,9 @@ class PublishedSplit:
         self.published = published
         self.images = published.images_of(split)
         said = [[number, [[one.text, one.targets] for one in expressions]] for number, expressions in self.images]
-        self.identity = f"{published.path.name}, {split}: {len(said)} images, {digest(said, 12)}"
+        meant = {target for _, expressions in self.images for one in expressions for target in one.targets}
+        masks = [published.annotations[target] for target in sorted(meant)]
+        self.identity = f"{published.path.name}, {split}: {len(said)} images, {digest([said, masks], 12)}"
 
     def __len__(self) -> int:
         return len(self.images)
@@ -125,5 +129,6 @@ class PublishedSplit:
     def read(self, index: int) -> Shown:
         number, expressions = self.images[index]
         image = self.published.read_image(number)
-        masks = [self.published.mask_of(number, expression.targets) for expression in expressions]
-        return image, expressions, np.stack(masks)
+        # Several expressions mean the same.
+        masks = {targets: self.published.mask_of(number, targets) for targets in {one.targets for one in expressions}}
+        return image, expressions, np.stack([masks[one.targets] for one in expressions])

@@ -1,13 +1,13 @@
 """Options of `sail segment train --head referring`, and those of dense heads that have no effect there."""
 
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from evals.segmentation.options import TrainOptions
 from heads.contract import HeadError
 from heads.recipe import Recipe
 from heads.settings import check_at_least_zero, check_positive
-from sail_encoder.chat.families import find_chat
+from sail_encoder.chat.families import PIXEL_SAIL, SAIL, find_chat
 from sail_encoder.chat.fingerprint import fingerprint_chat
 from sail_encoder.io.devices import choose_device, choose_dtype
 from sail_encoder.io.errors import CheckpointError, UserError, require_positive
@@ -83,8 +83,12 @@ def read_options(options: TrainOptions) -> ReferringOptions:
     Raises:
         UserError: If one is unknown, not possible, or has no effect here.
     """
-    defaults = {field.name: field.default for field in fields(TrainOptions) if field.default is not MISSING}
-    foreign = [name for name, value in defaults.items() if name not in _USED and getattr(options, name) != value]
+    foreign = [
+        field.name
+        for field in fields(options)
+        if field.init and field.name not in _USED
+        if field.name in options.given or getattr(options, field.name) != field.default
+    ]
     if foreign:
         raise UserError(f"--{foreign[0]} has no effect with --head {REFERRING}; leave it out")
     if options.max_tokens is not None:
@@ -113,7 +117,7 @@ def check_model(name: str) -> None:
         CheckpointError: If it is something else, or there is no such model.
     """
     source = find_chat(name)
-    if source.adapter is not None or source.family.name not in ("SAIL", "Pixel-SAIL"):
+    if source.adapter is not None or source.family not in (SAIL, PIXEL_SAIL):
         raise CheckpointError(
             f"{name} is {'an adapter' if source.adapter else f'a {source.family.name}'}, of which no Pixel-SAIL can be "
             "trained; name a SAIL with its language head, or a Pixel-SAIL"
@@ -121,18 +125,8 @@ def check_model(name: str) -> None:
 
 
 def recipe_of(options: TrainOptions, own: ReferringOptions) -> Recipe:
-    """Recipe of the training; the learning rate rises in equal steps from the first on."""
-    return Recipe(
-        (options.learning_rate,),
-        steps=options.steps,
-        batch_size=options.batch_size,
-        optimizer=options.optimizer,
-        weight_decay=options.weight_decay,
-        decay_norms=options.decay_norms,
-        schedule=options.schedule,
-        warmup=options.warmup,
-        clip=own.clip,
-    )
+    """Recipe of the training, with a warm-up in equal steps from the first on."""
+    return replace(options.recipe, warmup_start=None, clip=own.clip)
 
 
 def decisive(options: TrainOptions, own: ReferringOptions, identity: str) -> dict[str, Any]:

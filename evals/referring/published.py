@@ -16,18 +16,19 @@ from evals.referring.coco_masks import decode_mask
 from evals.referring.pickles import read_pickle
 from evals.scene_expressions import Expression
 from sail_encoder.chat.families import PIXEL_SAIL
+from sail_encoder.chat.questions import check_prompt
 from sail_encoder.images.decoding import Array, read_image
 from sail_encoder.io.errors import ImageError, UserError, in_one_line
 from sail_encoder.io.files import read_text
 from sail_encoder.io.typed import require_fields
-from sail_encoder.models.pixel_sail.questions import check_region
+from sail_encoder.models.pixel_sail.questions import check_region, refer
 
 PATTERNS = ("refs(*).p", "refs(*).json", "grefs(*).p", "grefs(*).json")
 """Names of files of expressions."""
 
 INSTANCES = "instances.json"
 IMAGE_FOLDERS = (
-    *("images", "train2014", "images/train2014", "../images/mscoco/images/train2014", "../images/train2014"),
+    *("images/train2014", "images", "train2014", "../images/mscoco/images/train2014", "../images/train2014"),
     *("../train2014", "../coco/train2014", "../coco2014/train2014"),
 )
 """Where images are looked for, from the folder of the expressions."""
@@ -51,9 +52,8 @@ class PublishedExpressions:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.refs = _read_refs(path)
-        instances = path.with_name(INSTANCES)
-        self.sizes, self.annotations = _read_instances(instances)
+        self.refs = [ref for ref in _read_refs(path) if ref["sentences"]]
+        self.sizes, self.annotations = _read_instances(path.with_name(INSTANCES))
         self.folder = _find_images(path.parent)
 
     @staticmethod
@@ -91,12 +91,12 @@ class PublishedExpressions:
         images: dict[int, list[Expression]] = {}
         for ref in self.refs:
             if ref["split"] == split:
+                if ref["image_id"] not in self.sizes:
+                    raise DatasetError(
+                        f"{self.path.with_name(INSTANCES)} has no image {ref['image_id']}, which {self.path.name} names"
+                    )
                 images.setdefault(ref["image_id"], []).extend(self._expressions_of(ref))
         for number in images:
-            if number not in self.sizes:
-                raise DatasetError(
-                    f"{self.path.with_name(INSTANCES)} has no image {number}, which {self.path.name} names"
-                )
             if not (self.folder / self.sizes[number][0]).is_file():
                 raise DatasetError(f"no image {self.folder / self.sizes[number][0]}, which {self.path} speaks of")
         return list(images.items())
@@ -105,9 +105,11 @@ class PublishedExpressions:
         ids: list[int] = ref["ann_id"] if isinstance(ref["ann_id"], list) else [ref["ann_id"]]
         targets = tuple(number for number in ids if number != _NO_TARGET)
         for number in targets:
-            if number not in self.annotations:
+            image, _ = self.annotations.get(number, (None, None))
+            if image != ref["image_id"]:
                 raise DatasetError(
-                    f"{self.path.with_name(INSTANCES)} has no mask {number}, which {self.path.name} names"
+                    f"{self.path.with_name(INSTANCES)} has no mask {number} of image {ref['image_id']}, which "
+                    f"{self.path.name} names"
                 )
         expressions = []
         for sentence in ref["sentences"]:
@@ -115,7 +117,8 @@ class PublishedExpressions:
             problem = _problem_of(text)
             if problem:
                 raise DatasetError(
-                    f"{self.path}: an expression about image {ref['image_id']} {problem}; correct the file"
+                    f"{self.path}: an expression about image {ref['image_id']} cannot be asked ({problem}); correct "
+                    "the file"
                 )
             expressions.append(Expression(text, targets))
         return expressions
@@ -148,22 +151,21 @@ class PublishedExpressions:
         mask = np.zeros((height, width), bool)
         for target in targets:
             try:
-                mask |= decode_mask(self.annotations[target], (height, width))
+                mask |= decode_mask(self.annotations[target][1], (height, width))
             except DatasetError as error:
                 raise DatasetError(f"{self.path.with_name(INSTANCES)}, annotation {target}: {error}") from None
         return mask
 
 
 def _problem_of(text: Any) -> str | None:
-    """Fault of an expression that cannot be asked."""
-    if not isinstance(text, str) or not text.strip(" ."):
-        return "is empty"
+    """Fault of an expression that cannot be asked, by the rules of all questions."""
     try:
-        check_region(text, is_shown=False)
+        question = refer(text if isinstance(text, str) else "")
+        check_prompt(question, PIXEL_SAIL.placeholders)
+        check_region(question, is_shown=False)
     except UserError as error:
-        return f"is '{text}': {error}"
-    held = next((token for token in PIXEL_SAIL.placeholders if token in text), None)
-    return None if held is None else f"holds {held}, which stands for an image or a mask"
+        return str(error)
+    return None
 
 
 def _read_refs(path: Path) -> list[dict[str, Any]]:
@@ -172,7 +174,7 @@ def _read_refs(path: Path) -> list[dict[str, Any]]:
         if not isinstance(content, list) or not content:
             raise TypeError("it is no list of them")
         for ref in content:
-            if require_fields(ref, _REF).keys() < _REF.keys() or not _are_ids(ref.get("ann_id")):
+            if not require_fields(ref, _REF).keys() >= _REF.keys() or not _are_ids(ref.get("ann_id")):
                 raise TypeError(f"one has not image_id, split, sentences and ann_id: {str(ref)[:80]}")
     except TypeError as error:
         raise DatasetError(f"{path} holds no referring expressions ({error})") from None
@@ -183,13 +185,13 @@ def _are_ids(value: Any) -> bool:
     return isinstance(value, int) or (isinstance(value, list) and all(isinstance(number, int) for number in value))
 
 
-def _read_instances(path: Path) -> tuple[dict[int, tuple[str, int, int]], dict[int, Any]]:
-    """Name, height and width of images, and masks of annotations as they are stored, by their ids."""
+def _read_instances(path: Path) -> tuple[dict[int, tuple[str, int, int]], dict[int, tuple[int, Any]]]:
+    """Name, height and width of images, and of annotations the image and the mask as it is stored, by their ids."""
     content = _read_json(path)
     try:
         images = [require_fields(image, _IMAGE) for image in content["images"]]
         sizes = {one["id"]: (one["file_name"], one["height"], one["width"]) for one in images}
-        annotations = {one["id"]: one["segmentation"] for one in content["annotations"]}
+        annotations = {one["id"]: (one["image_id"], one["segmentation"]) for one in content["annotations"]}
     except (TypeError, KeyError) as error:
         raise DatasetError(f"{path} has no images and annotations as COCO has them ({error!r})") from None
     return sizes, annotations

@@ -33,10 +33,11 @@ class ReferringScores:
 
     cIoU is the sum of all intersections over the sum of all unions. gIoU is the mean of the IoU of each expression. An
     expression that means nothing in the image counts as gRefCOCO has it (arXiv 2306.00968): its IoU is 1 where nothing
-    is predicted and 0 where something is, and then what is predicted adds to the union.
+    is predicted and 0 where something is, and then what is predicted adds to the union; P@0.5 leaves it out.
 
     Attributes:
         ious: IoU of each expression.
+        hits: Of expressions with a target, for each whether the IoU is at least a half.
         intersection: Pixels of all intersections.
         union: Pixels of all unions.
         absent: Of expressions without a target, for each whether nothing was predicted.
@@ -45,22 +46,25 @@ class ReferringScores:
 
     def __init__(self) -> None:
         self.ious: list[float] = []
+        self.hits: list[bool] = []
         self.intersection, self.union = 0, 0
         self.absent: list[bool] = []
         self.present: list[bool] = []
 
-    def add(self, predicted: Array, target: Array) -> None:
+    def add(self, predicted: Array, target: Array, has_target: bool) -> None:
         """Takes one expression.
 
         Args:
             predicted: bool [height, width], all masks of the answer together.
-            target: bool [height, width].
+            target: bool [height, width]; it may be empty where there is a target, as the annotation has it.
+            has_target: Whether the expression means something in the image.
         """
         intersection, union = int((predicted & target).sum()), int((predicted | target).sum())
         self.intersection += intersection
         self.union += union
-        if target.any():
-            self.ious.append(intersection / union)
+        if has_target:
+            self.ious.append(intersection / union if union else 0.0)
+            self.hits.append(self.ious[-1] >= 0.5)
             self.present.append(bool(predicted.any()))
         else:
             self.ious.append(float(union == 0))
@@ -71,7 +75,7 @@ class ReferringScores:
         scores = {
             "cIoU": self.intersection / self.union if self.union else None,
             "gIoU": _mean(self.ious),
-            "P@0.5": _mean([iou >= 0.5 for iou in self.ious]),
+            "P@0.5": _mean(self.hits),
             "N-acc": _mean(self.absent),
             "T-acc": _mean(self.present),
         }
@@ -105,8 +109,11 @@ def score_expressions(chat: "Chat", data: ReferringData, title: str) -> dict[str
         questions = [refer(expression.text) for _, expression, _ in asked]
         answers = ask_together([looking for looking, _, _ in asked], questions, sampling)
         for said, (_, expression, mask) in zip(answers, asked, strict=True):
-            for name in (title, f"{title}: {expression.kind}") if expression.kind else (title,):
-                scores.setdefault(name, ReferringScores()).add(np.any(said.masks, axis=0), mask)
+            names = (title, f"{title}: {expression.kind}") if expression.kind else (title,)
+            for name in names:
+                scores.setdefault(name, ReferringScores()).add(
+                    np.any(said.masks, axis=0), mask, bool(expression.targets)
+                )
 
     for image, expressions, masks in _read_ahead(data, title):
         looking = Chat(chat.engine)

@@ -1,5 +1,7 @@
 """`sail segment train --head referring`: what is checked before torch is imported, and the run in its folder."""
 
+import os
+import re
 import sys
 from pathlib import Path
 
@@ -18,6 +20,9 @@ _SETTINGS = (
 )
 """Files of a Pixel-SAIL beside its weights."""
 
+_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
+"""Names that transformers gives to weights."""
+
 
 def train_referring(options: TrainOptions) -> int:
     """Trains a Pixel-SAIL on referring expressions, from the last checkpoint if there is one, and scores it.
@@ -32,7 +37,7 @@ def train_referring(options: TrainOptions) -> int:
     """
     own = read_options(options)
     check_model(options.model)
-    _check_folder(options.folder)
+    _check_folder(options.folder, options.model)
     training, validation = _open_data(options.data)
     settings = decisive(options, own, training.identity)
     if not options.overwrite:
@@ -62,16 +67,18 @@ def _open_data(data: str) -> tuple[ReferringData, ReferringData]:
 
 def _model_files(folder: Path) -> list[str]:
     """Names of the files of a Pixel-SAIL in a folder."""
-    weights = sorted(path.name for path in folder.glob("model*.safetensors*"))
+    weights = sorted(path.name for path in folder.glob("model*") if _WEIGHTS.fullmatch(path.name))
     return [*(name for name in _SETTINGS if (folder / name).exists()), *weights]
 
 
-def _check_folder(folder: Path) -> None:
-    """Makes sure that a folder holds no model but one that this command has trained.
+def _check_folder(folder: Path, model: str) -> None:
+    """Makes sure that a folder holds no model but one that this command has trained, and not the one it begins with.
 
     Raises:
         UserError: If it does, or holds anything else that is not to be overwritten.
     """
+    if os.path.realpath(folder) == os.path.realpath(model):
+        raise UserError(f"--out and --model are both {model}, which would be overwritten; use another --out")
     check_owner(folder, TRAIN)
     if require_own(folder, TRAIN) is None and (files := _model_files(folder)):
         raise UserError(

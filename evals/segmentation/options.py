@@ -2,7 +2,7 @@
 
 import os
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -35,7 +35,7 @@ _SHOWN = 10
 
 _HOW_IT_RUNS = {
     *("out", "device", "cache", "cache_gb", "check", "overwrite", "weights"),
-    *("validate_every", "save_every", "log_every", "overlays", "latex"),
+    *("validate_every", "save_every", "log_every", "overlays", "latex", "given"),
 }
 """Options that do not change the head that comes out, and the file of weights, of which the fingerprint tells more."""
 
@@ -106,6 +106,7 @@ class TrainOptions:
         precision: Precision of the backbone; auto is bfloat16 on a GPU and float32 on a CPU. Heads use float32.
         check: Whether to look through all masks before training.
         overwrite: Whether to delete an earlier run in the folder first.
+        given: Names of the options that a command was given, whatever their values.
 
     Raises:
         UserError: If one of them is not possible, as far as the options by themselves tell it.
@@ -160,6 +161,14 @@ class TrainOptions:
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     check: bool = True
     overwrite: bool = False
+    given: frozenset[str] = field(default=frozenset(), init=False, repr=False, compare=False)
+
+    @classmethod
+    def from_given(cls, **given: Any) -> "TrainOptions":
+        """Options of a command, which know which of them were given."""
+        options = cls(**given)
+        object.__setattr__(options, "given", frozenset(given))
+        return options
 
     def __post_init__(self) -> None:
         check_range("seed", self.seed, 0, HIGHEST_SEED)

@@ -161,7 +161,7 @@ class Engine(ABC):
         """
 
     def encode_region(self, image: ImageLike, region: Region) -> Prefix:
-        """Encodes an image of which questions name a region.
+        """Encodes an image of which questions name a region; engines of families that know regions have their own way.
 
         Args:
             image: The image.
@@ -171,8 +171,7 @@ class Engine(ABC):
             ImageError: If the image, or the picture of a mask, cannot be read.
             UserError: If the model knows no regions, or this one cannot be used.
         """
-        self.family.require_regions()
-        raise NotImplementedError
+        self.family.refuse_regions()
 
     def check_question(self, question: str, shown: Sequence[Prefix], earlier: Sequence[Prefix]) -> None:
         """Makes sure that a question can be asked.

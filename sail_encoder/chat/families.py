@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from sail_encoder.backbones.registry import describe, families
 from sail_encoder.io.errors import CheckpointError, UserError
@@ -82,7 +82,11 @@ class ChatFamily:
     def require_regions(self) -> None:
         """Raises a `UserError` if its models know no regions."""
         if not self.regions:
-            raise UserError(f"a {self.name} model knows no regions; a Pixel-SAIL does, see docs/pixel-sail.md")
+            self.refuse_regions()
+
+    def refuse_regions(self) -> NoReturn:
+        """Raises a `UserError` that says so."""
+        raise UserError(f"a {self.name} model knows no regions; a Pixel-SAIL does, see docs/pixel-sail.md")
 
     def require_masks(self) -> None:
         """Raises a `UserError` if its models give no masks."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,7 +11,6 @@ from transformers import DynamicCache
 from sail_encoder.chat.caches import join_caches, pad_after_prefixes
 from sail_encoder.chat.engine import Context, Prefix, Prompt
 from sail_encoder.chat.families import PIXEL_SAIL
-from sail_encoder.chat.questions import check_prompt
 from sail_encoder.chat.sail import SailEngine, join_grids
 from sail_encoder.images.decoding import Array, ImageLike, read_image
 from sail_encoder.images.resizing import Size
@@ -22,7 +20,9 @@ from sail_encoder.models.pixel_sail.modeling_pixel_sail import mark_patches
 from sail_encoder.models.pixel_sail.questions import check_region
 from sail_encoder.models.pixel_sail.regions import Region, number_patches, read_region
 from sail_encoder.models.pixel_sail.tokens import PHRASE_TOKENS, SEG, VISUAL_PROMPTS
+from sail_encoder.models.sail.modeling_sail import SailForCausalLM
 from sail_encoder.models.sail.positions import prompt_positions
+from sail_encoder.models.sail.processing_sail import SailProcessor
 
 
 class PixelSailEngine(SailEngine):
@@ -37,26 +37,8 @@ class PixelSailEngine(SailEngine):
     sayable = (SEG, *PHRASE_TOKENS, *VISUAL_PROMPTS)
 
     @classmethod
-    def load(  # type: ignore[override]
-        cls,
-        name: str,
-        device: torch.device,
-        dtype: torch.dtype,
-        *,
-        max_tokens: int | None = None,
-        sliding_window: int | Literal["config", "none"] = "config",
-    ) -> "PixelSailEngine":
-        """Loads a Pixel-SAIL; see `SailEngine.load`.
-
-        Raises:
-            CheckpointError: If the checkpoint cannot be used.
-        """
-        model, processor = load_pixel_sail(name, device, dtype)
-        if sliding_window != "config":
-            model.config.sliding_window = None if sliding_window == "none" else sliding_window
-        if max_tokens is not None:
-            processor.image_processor.max_tokens = max_tokens
-        return cls(model, processor)
+    def _load(cls, name: str, device: torch.device, dtype: torch.dtype) -> tuple[SailForCausalLM, SailProcessor]:
+        return load_pixel_sail(name, device, dtype)
 
     @property
     def end_id(self) -> int:
@@ -90,7 +72,7 @@ class PixelSailEngine(SailEngine):
         return replace(prefix, content=marked.unflatten(0, numbers.shape))
 
     def check_question(self, question: str, shown: Sequence[Prefix], earlier: Sequence[Prefix]) -> None:
-        check_prompt(question, self.family.placeholders)
+        super().check_question(question, shown, earlier)
         is_shown, is_known = (any(map(_has_region, prefixes)) for prefixes in (shown, earlier))
         check_region(question, is_shown, is_known)
 

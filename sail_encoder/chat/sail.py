@@ -17,6 +17,7 @@ from sail_encoder.models.cache_name import CACHE
 from sail_encoder.models.sail.checkpoint import load_language_model, open_sail
 from sail_encoder.models.sail.config_file import read_preprocessing
 from sail_encoder.models.sail.image_processing_sail import SailImageProcessor
+from sail_encoder.models.sail.modeling_sail import SailForCausalLM
 from sail_encoder.models.sail.processing_sail import PLACEHOLDER, SailProcessor
 
 
@@ -41,7 +42,7 @@ class SailEngine(Engine):
         max_tokens: int | None = None,
         sliding_window: int | Literal["config", "none"] = "config",
     ) -> "SailEngine":
-        """Loads a SAIL.
+        """Loads a SAIL, or what a subclass runs.
 
         Args:
             name: `sail-tiny`, a folder, or a Hub name.
@@ -53,18 +54,24 @@ class SailEngine(Engine):
         Raises:
             CheckpointError: If the checkpoint cannot be used, or has no language head or tokenizer.
         """
+        model, processor = cls._load(name, device, dtype)
+        if sliding_window != "config":
+            model.config.sliding_window = None if sliding_window == "none" else sliding_window
+        if max_tokens is not None:
+            processor.image_processor.max_tokens = max_tokens
+        return cls(model, processor)
+
+    @classmethod
+    def _load(cls, name: str, device: torch.device, dtype: torch.dtype) -> tuple[SailForCausalLM, SailProcessor]:
+        """Model and processor as the checkpoint describes them."""
         folder = find_checkpoint(name)
         checkpoint = open_sail(folder)
-        if sliding_window != "config":
-            checkpoint.config.sliding_window = None if sliding_window == "none" else sliding_window
         model = load_language_model(checkpoint, device, dtype)
         preprocessing = {"patch_size": checkpoint.config.vision_patch_size, **read_preprocessing(folder)}
-        if max_tokens is not None:
-            preprocessing["max_tokens"] = max_tokens
         with explain_damage(f"cannot read the tokenizer in {folder}"):
             # Code that comes with a checkpoint is never run, and nobody is asked whether to run it.
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        return cls(model, SailProcessor(SailImageProcessor(**preprocessing), tokenizer))
+        return model, SailProcessor(SailImageProcessor(**preprocessing), tokenizer)
 
     @property
     def image_end_id(self) -> int:

@@ -292,9 +292,12 @@ def parameters_of(function: Callable[..., int]) -> Mapping[str, Parameter]:
 
 
 def call(function: Callable[..., int], values: Mapping[str, Any]) -> int:
-    """Runs a command with these options, and returns its exit status."""
+    """Runs a command with these options, and returns its exit status.
+
+    Where a dataclass holds them that has a `from_given`, they go there, so that it knows which were given.
+    """
     options = options_of(function)
-    return function(**values) if options is function else function(options(**values))
+    return function(**values) if options is function else function(getattr(options, "from_given", options)(**values))
 
 
 def takes_many(parameter: Parameter) -> bool:

@@ -34,12 +34,17 @@ def replacing(path: Path, work: Path | None = None) -> Iterator[Path]:
             beside the file, under its name with a dot before it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}") if work is None else work / path.name
+    unfinished = path.with_name(unfinished_name(path.name)) if work is None else work / path.name
     try:
         yield unfinished
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def unfinished_name(name: str) -> str:
+    """Name that a file has beside its place while it is written, and keeps where that is cut short by a kill."""
+    return f".{name}"
 
 
 def read_fields(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from sail_encoder.images.decoding import Array
 from sail_encoder.io.errors import UserError
-from sail_encoder.io.files import read_json, replacing, write_json
+from sail_encoder.io.files import read_json, replacing, unfinished_name, write_json
 from sail_encoder.io.refusals import check_writable
 from sail_encoder.pictures.masks import overlay_masks
 
@@ -18,7 +18,7 @@ ANSWER, OVERLAY = "answer.json", "overlay.png"
 
 
 def check_mask_folder(folder: Path, overwrite: bool) -> set[str]:
-    """Names of the files of an earlier answer, which may be replaced.
+    """Names of the files of an earlier answer, finished or not, which may be replaced.
 
     Raises:
         UserError: If the folder holds anything else, or an earlier answer that is not to be replaced.
@@ -28,9 +28,10 @@ def check_mask_folder(folder: Path, overwrite: bool) -> set[str]:
     if not found:
         return set()
     earlier = _files_of_answer(folder / ANSWER)
+    earlier |= {unfinished_name(name) for name in (ANSWER, *earlier)}
     if foreign := sorted(found - earlier):
         raise UserError(f"{folder} holds {foreign[0]}, which is no answer of this command; name another folder")
-    if not overwrite:
+    if not overwrite and ANSWER in found:
         raise UserError(f"{folder} holds an earlier answer; name another folder, or use --overwrite")
     return earlier
 
@@ -77,14 +78,14 @@ def write_masks(
     names = [_mask_name(index) for index in range(len(masks))]
     size = {"height": masks.shape[1], "width": masks.shape[2]}
     described = [{"file": name, **_describe(mask)} for name, mask in zip(names, masks, strict=True)]
-    # The answer comes first, so that a later command knows the files even if this one is killed.
+    # Wherever this is killed, the answer that is there says what the masks beside it are, and that they are its own.
+    for name in set(earlier) - {ANSWER}:
+        (folder / name).unlink(missing_ok=True)
     write_json(folder / ANSWER, {**asked, "image_size": size, "masks": described})
     for name, mask in zip(names, masks, strict=True):
         _save(Image.fromarray(mask.astype(np.uint8) * 255), folder / name)
     if picture is not None:
         _save(Image.fromarray(overlay_masks(np.asarray(picture), masks)), folder / OVERLAY)
-    for name in set(earlier) - {ANSWER, OVERLAY, *names}:
-        (folder / name).unlink(missing_ok=True)
 
 
 def _describe(mask: Array) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from evals.errors import DatasetError
+from evals.referring import published
 from evals.referring.data import open_splits
 from evals.referring.pickles import read_pickle
 
@@ -102,12 +103,16 @@ def change(folder, **fields):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"sentences": [{"sent": "  "}]}, "an expression about image 500 is empty"),
-        ({"sentences": [{"sent": "."}]}, "an expression about image 500 is empty"),
-        ({"sentences": [{}]}, "an expression about image 500 is empty"),
-        ({"sentences": [{"sent": "the [SEG]"}]}, r"holds \[SEG\], which stands for an image or a mask"),
+        ({"sentences": [{"sent": "  "}]}, r"image 500 cannot be asked \(the expression is empty"),
+        ({"sentences": [{"sent": "."}]}, "image 500 cannot be asked .*is empty"),
+        ({"sentences": [{"sent": "\t."}]}, "image 500 cannot be asked .*is empty"),
+        ({"sentences": [{}]}, "image 500 cannot be asked .*is empty"),
+        ({"sentences": [{"sent": "a \ud83d ball"}]}, "image 500 cannot be asked .*half of a character"),
+        ({"sentences": [{"sent": "the [SEG]"}]}, r"holds \[SEG\], which stands for a mask"),
+        ({"sentences": [{"sent": "the <vpatch>"}]}, "holds <vpatch>, which stands for an image"),
         ({"sentences": [{"sent": "beside <Prompt0>"}]}, "names <Prompt0>, but there is no region"),
-        ({"ann_id": 999}, "has no mask 999, which refs"),
+        ({"ann_id": 999}, "has no mask 999 of image 500, which refs"),
+        ({"ann_id": 10}, "has no mask 10 of image 500, which refs"),
         ({"image_id": 7}, "has no image 7, which refs"),
         ({"ann_id": "x"}, "holds no referring expressions"),
         ({"split": 3}, "holds no referring expressions"),
@@ -119,6 +124,64 @@ def test_what_is_wrong_with_expressions_is_told(refcoco, tmp_path, fields, messa
     with pytest.raises(DatasetError, match=message) as told:
         open_splits(str(folder), "train", "val")
     assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("name", ["image_id", "split", "sentences", "ann_id"])
+def test_what_an_expression_lacks_is_told(refcoco, tmp_path, name):
+    folder = copy_of(refcoco, tmp_path)
+    first, *others = read_pickle(folder / "refs(unc).p")
+    del first[name]
+    (folder / "refs(unc).p").write_bytes(pickle.dumps([{**first, "ref_id": 1}, *others]))
+    with pytest.raises(DatasetError, match="one has not image_id, split, sentences and ann_id"):
+        open_splits(str(folder), "train")
+
+
+def test_images_of_which_nothing_is_said_are_left_out(refcoco, tmp_path):
+    folder = copy_of(refcoco, tmp_path)
+    refs = read_pickle(folder / "refs(unc).p")
+    silent = [{**ref, "sentences": []} if ref["image_id"] == 500 else ref for ref in refs]
+    (folder / "refs(unc).p").write_bytes(pickle.dumps(silent))
+    train = open_splits(str(folder), "train")["train"]
+    assert len(train) == 2
+    assert len(train.read(0)[1]) == 2
+    (folder / "refs(unc).p").write_bytes(pickle.dumps([ref for ref in refs if ref["split"] == "train"]))
+    with pytest.raises(DatasetError, match="has no split but train"):
+        open_splits(str(folder), "all")
+
+
+def test_a_mask_of_several_expressions_is_decoded_once(refcoco, tmp_path, monkeypatch):
+    folder = copy_of(refcoco, tmp_path)
+    change(folder, sentences=[{"sent": "one"}, {"sent": "the same"}, {"sent": "it"}])
+    train, decoded = open_splits(str(folder), "train")["train"], []
+    decode = published.decode_mask
+    monkeypatch.setattr(published, "decode_mask", lambda *given: decoded.append(given) or decode(*given))
+    _, expressions, masks = train.read(0)
+    assert [expression.targets for expression in expressions] == [(0,), (0,), (0,), (1,)]
+    assert len(decoded) == 2
+    for mask, target in zip(masks, (0, 0, 0, 1), strict=True):
+        assert np.array_equal(mask, refcoco[1][target])
+
+
+def test_other_masks_are_other_data(refcoco, tmp_path):
+    """As another expression is, and masks of another split are not."""
+    folder = copy_of(refcoco, tmp_path)
+    names = ("train", "val")
+    before = [split.identity for split in open_splits(str(folder), *names).values()]
+    instances = json.loads((folder / "instances.json").read_text())
+    next(one for one in instances["annotations"] if one["id"] == 10)["segmentation"] = [[0, 0, 9, 0, 9, 9]]
+    (folder / "instances.json").write_text(json.dumps(instances))
+    after = [split.identity for split in open_splits(str(folder), *names).values()]
+    assert [one == other for one, other in zip(before, after, strict=True)] == [False, True]
+    change(folder, sentences=[{"sent": "that one"}])
+    assert open_splits(str(folder), "train")["train"].identity not in (before[0], after[0])
+
+
+def test_images_in_a_folder_of_their_split(refcoco, tmp_path):
+    folder = copy_of(refcoco, tmp_path)
+    shutil.move(folder / "images", tmp_path / "elsewhere")
+    (folder / "images").mkdir()
+    shutil.move(tmp_path / "elsewhere", folder / "images" / "train2014")
+    assert len(open_splits(str(folder), "train")["train"]) == 3
 
 
 def test_missing_files_are_told(refcoco, tmp_path):

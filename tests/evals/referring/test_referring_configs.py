@@ -25,4 +25,7 @@ def test_every_config_trains_and_is_scored(path, sail, refcoco, tmp_path, monkey
     run = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]
     assert run["learning_rate"] == settings["learning_rate"]
     assert run["mask_channels"] == settings["head_options"]["mask_channels"]
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["mask_channels"] == run["mask_channels"]
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    of_model = {name: value for name, value in settings["head_options"].items() if name in config}
+    assert {"mask_channels", "train_num_points"} <= of_model.keys()
+    assert {name: config[name] for name in of_model} == of_model

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,13 +16,17 @@ from safetensors.torch import load_file
 
 from evals.referring.batches import ReferringBatches
 from evals.referring.data import open_splits
+from evals.referring.options import ReferringOptions, recipe_of
 from evals.referring.scores import score_expressions
+from evals.segmentation.options import TrainOptions
 from heads.referring import build_pixel_sail
 from heads.trainer import read_log
 from sail_cli import main
 from sail_encoder import PixelSailForCausalLM, PixelSailProcessor, load_backbone, load_chat
 from sail_encoder.chat import conversation
 from sail_encoder.chat.engine import Answer
+from sail_encoder.models.pixel_sail.questions import ANSWER, refer
+from sail_encoder.models.sail.modeling_sail import SailMLP
 
 OPTIONS = ["--head", "referring", "--steps", "12", "--batch_size", "2", "--warmup", "2", "--log_every", "3"]
 HEAD = {"mask_channels": 8, "head_channels": 8, "train_num_points": 64, "expressions": 2}
@@ -172,6 +177,40 @@ def test_batches(grefcoco, sail):
     assert model(**first).mask_logits
 
 
+def test_each_mask_is_that_of_its_expression(grefcoco, sail):
+    _, processor = build_pixel_sail(sail, None, mask_channels=8)
+    data = open_splits(str(grefcoco[0]), "train")["train"]
+    batches = ReferringBatches(data, processor, 2, 4, seed=0)
+    known = [
+        dict(zip([one.text for one in data.read(index)[1]], data.read(index)[2], strict=True)) for index in (0, 1, 2)
+    ]
+    orders = set()
+    for position in range(6):
+        _, turns, masks = batches.make(position)
+        said = known[batches.sampler.draw(position)[0]]
+        texts = [text for text in said for question, answer in turns if question == refer(text) and answer == ANSWER]
+        asked = [text for question, answer in turns if answer == ANSWER for text in said if refer(text) == question]
+        orders.add(tuple(sorted(texts).index(text) for text in asked))
+        assert len(asked) == len(masks) == 3
+        assert all(np.array_equal(said[text], mask) for text, mask in zip(asked, masks, strict=True))
+    assert len(orders) > 1
+
+
+def test_an_expression_with_an_empty_mask_is_not_said_to_mean_nothing(refcoco, sail, tmp_path):
+    """A polygon outside the image; its annotation says that there is something."""
+    folder = shutil.copytree(refcoco[0], tmp_path / "copy")
+    instances = json.loads((folder / "instances.json").read_text())
+    for one in instances["annotations"]:
+        one["segmentation"] = [[900, 900, 950, 900, 950, 950]]
+    (folder / "instances.json").write_text(json.dumps(instances))
+    _, processor = build_pixel_sail(sail, None, mask_channels=8)
+    batches = ReferringBatches(open_splits(str(folder), "train")["train"], processor, 2, 4, seed=0)
+    _, turns, masks = batches.make(0)
+    assert {answer for _, answer in turns} == {ANSWER}
+    assert masks.shape == (2, 60, 80)
+    assert not masks.any()
+
+
 def test_scores_while_training(trained, grefcoco, sail, tmp_path):
     """They are in the log, and do not change what is learned."""
     assert main(train(grefcoco[0], tmp_path, sail, "--validate_every", "5")) == 0
@@ -205,14 +244,30 @@ def test_going_on_with_a_pixel_sail(trained, refcoco, tmp_path, capsys):
     )
 
 
-def test_less_memory_for_the_same_weights(grefcoco, trained, sail, tmp_path):
+def test_less_memory_for_the_same_weights(grefcoco, trained, sail, tmp_path, monkeypatch):
+    """Blocks run twice per step."""
+    counts, forward = [], SailMLP.forward
+    monkeypatch.setattr(SailMLP, "forward", lambda self, hidden: counts.append(self.training) or forward(self, hidden))
     assert main(train(grefcoco[0], tmp_path, sail, gradient_checkpointing=True)) == 0
+    assert sum(counts) == 2 * 12 * 2, "two blocks, twelve steps, and both passes"
     one, other = (load_file(folder / "model.safetensors") for folder in (tmp_path, trained))
     assert max((one[name] - other[name]).abs().max() for name in one) < 1e-4
 
 
-def test_bfloat16(refcoco, sail, tmp_path):
-    assert main(train(refcoco[0], tmp_path, sail, "--precision", "bfloat16", "--steps", "3")) == 0
+def test_bfloat16(refcoco, sail, tmp_path, monkeypatch):
+    """Weights are float32 in training, and computations bfloat16, also where it is scored meanwhile."""
+    seen, forward = set(), SailMLP.forward
+
+    def note(self, hidden):
+        output = forward(self, hidden)
+        seen.add((self.training, self.up_proj.weight.dtype, output.dtype))
+        return output
+
+    monkeypatch.setattr(SailMLP, "forward", note)
+    options = ("--precision", "bfloat16", "--steps", "3", "--validate_every", "1")
+    assert main(train(refcoco[0], tmp_path, sail, *options)) == 0
+    wide, narrow = torch.float32, torch.bfloat16
+    assert seen == {(True, wide, narrow), (False, wide, narrow), (False, narrow, narrow)}
     assert {tensor.dtype for tensor in load_file(tmp_path / "model.safetensors").values()} == {torch.bfloat16}
 
 
@@ -227,13 +282,34 @@ def test_other_settings_and_folders_of_others_are_refused(trained, grefcoco, sai
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
+def test_a_model_is_not_overwritten_by_its_own_training(trained, grefcoco, tmp_path, capsys):
+    folder = shutil.copytree(trained, tmp_path / "run")
+    before = (folder / "model.safetensors").read_bytes()
+    (tmp_path / "link").symlink_to(folder)
+    for model in (folder, tmp_path / "link"):
+        line = complaint(capsys, train(grefcoco[0], folder, str(model), "--overwrite"))
+        assert f"--out and --model are both {model}, which would be overwritten; use another --out" in line
+    assert (folder / "model.safetensors").read_bytes() == before
+
+
+def test_the_recipe_is_what_was_asked_for():
+    asked = {"steps": 40, "batch_size": 3, "learning_rate": 0.5, "weight_decay": 0.1, "schedule": "cosine", "warmup": 4}
+    recipe = recipe_of(TrainOptions(data="d", out="o", **asked), ReferringOptions(clip=0.25))
+    assert (recipe.clip, recipe.all_steps, recipe.batch_size, recipe.weight_decay) == (0.25, 40, 3, 0.1)
+    assert [recipe.factor(step) for step in range(4)] == [0.25, 0.5, 0.75, 1]
+    assert recipe.learning_rates == (0.5,)
+    assert recipe.schedule == "cosine"
+
+
 def test_overwriting_leaves_other_files(refcoco, sail, tmp_path):
     command = train(refcoco[0], tmp_path, sail, "--steps", "3")
     assert main(command) == 0
-    (tmp_path / "notes.txt").write_text("mine")
+    mine = ("notes.txt", "model.safetensors.bak", "model_best.safetensors", "model-old.safetensors")
+    for name in mine:
+        (tmp_path / name).write_text("mine")
     before = load_file(tmp_path / "model.safetensors")
     assert main([*command, "--seed", "1", "--overwrite"]) == 0
-    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert all((tmp_path / name).read_text() == "mine" for name in mine)
     after = load_file(tmp_path / "model.safetensors")
     assert not torch.equal(
         before["mask_head.upsample_blocks.0.0.weight"], after["mask_head.upsample_blocks.0.0.weight"]
@@ -246,6 +322,9 @@ def test_overwriting_leaves_other_files(refcoco, sail, tmp_path):
         (["--layers", "all"], {}, "--layers has no effect with --head referring"),
         (["--max_tokens", "0"], {}, "--max_tokens cannot be 0"),
         (["--mode", "cached"], {}, "--mode has no effect with --head referring"),
+        (["--flip"], {}, "--flip has no effect with --head referring"),
+        (["--no-flip"], {}, "--flip has no effect with --head referring"),
+        (["--layers", "-1"], {}, "--layers has no effect with --head referring"),
         ([], {"dropout": 0.1}, "--head_options of referring has no dropout; it has mask_channels"),
         ([], {"head_channels": 128}, "head_channels cannot be 128; "),
         ([], {"lora": -1}, "--head_options of referring: lora"),
@@ -264,6 +343,8 @@ def test_commands_that_do_not_fit_are_told(trained, grefcoco, tmp_path, capsys):
     data = str(grefcoco[0])
     evaluate = ["segment", "eval", data, "--head", str(trained)]
     assert "--window has no effect on" in complaint(capsys, [*evaluate, "--window", "56"])
+    assert "--overlays has no effect on" in complaint(capsys, [*evaluate, "--overlays", "3"])
+    assert "--check has no effect on" in complaint(capsys, [*evaluate, "--no-check"])
     assert "has no split 'test'; it has train, val, testA" in complaint(capsys, [*evaluate, "--split", "test"])
     assert "use --head referring" in complaint(
         capsys, ["segment", "train", "scenes-referring", "--out", str(tmp_path / "a")]

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -191,6 +192,21 @@ def test_what_cannot_be_asked(chat):
     with pytest.raises(UserError, match="a SAIL model knows no regions"):
         load_chat("sail-tiny").ask("what is <Prompt0>?", IMAGE, region="0,0,5,5")
     assert not chat.messages
+
+
+def test_an_engine_that_has_no_way_of_its_own_refuses_regions():
+    """Whatever its family says."""
+    engine = load_chat("sail-tiny").engine
+    engine.family = replace(engine.family, regions=True)
+    with pytest.raises(UserError, match="a SAIL model knows no regions"):
+        engine.encode_region(IMAGE, "0,0,5,5")
+
+
+def test_options_of_a_sail_hold_for_it_too(folder):
+    engine = load_chat(folder, max_tokens=10, sliding_window=7).engine
+    assert engine.config.sliding_window == 7
+    assert engine.encode(IMAGE).tokens <= 12
+    assert load_chat(folder, sliding_window="none").engine.config.sliding_window is None
 
 
 def test_tokens_of_the_format_are_plain_text_in_a_question(chat, processor):

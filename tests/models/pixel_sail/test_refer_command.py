@@ -1,8 +1,11 @@
 """`sail segment refer` with the recorded checkpoint, whose weights are random."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -10,6 +13,8 @@ from PIL import Image
 from pixel_sail_golden import CHECKPOINT, IMAGE
 
 from sail_cli import main
+from sail_encoder.io.errors import UserError
+from sail_encoder.pictures.mask_files import check_mask_folder, write_masks
 from sail_encoder.pictures.masks import mask_color, overlay_masks
 
 EXPRESSION = "the 1"
@@ -74,6 +79,51 @@ def test_masks_of_an_earlier_answer_that_had_more_are_removed(tmp_path):
     assert refer(out) == 0
     assert refer(out, "--overwrite", "--max-new-tokens", "16") == 0
     assert {path.name for path in out.iterdir()} == {"answer.json", "mask_0.png", "overlay.png"}
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("writes", range(4))
+def test_a_killed_answer_is_replaced(tmp_path, monkeypatch, writes):
+    """No mask of an earlier answer lies beside another answer, and all that is there belongs to the command."""
+    folder, rng = tmp_path / "out", np.random.default_rng(0)
+    many, few = rng.random((3, 4, 5)) > 0.5, rng.random((1, 4, 5)) > 0.5
+    picture = Image.new("RGB", (5, 4))
+    write_masks(folder, many, {"answer": "many"}, picture)
+    left, replace = [writes], os.replace
+
+    def kill(unfinished, path):
+        if not left[0]:
+            shutil.copyfile(unfinished, tmp_path / "unfinished")
+            raise Killed
+        left[0] -= 1
+        replace(unfinished, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", kill)
+        with suppress(Killed):
+            write_masks(folder, few, {"answer": "few"}, picture, check_mask_folder(folder, overwrite=True))
+    names = ("answer.json", "mask_0.png", "overlay.png")
+    if writes < len(names):
+        # A kill leaves what was not finished, too.
+        shutil.move(tmp_path / "unfinished", folder / f".{names[writes]}")
+    answer = json.loads((folder / "answer.json").read_text())["answer"]
+    masks = [np.asarray(Image.open(path)) > 0 for path in sorted(folder.glob("mask_*.png"))]
+    assert all(np.array_equal(mask, own) for mask, own in zip(masks, {"many": many, "few": few}[answer], strict=False))
+    assert len(masks) <= (1 if answer == "few" else 3)
+    with pytest.raises(UserError, match="holds an earlier answer"):
+        check_mask_folder(folder, overwrite=False)
+    write_masks(folder, few, {"answer": "few"}, picture, check_mask_folder(folder, overwrite=True))
+    assert {path.name for path in folder.iterdir()} == set(names)
+
+
+def test_an_answer_of_which_nothing_was_written_is_given_again(tmp_path):
+    (tmp_path / ".answer.json").write_text('{"mas')
+    earlier = check_mask_folder(tmp_path, overwrite=False)
+    write_masks(tmp_path, np.ones((1, 4, 5), bool), {}, None, earlier)
+    assert {path.name for path in tmp_path.iterdir()} == {"answer.json", "mask_0.png"}
 
 
 def test_other_files_are_left_alone(tmp_path, capsys):
