@@ -10,6 +10,7 @@ from its request to the answer with the similarity map, once the image is encode
 import argparse
 import io
 import json
+import resource
 import socket
 import statistics
 import subprocess
@@ -111,7 +112,7 @@ def _wait_for(address: str, server: "subprocess.Popen[bytes]") -> None:
 def resident_mib(process: int) -> float:
     """Resident set of a process in MiB, on Linux."""
     pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
-    return pages * 4096 / _MIB
+    return pages * resource.getpagesize() / _MIB
 
 
 def photograph(seed: int) -> bytes:

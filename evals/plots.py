@@ -90,10 +90,11 @@ def plot_iou(title: str, scores: Mapping[str, float | None]) -> "Figure":
     # In a column of their own, numbers never meet the line of the mean.
     for place, (iou, _) in enumerate(rows):
         axes.text(110, place, f"{100 * iou:.1f}", ha="right", va="center", fontsize=7, color=INK)
-    mean = 100 * sum(iou for iou, _ in rows) / max(1, len(rows))
-    axes.axvline(mean, color=INK, linestyle="--", linewidth=0.8)
-    above = {"xycoords": ("data", "axes fraction"), "xytext": (0, 2), "textcoords": "offset points"}
-    axes.annotate(f"mIoU {mean:.1f}", (mean, 1), ha="center", fontsize=8, **above)
+    if rows:
+        mean = 100 * sum(iou for iou, _ in rows) / len(rows)
+        axes.axvline(mean, color=INK, linestyle="--", linewidth=0.8)
+        above = {"xycoords": ("data", "axes fraction"), "xytext": (0, 2), "textcoords": "offset points"}
+        axes.annotate(f"mIoU {mean:.1f}", (mean, 1), ha="center", fontsize=8, **above)
     axes.set(xlabel="IoU in percent", xlim=(0, 110), xticks=range(0, 101, 20))
     axes.set_title(title, fontsize=10, color=INK, pad=16)
     axes.tick_params("y", labelsize=7)

@@ -123,7 +123,12 @@ def prepare(workplace: Path) -> None:
     run_in(workplace, "sail demo --out demo")
     for page in PAGES:
         for block in SAVING.findall(page.read_text(encoding="utf-8")):
-            subprocess.run([sys.executable, "-c", block], cwd=workplace, check=True)
+            subprocess.run([sys.executable, "-c", block], cwd=workplace, env=_environment(), check=True)
+
+
+def _environment() -> dict[str, str]:
+    """Environment in which Python finds the code of this tree first."""
+    return {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
 def run_in(workplace: Path, command: str) -> str:
@@ -131,12 +136,11 @@ def run_in(workplace: Path, command: str) -> str:
     words = shlex.split(command)
     arguments = ["-m", "sail_cli", *words[1:]] if words[0] == "sail" else words[1:]
     start = time.perf_counter()
-    environment = {"PYTHONPATH": str(ROOT)}
     print(f"$ {command}", flush=True)
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=workplace,
-        env={**os.environ, **environment},
+        env=_environment(),
         stdout=subprocess.PIPE,
         text=True,
     )

@@ -85,13 +85,15 @@ def _serve(models: list[str], head: str | None, host: str, port: int) -> int:
     from sail_encoder.page.actions import Page
     from sail_encoder.page.encodings import Encoder
     from sail_encoder.page.photos import Photos
-    from sail_encoder.page.server import LOCAL_HOSTS, serve_page
+    from sail_encoder.page.server import LOCAL_HOSTS, reserve, serve_page
 
     names = [name.strip() for name in models]
     encoder = Encoder(names, _ENCODINGS)
-    encoder.load(names[0])
-    segment = None if head is None else load_segmentation(head)
-    if host not in LOCAL_HOSTS:
-        print(f"warning: --host {host} lets everybody who reaches this machine use the page", file=sys.stderr)
-    serve_page(Page(encoder, Photos(example_photos(), _PHOTOS), segment), host, port)
+    # Loading takes minutes for large models, so whether there is a place is seen first.
+    with reserve(host, port) as place:
+        encoder.load(names[0])
+        segment = None if head is None else load_segmentation(head)
+        if host not in LOCAL_HOSTS:
+            print(f"warning: --host {host} lets everybody who reaches this machine use the page", file=sys.stderr)
+        serve_page(Page(encoder, Photos(example_photos(), _PHOTOS), segment), host, place)
     return 0

@@ -23,7 +23,8 @@ def show_extremes(
 ) -> None:
     """Writes images.csv, the mean IoU of each image from the lowest on, and draws the first and the last of them.
 
-    Label maps of all images would not fit into memory, so those that are drawn are predicted again.
+    Images of whose pixels none counts come last in the table, without a number, and are not drawn. Label maps of all
+    images would not fit into memory, so those that are drawn are predicted again.
 
     Args:
         segmenter: The model.
@@ -34,9 +35,11 @@ def show_extremes(
         pictures: Images of each picture at most; with 0 none is drawn.
     """
     iou = np.array(scores.images)
-    order = [int(number) for number in np.argsort(iou, kind="stable") if iou[number] == iou[number]]
-    rows = ((data.samples[number].name, f"{iou[number]:.6f}") for number in order)
+    # NaN, where nothing counts, is sorted to the end.
+    order = np.argsort(iou, kind="stable").tolist()
+    rows = ((data.samples[n].name, "" if np.isnan(iou[n]) else f"{iou[n]:.6f}") for n in order)
     write_csv(folder / IMAGES, [("image", "mIoU"), *rows])
+    order = order[: np.count_nonzero(~np.isnan(iou))]
     count = min(pictures, ROWS, len(order))
     if not count:
         return

@@ -112,10 +112,10 @@ def _explained_as_it_comes(actions: Actions, action: Callable[..., Iterator[Upda
 def _refusal(actions: Actions, error: Exception, arguments: Sequence[Any]) -> Updates:
     """Message that says what went wrong, and the fields as they were."""
     fields = actions.fields(arguments[0]) if arguments else {}
-    return {**fields, actions.layout.message: message_markup(_explain(error))}
+    return {**fields, actions.layout.message: message_markup(explain(error))}
 
 
-def _explain(error: Exception) -> str:
+def explain(error: Exception) -> str:
     """Words for an error; one that is no mistake of the visitor goes to the terminal in full."""
     if isinstance(error, UserError):
         return in_one_line(error)

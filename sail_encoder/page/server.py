@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sail_encoder.io.errors import UserError
 from sail_encoder.page.actions import Page
-from sail_encoder.page.app import build_page
+from sail_encoder.page.app import build_page, explain
 from sail_encoder.page.layout import UPLOAD_LIMIT, UPLOAD_REFUSAL
 from sail_encoder.page.markup import UPLOAD_PATH, static
 from sail_encoder.page.photos import Photo, Photos
@@ -41,19 +41,35 @@ _CLOSED = re.compile(r"/gradio_api/(?:upload|file|proxy|stream|deep_link)")
 """Ways of gradio for files, which the page does not use: no file of a visitor is written or served."""
 
 
-def serve_page(page: Page, host: str, port: int) -> None:
-    """Serves a page until it is interrupted.
+def reserve(host: str, port: int) -> socket.socket:
+    """The place to serve at, which nobody else can take from now on; browsers that come early wait.
 
     Raises:
         UserError: If the port is taken, or the host is not this machine.
     """
-    _check_free(host, port)
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server((str(address[0]), port), family=family)
+    # Names that cannot be ones of hosts are no errors of the system.
+    except (OSError, UnicodeError) as error:
+        # Python adds the address, which is named already.
+        reason, _, _ = str(getattr(error, "strerror", None) or error).partition(" (while")
+        raise UserError(f"--host {host} --port {port} cannot be used ({reason}); try another --port") from None
+
+
+def serve_page(page: Page, host: str, place: socket.socket) -> None:
+    """Serves a page until it is interrupted.
+
+    Args:
+        page: The page.
+        host: The address that people name.
+        place: Where to listen, from `reserve`.
+    """
     shown = f"[{host}]" if ":" in host else host
-    print(f"the page is at http://{shown}:{port} (Ctrl-C ends it)", file=sys.stderr)
-    server = build_server(page, host)
+    print(f"the page is at http://{shown}:{place.getsockname()[1]} (Ctrl-C ends it)", file=sys.stderr)
     # Browsers keep a connection open as long as the page is.
-    options = uvicorn.Config(server, host=host, port=port, log_level="warning", timeout_graceful_shutdown=_LAST_ANSWERS)
-    uvicorn.Server(options).run()
+    options = uvicorn.Config(build_server(page, host), log_level="warning", timeout_graceful_shutdown=_LAST_ANSWERS)
+    uvicorn.Server(options).run(sockets=[place])
 
 
 def build_server(page: Page, host: str = LOCAL_HOSTS[0]) -> FastAPI:
@@ -96,7 +112,9 @@ def _add_uploads(server: FastAPI, photos: Photos) -> None:
         try:
             photo = await run_in_threadpool(Photo, name, bytes(content))
         except UserError as error:
-            return JSONResponse({"error": str(error)}, 422)
+            return JSONResponse({"error": explain(error)}, 422)
+        except Exception as error:
+            return JSONResponse({"error": f"{name}: {explain(error)}"}, 500)
         return JSONResponse({"token": photos.add(photo)})
 
 
@@ -140,14 +158,3 @@ class _Rewriter:
             MutableHeaders(scope=self.start)["content-length"] = str(len(body))
             await self.send(self.start)
             await self.send({"type": "http.response.body", "body": body})
-
-
-def _check_free(host: str, port: int) -> None:
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"--host {host} --port {port} cannot be used ({reason}); try another --port") from None

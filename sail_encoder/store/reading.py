@@ -11,7 +11,7 @@ from numpy.typing import DTypeLike
 
 from sail_encoder.backbones.spec import FeatureSpec
 from sail_encoder.images.table import STEP, Array, KeyIndex
-from sail_encoder.io.errors import StoreError, in_one_line
+from sail_encoder.io.errors import StoreError, UserError, in_one_line
 from sail_encoder.io.files import open_regular
 from sail_encoder.io.runs import RUN, read_run
 from sail_encoder.store.index import INDEX
@@ -204,7 +204,10 @@ class FeatureFolder:
 
         Raises:
             StoreError: If there is no such image or layer, or the file is missing or damaged.
+            UserError: If rows do not lie beside each other, as with a step.
         """
+        if rows is not None and rows.step not in (None, 1):
+            raise UserError(f"rows cannot have a step of {rows.step}; read all between them, and index what you get")
         entry = self.entry(image) if isinstance(image, str) else image
         position = self._position(layer)
         if entry.row is None:
@@ -250,13 +253,14 @@ class FeatureFolder:
     ) -> Array:
         """All images, or some, as one array [images, C], rows in the order of `entries`.
 
-        Where the run has pooled into one shard, and no other type is asked for, this is a memory-mapped view. Grids are
-        pooled now, in float32, one at a time.
+        Where the run has pooled into one shard, and no type is asked for, this is a memory-mapped view, which cannot be
+        written to. Grids are pooled now, in float32, one at a time.
 
         Args:
             layer: One of `layers`; the last by default.
             pool: How to pool grids: `mean`, `max` or `gem`; pooled features are taken as they are.
-            dtype: Type of the values; by default that in which they are stored, or float32 where they are pooled now.
+            dtype: Type of the values, which are then the caller's own; by default that in which they are stored, or
+                float32 where they are pooled now.
             rows: Which images; all by default. Blocks of a folder that is larger than memory are read so.
 
         Raises:
@@ -267,11 +271,12 @@ class FeatureFolder:
         shard = self._only_shard()
         if shard is not None:
             vectors = shard[wanted, position] if len(self.layers) > 1 else shard[wanted]
-            return vectors if dtype is None else vectors.astype(dtype, copy=False)
-        entries = self.entries if rows is None else self.entries[rows]
-        if not entries:
+            # Libraries in C, such as faiss, write to what they are given without asking whether they may.
+            return vectors if dtype is None else np.array(vectors, dtype, order="C")
+        if not len(self):
             return np.empty((0, 0), dtype or np.float32)
-        first = self._vector(entries[0], layer, pool)
+        entries = self.entries if rows is None else self.entries[rows]
+        first = self._vector((entries or self.entries)[0], layer, pool)
         matrix = np.empty((len(entries), len(first)), dtype or first.dtype)
         for row, entry in zip(matrix, entries, strict=True):
             row[:] = self._vector(entry, layer, pool)
@@ -279,11 +284,15 @@ class FeatureFolder:
 
     def _only_shard(self) -> Array | None:
         """The shard whose rows are the images, if there is a single one."""
+        shard = None if self._only_file is None else self._shard(self._only_file)
+        return shard if shard is not None and len(shard) == len(self) else None
+
+    @cached_property
+    def _only_file(self) -> str | None:
+        """File of which the images are the rows, in their order, if there is a single one; looked for once."""
         files = self.entries.files if self.is_pooled else []
-        if len(files) != 1:
-            return None
-        shard = self._shard(files[0])
-        return shard if np.array_equal(self.entries.rows, np.arange(len(shard))) else None
+        is_in_order = len(files) == 1 and np.array_equal(self.entries.rows, np.arange(len(self)))
+        return files[0] if is_in_order else None
 
     def _vector(self, entry: Entry, layer: int | None, pool: str) -> Array:
         features = self.read(entry, layer)

@@ -198,6 +198,28 @@ def test_an_answer_about_an_image_that_was_left_ends(actions, visit):
     assert visit.turns == []
 
 
+def test_an_answer_ends_where_its_conversation_is_cleared(actions, visit):
+    actions.choose_first(visit, "Scene")
+    answers = actions.ask(visit, "Describe the image.")
+    next(answers), next(answers)
+    actions.forget(visit)
+    assert list(answers) == []
+    assert visit.turns == []
+
+
+def test_what_is_chosen_while_another_image_comes_stays_chosen(actions, visit, monkeypatch):
+    draw = actions._draw_photo
+
+    def draw_slowly(changed):
+        actions.open_tab(visit, "components")
+        actions.choose_second(visit, "Scene")
+        return draw(changed)
+
+    monkeypatch.setattr(actions, "_draw_photo", draw_slowly)
+    actions.choose_first(visit, "Flower")
+    assert (visit.first, visit.second, visit.tab) == ("Flower", "Scene", "components")
+
+
 def change_of_row(blocks):
     """What happens when a row is written."""
     [row] = (key for key, block in blocks.blocks.items() if block.elem_id == "row")

@@ -1,10 +1,13 @@
 """Images and encodings of the page: made once, in bounded memory, each for its own visitor."""
 
+import io
 import threading
 
 import numpy as np
 import pytest
+from helpers import noise
 from page_helpers import noisy_png
+from PIL import ExifTags, Image
 
 from sail_encoder.backbones.base import VisionBackbone
 from sail_encoder.backbones.spec import BackboneSpec
@@ -120,11 +123,22 @@ def test_memory_of_uploads_is_bounded_and_examples_stay():
         photos.get(tokens[0])
 
 
-def test_a_photo_has_its_picture_upright_and_its_name_without_folders():
+def test_a_photo_has_its_picture_and_its_name_without_folders():
     photo = Photo("C:\\pictures\\cat.png", noisy_png(0, 100, 200))
     assert photo.name == "cat.png"
     assert photo.image_size == (100, 200)
     assert photo.pixels.shape == (SIDE // 2, SIDE, 3)
+
+
+def test_a_photo_is_upright_as_its_exif_orientation_says(encoder):
+    exif, stored = Image.Exif(), Image.fromarray(noise(98, 196))
+    exif[ExifTags.Base.Orientation] = 6
+    file = io.BytesIO()
+    stored.save(file, "PNG", exif=exif)
+    photo = Photo("turned.png", file.getvalue())
+    assert photo.image_size == (196, 98)
+    assert (np.asarray(photo.read()) == np.rot90(np.asarray(stored), -1)).all()
+    assert encoder.encode(photo, "raw/14").geometry.grid == (14, 7)
 
 
 def test_a_broken_file_is_named():

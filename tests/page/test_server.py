@@ -66,6 +66,16 @@ def test_what_is_no_image_is_refused_in_one_line(client, content, reason):
     assert answer.json()["error"].startswith(reason)
 
 
+def test_an_image_that_memory_cannot_hold_says_so(client, monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(server, "Photo", fail)
+    answer = client.post("/photos", params={"name": "a.png"}, content=noisy_png())
+    assert answer.status_code == 500
+    assert answer.json()["error"].startswith("a.png: the memory of this machine is not enough")
+
+
 def test_a_file_that_is_too_large_is_refused(client):
     answer = client.post("/photos", params={"name": "a.png"}, content=b"x" * (UPLOAD_LIMIT + 1))
     assert answer.status_code == 413

@@ -5,8 +5,8 @@ from torch.utils.data import DataLoader
 
 from sail_encoder import FeatureDataset
 from sail_encoder.commands.extract import extract
-from sail_encoder.io.errors import StoreError
-from sail_encoder.store.reading import FeatureFolder
+from sail_encoder.io.errors import StoreError, UserError
+from sail_encoder.store.reading import Entries, FeatureFolder
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,36 @@ def test_blocks_of_a_matrix_are_its_rows(photos, grids, tmp_path, small_checkpoi
         np.testing.assert_array_equal(whole, folder.matrix(0).astype("float64"))
         blocks = [folder.matrix(0, rows=slice(start, start + 2)) for start in range(0, len(folder), 2)]
         np.testing.assert_array_equal(np.concatenate(blocks), folder.matrix(0))
-        assert len(folder.matrix(rows=slice(9, None))) == 0
+        assert folder.matrix(rows=slice(9, None)).shape == (0, whole.shape[1])
+        for some in (slice(None, None, -1), slice(3, 0, -2), slice(-2, None), slice(0, 5, 2)):
+            np.testing.assert_array_equal(folder.matrix(0, rows=some), folder.matrix(0)[some])
+
+
+@pytest.mark.parametrize("layers", ["-1", "0,-1"])
+def test_a_matrix_of_a_type_is_the_callers_own(photos, tmp_path, small_checkpoint, layers):
+    extract([str(photos)], str(tmp_path), str(small_checkpoint), pool="mean", layers=layers, store_dtype="float32")
+    folder = FeatureFolder(tmp_path)
+    vectors = folder.matrix(dtype="float32", rows=slice(1, 4))
+    assert vectors.flags.c_contiguous
+    vectors *= 0
+    assert folder.matrix().any(1).all()
+
+
+def test_rows_of_a_grid_lie_beside_each_other(grids):
+    path = grids.entries[0].path
+    np.testing.assert_array_equal(grids.read(path, rows=slice(-2, None)), grids[path][-2:])
+    for step in (2, -1):
+        with pytest.raises(UserError, match=f"rows cannot have a step of {step}; read all"):
+            grids.read(path, rows=slice(None, None, step))
+
+
+def test_blocks_do_not_look_through_the_index_again(photos, tmp_path, small_checkpoint, monkeypatch):
+    extract([str(photos)], str(tmp_path), str(small_checkpoint), pool="mean")
+    folder, files, looks = FeatureFolder(tmp_path), Entries.files.fget, []
+    monkeypatch.setattr(Entries, "files", property(lambda entries: looks.append(1) or files(entries)))
+    for start in range(len(folder)):
+        folder.matrix(rows=slice(start, start + 1))
+    assert len(looks) == 1
 
 
 def test_a_dataset_for_a_loader(grids):
@@ -62,6 +91,7 @@ def test_a_dataset_for_a_loader(grids):
     everything = FeatureDataset(grids.folder, layer=0)
     assert [everything[index][1] for index in range(len(everything))] == names
     np.testing.assert_array_equal(everything[4][0].numpy(), grids.read(names[4], 0).astype("float32"))
+    assert len(FeatureDataset(grids, {})) == 0
     with pytest.raises(StoreError, match=r"no features of 'broken\.png'"):
         FeatureDataset(grids, {names[0]: 0, "broken.png": 1})
 

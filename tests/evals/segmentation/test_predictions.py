@@ -66,7 +66,12 @@ def test_iou_bars_are_sorted_and_labelled():
     assert [label.get_text() for label in axes.get_yticklabels()] == ["dog", "cat", "sky"]
     assert [bar.get_width() for bar in axes.patches] == [25, 50, 90]
     assert {"25.0", "50.0", "90.0", "mIoU 55.0"} <= {text.get_text() for text in axes.texts}
-    plot_iou("nothing", {"cow": None})
+
+
+def test_without_any_iou_there_is_no_mean():
+    [axes] = plot_iou("nothing", {"cow": None}).axes
+    assert not axes.patches
+    assert not axes.texts
 
 
 def test_a_confusion_matrix_has_its_counts():
