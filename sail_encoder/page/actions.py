@@ -122,13 +122,12 @@ class Actions:
 
     def ask(self, visit: Visit, question: str) -> Iterator[Updates]:
         """Asks the model about the image; the answer grows as it comes."""
-        topic, turns = visit.topic, list(visit.turns)
-        answer = ""
+        turns, answer = visit.turns, ""
         yield {self.layout.conversation: _messages([*turns, (question, "…")]), self.layout.question: ""}
         try:
-            for answer in self.page.conversations.ask(topic, self.page.photos.get(visit.first), turns, question):
-                # While the answer comes, the visitor may go on to another image.
-                if visit.topic != topic:
+            for answer in self.page.conversations.ask(visit.topic, self.page.photos.get(visit.first), turns, question):
+                # While the answer comes, the visitor may begin another conversation, with turns of its own.
+                if visit.turns is not turns:
                     return
                 yield {self.layout.conversation: _messages([*turns, (question, answer)])}
         except Exception:
@@ -162,7 +161,8 @@ class Actions:
         layers = self.page.encoder.layers(changed.model)
         rows, columns = self._encoding(changed, changed.first).geometry.grid
         layer = visit.layer if changed.model == visit.model and visit.layer in layers else layers[-1]
-        changed = changed.changed(layer=layer, patch=(rows // 2, columns // 2))
+        changes |= {"layer": layer, "patch": (rows // 2, columns // 2)}
+        changed = visit.changed(**changes)
         updates = {
             self.layout.about: about_model(self.page.encoder.specs[changed.model]),
             self.layout.layer: _slider(layers, layer),
@@ -170,15 +170,18 @@ class Actions:
             **self._draw_photo(changed),
             **self._draw_tab(changed),
         }
-        visit.become(changed)
-        return updates
+        return {**updates, **self._settle(visit, changed, changes)}
 
     def _change(self, visit: Visit, tabs: Sequence[str], **changes: Any) -> Updates:
         """Changes what one of these tabs shows, if it is open."""
         changed = visit.changed(**changes)
         updates = self._draw_tab(changed) if changed.tab in tabs else {}
-        visit.become(changed)
-        return updates
+        return {**updates, **self._settle(visit, changed, changes)}
+
+    def _settle(self, visit: Visit, drawn: Visit, changes: dict[str, Any]) -> Updates:
+        """Keeps what has been drawn; draws the tab again that was opened meanwhile."""
+        visit.change(**changes)
+        return {} if visit.tab == drawn.tab else self._draw_tab(visit)
 
     def _draw_photo(self, visit: Visit) -> Updates:
         photo, encoding = self.page.photos.get(visit.first), self._encoding(visit, visit.first)

@@ -49,9 +49,9 @@ class Visit:
     def changed(self, **changes: Any) -> "Visit":
         """A copy with other choices."""
         other = copy(self)
-        vars(other).update(changes)
+        other.change(**changes)
         return other
 
-    def become(self, other: "Visit") -> None:
-        """Takes over the choices of another; the same object stays in the session."""
-        vars(self).update(vars(other))
+    def change(self, **changes: Any) -> None:
+        """Makes other choices; those that were made meanwhile stay."""
+        vars(self).update(changes)
