@@ -13,7 +13,15 @@ import timm
 import torch
 from einops import rearrange
 from timm.data import resolve_model_data_config
-from timm.layers import LayerNorm2d, PatchEmbed, RmsNorm2d
+from timm.layers import (
+    LayerNorm2d,
+    LayerNorm2dFp32,
+    PatchEmbed,
+    RmsNorm2d,
+    RmsNorm2dFp32,
+    SimpleNorm2d,
+    SimpleNorm2dFp32,
+)
 from torch import Tensor, nn
 
 from sail_encoder.backbones.batch import Encoded
@@ -29,7 +37,10 @@ from sail_encoder.io.weights import require_finite
 HUB, FOLDER = "hf-hub:", "local-dir:"
 """What timm lets names begin with that are a repository on the Hub, or a folder of the same form."""
 
-_NORMS_OF_MAPS = (LayerNorm2d, RmsNorm2d, nn.BatchNorm2d, nn.GroupNorm)
+_NORMS_OF_MAPS = (
+    *(LayerNorm2d, LayerNorm2dFp32, RmsNorm2d, RmsNorm2dFp32, SimpleNorm2d, SimpleNorm2dFp32),
+    *(nn.BatchNorm2d, nn.GroupNorm),
+)
 """Norms that take [n, C, height, width], not [n, C]."""
 
 _FINAL_NORMS = ("norm", "fc_norm", "head.norm", "norm_head")

@@ -64,6 +64,7 @@ def test_forward_intermediates_is_called_like_timms(vit):
         ("swin_tiny_patch4_window7_224", 0, False),
         ("cait_xxs24_224", 1, False),
         ("resnet18", 0, False),
+        ("convnext_zepto_rms", 0, False),
     ],
 )
 def test_the_last_layer_is_the_last_hidden_state_of_any_timm_model(name, prefix, has_class_token):
@@ -76,9 +77,10 @@ def test_the_last_layer_is_the_last_hidden_state_of_any_timm_model(name, prefix,
     rows, columns = features.grid_size
     batch = backbone.normalize(torch.from_numpy(backbone.prepare(image, backbone.spec.resize).views)[None])
     assert batch.shape == (1, 3, rows * backbone.patch_size, columns * backbone.patch_size)
-    hidden = backbone.model.forward_features(batch)[0]
-    if name == "resnet18":
-        hidden = hidden.permute(1, 2, 0)
+    hidden = backbone.model.forward_features(batch)
+    if name.startswith("convnext"):
+        hidden = backbone.model.head.norm(hidden)
+    hidden = hidden[0].permute(1, 2, 0) if name.startswith(("resnet", "convnext")) else hidden[0]
     hidden = hidden.reshape(-1, backbone.embed_dim)[prefix:]
     # A model that pools first has its norm after that.
     hidden = getattr(backbone.model, "fc_norm", torch.nn.Identity())(hidden)
