@@ -1,7 +1,8 @@
 """Tries every architecture of timm as a backbone: which work, which are refused, and why.
 
     python -m tools.timm_sweep --out runs/timm.jsonl
-    python -m tools.timm_sweep --out runs/timm.jsonl --match "resnet*,vit_tiny*" --table docs/timm.md
+    python -m tools.timm_sweep --out runs/timm.jsonl --match "resnet*,vit_tiny*"
+    python -m tools.timm_sweep --out runs/timm.jsonl --rows docs/timm.csv
 
 Each is described on the meta device, and where it has less than 400 million parameters built with random weights and
 run forward once, at the smallest size that it accepts. Each has a process and a time of its own, and a line in the file
@@ -14,7 +15,8 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -22,6 +24,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from evals.report import write_csv
 from sail_encoder.io.errors import UserError, in_one_line
 from sail_encoder.io.json_lines import LineLog
 
@@ -144,40 +147,58 @@ def sweep(out: Path, names: Sequence[str], seconds: float = SECONDS) -> list[Tri
     return [done[name] for name in names]
 
 
-def write_table(trials: Sequence[Trial]) -> Iterator[str]:
-    """Lines of Markdown: how many of each status, and per status the architectures, those with a reason by reason."""
-    yield "| Status | Architectures |"
-    yield "|---|---|"
-    for status in dict.fromkeys(trial.status for trial in trials):
-        yield f"| {status} | {sum(trial.status == status for trial in trials):,} |"
-    yield ""
-    yield "| Architecture | Status | Parameters | Patches | Channels | Smallest size | Reason |"
-    yield "|---|---|---|---|---|---|---|"
-    for trial in sorted(trials, key=lambda trial: (trial.status, trial.reason, trial.name)):
-        patches, channels = (", ".join(map(str, values)) for values in (trial.patches, trial.channels))
-        reason = trial.reason.replace("|", "\\|")
-        cells = (trial.name, trial.status, f"{trial.parameters / 1e6:,.1f} M", patches, channels, trial.size, reason)
-        yield f"| {' | '.join(cells)} |"
+def write_report(trials: Sequence[Trial], modules: Mapping[str, str]) -> Iterator[str]:
+    """Lines of Markdown: how many architectures of each module ended how, and why those that did not work did not.
+
+    Args:
+        trials: What came of each.
+        modules: Module of timm of each architecture.
+    """
+    counts: dict[str, Counter[str]] = {}
+    for trial in trials:
+        counts.setdefault(modules[trial.name], Counter())[trial.status] += 1
+    statuses = list(dict.fromkeys(trial.status for trial in sorted(trials, key=lambda trial: trial.status != "works")))
+    total: Counter[str] = sum(counts.values(), Counter())
+    yield f"| module of timm | {' | '.join(statuses)} |"
+    yield f"|---|{'---:|' * len(statuses)}"
+    for module, count in [("all", total), *sorted(counts.items())]:
+        yield f"| {module} | {' | '.join(f'{count[status]:,}' if count[status] else '' for status in statuses)} |"
+    reasons: dict[str, list[str]] = {}
+    for trial in trials:
+        if trial.reason:
+            reasons.setdefault(trial.reason.replace(trial.name, "NAME").replace("|", "\\|"), []).append(trial.name)
+    if reasons:
+        yield from ("", "| why not | architectures |", "|---|---|")
+    for reason, names in sorted(reasons.items()):
+        yield f"| {reason} | {', '.join(names)} |"
+
+
+def write_rows(trials: Sequence[Trial], path: Path) -> None:
+    """Writes a CSV file with a line for each architecture."""
+    rows = [asdict(trial) for trial in sorted(trials, key=lambda trial: trial.name)]
+    several = ("patches", "channels")
+    named = [{**row, **{name: " ".join(map(str, row[name])) for name in several}} for row in rows]
+    columns = [field for field in rows[0] if field != "seconds"]
+    write_csv(path, [columns, *([row[column] for column in columns] for row in named)])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the sweep, and prints the table; 1 where an architecture ends in an error of its own."""
+    """Runs the sweep, and prints its tables; 1 where an architecture ends in an error of its own."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="JSON lines, one an architecture; the run goes on")
     parser.add_argument("--match", default="*", help="patterns of names, separated by commas")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="for each architecture")
-    parser.add_argument("--table", type=Path, help="file for the table; it is printed by default")
+    parser.add_argument("--rows", type=Path, help="CSV file to write, with a line for each architecture")
     options = parser.parse_args(arguments)
     import timm
 
     patterns = options.match.split(",")
     names = [name for name in timm.list_models() if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
     trials = sweep(options.out, names, options.seconds)
-    text = "\n".join(write_table(trials)) + "\n"
-    if options.table:
-        options.table.write_text(text, encoding="utf-8")
-    else:
-        print(text, end="")
+    modules = {name: module for module in timm.list_modules() for name in timm.list_models(module=module)}
+    print(*write_report(trials, modules), sep="\n")
+    if options.rows:
+        write_rows(trials, options.rows)
     return int(any(trial.status in ("error", "killed") for trial in trials))
 
 

@@ -14,6 +14,8 @@ import torch
 from einops import rearrange
 from timm.data import resolve_model_data_config
 from timm.layers import (
+    EvoNorm2dS0,
+    FilterResponseNormTlu2d,
     LayerNorm2d,
     LayerNorm2dFp32,
     PatchEmbed,
@@ -39,9 +41,12 @@ HUB, FOLDER = "hf-hub:", "local-dir:"
 
 _NORMS_OF_MAPS = (
     *(LayerNorm2d, LayerNorm2dFp32, RmsNorm2d, RmsNorm2dFp32, SimpleNorm2d, SimpleNorm2dFp32),
-    *(nn.BatchNorm2d, nn.GroupNorm),
+    nn.BatchNorm2d,
 )
 """Norms that take [n, C, height, width], not [n, C]."""
+
+_NORMS_OF_WHOLE_MAPS = (nn.GroupNorm, EvoNorm2dS0, FilterResponseNormTlu2d)
+"""Norms whose statistics go over places, so that a patch alone cannot go through them."""
 
 _FINAL_NORMS = ("norm", "fc_norm", "head.norm", "norm_head")
 """Where timm's models keep their final norm; those that pool first, `fc_norm` and `head.norm`."""
@@ -142,7 +147,7 @@ def find_final_norm(model: Any) -> str | None:
     """Name of the norm that a timm model has after its last block, wherever it keeps it; None where it has none.
 
     Models that pool before the norm keep it in their head; features go through it patch by patch. A neck of
-    convolutions, as in SAM, is no norm.
+    convolutions, as in SAM, is no norm; one that has the statistics of a whole map is left out.
     """
     width = model.feature_info[-1]["num_chs"]
     for name in _FINAL_NORMS:
@@ -150,7 +155,8 @@ def find_final_norm(model: Any) -> str | None:
         for part in name.split("."):
             module = getattr(module, part, None)
         weight = getattr(module, "weight", None)
-        if isinstance(weight, Tensor) and weight.shape == (width,):
+        is_norm = isinstance(weight, Tensor) and weight.shape == (width,)
+        if is_norm and not isinstance(module, _NORMS_OF_WHOLE_MAPS):
             return name
     return None
 

@@ -12,6 +12,7 @@ from evals.segmentation import layouts
 from sail_cli import main
 from sail_encoder import UserError, VisionBackbone, load_backbone
 from sail_encoder.backbones.registry import describe
+from sail_encoder.backbones.timm import find_final_norm
 from sail_encoder.store.reading import FeatureFolder
 
 TINY = "test_vit"
@@ -86,6 +87,13 @@ def test_the_last_layer_is_the_last_hidden_state_of_any_timm_model(name, prefix,
     hidden = getattr(backbone.model, "fc_norm", torch.nn.Identity())(hidden)
     torch.testing.assert_close(features.grid.flatten(0, 1), hidden)
     assert backbone.spec.has_class_token == bool(features.class_tokens) == has_class_token
+
+
+@pytest.mark.parametrize("name", ["resnetv2_50d_frn", "resnetv2_50d_evos", "resnetv2_50d_gn"])
+def test_a_norm_over_whole_maps_is_left_out(name):
+    with torch.device("meta"):
+        assert find_final_norm(timm.create_model(name, num_classes=0)) is None
+    assert not describe(f"timm/{name}").has_final_norm
 
 
 def test_timm_models_of_one_size_refuse_others():

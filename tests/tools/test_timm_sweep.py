@@ -36,9 +36,16 @@ def test_it_goes_on_where_it_was(swept, monkeypatch):
     assert [trial.name for trial in again] == NAMES
     assert [trial.status for trial in again[1:]] == [trial.status for trial in trials]
     assert [json.loads(line)["name"] for line in out.read_text().splitlines()] == [*NAMES[1:], "levit_128s"]
-    table = list(timm_sweep.write_table(again))
-    assert "| works | 2 |" in table
-    assert "| levit_128s | refused | 0.0 M |  |  |  | it cannot \\| it will not |" in table
+    modules = {"levit_128s": "levit", "resnet10t": "resnet", "test_vit": "vision_transformer"}
+    report = list(timm_sweep.write_report(again, modules))
+    assert report[:3] == ["| module of timm | works | refused |", "|---|---:|---:|", "| all | 2 | 1 |"]
+    assert "| levit |  | 1 |" in report
+    assert report[-1] == "| it cannot \\| it will not | levit_128s |"
+    timm_sweep.write_rows(again, rows := out.with_name("timm.csv"))
+    lines = rows.read_text().splitlines()
+    assert lines[0] == "name,status,reason,parameters,layers,patches,channels,size"
+    assert lines[2].startswith("resnet10t,works,,")
+    assert ",2 4 8 16 32,64 64 128 256 512,32x32" in lines[2]
 
 
 def test_one_that_takes_too_long_is_ended():
