@@ -7,6 +7,7 @@ import gradio
 from PIL import Image
 
 from sail_encoder.backbones.spec import BackboneSpec
+from sail_encoder.chat.engine import Answer
 from sail_encoder.io.errors import UserError
 from sail_encoder.io.hub import TINY
 from sail_encoder.page.conversations import Conversations, Turn
@@ -19,6 +20,7 @@ from sail_encoder.page.views import (
     View,
     check_patch,
     view_components,
+    view_masks,
     view_matches,
     view_segmentation,
     view_similarity,
@@ -122,8 +124,9 @@ class Actions:
 
     def ask(self, visit: Visit, question: str) -> Iterator[Updates]:
         """Asks the model about the image; the answer grows as it comes."""
-        turns, answer = visit.turns, ""
-        yield {self.layout.conversation: _messages([*turns, (question, "…")]), self.layout.question: ""}
+        turns, answer = visit.turns, Answer("")
+        asked = {self.layout.conversation: _messages([*turns, (question, "…")]), self.layout.question: ""}
+        yield {**asked, **self._draw_masks(visit, answer)}
         try:
             for answer in self.page.conversations.ask(visit.topic, self.page.photos.get(visit.first), turns, question):
                 # While the answer comes, the visitor may begin another conversation, with turns of its own.
@@ -133,12 +136,13 @@ class Actions:
         except Exception:
             yield {self.layout.conversation: _messages(turns), self.layout.question: question}
             raise
-        visit.turns = [*turns, (question, answer)]
+        visit.turns = [*turns, (question, answer.text)]
+        yield {self.layout.conversation: _messages(visit.turns), **self._draw_masks(visit, answer)}
 
     def forget(self, visit: Visit) -> Updates:
         """Begins the conversation about the image again."""
         visit.turns = []
-        return {self.layout.conversation: []}
+        return {self.layout.conversation: [], **self._draw_masks(visit, Answer(""))}
 
     def fields(self, visit: Visit) -> Updates:
         """Values of the fields of the page, to be put back where something else was refused."""
@@ -167,6 +171,7 @@ class Actions:
             self.layout.about: about_model(self.page.encoder.specs[changed.model]),
             self.layout.layer: _slider(layers, layer),
             self.layout.conversation: _messages(changed.turns),
+            **self._draw_masks(changed, Answer("")),
             **self._draw_photo(changed),
             **self._draw_tab(changed),
         }
@@ -189,12 +194,20 @@ class Actions:
         markup = photo_markup(photo, encoding, visit.patch)
         return {self.layout.photo: markup, self.layout.row: row, self.layout.column: column}
 
+    def _draw_masks(self, visit: Visit, answer: Answer) -> Updates:
+        photo = self.page.photos.get(visit.first)
+        markup = view_markup(view_masks(photo, answer.masks)) if len(answer.masks) else ""
+        return {self.layout.views["chat"]: markup}
+
     def _draw_tab(self, visit: Visit) -> Updates:
         view = self._view(visit) if visit.tab in self.layout.views else None
         return {} if view is None else {self.layout.views[visit.tab]: view_markup(view)}
 
     def _view(self, visit: Visit) -> View | None:
         photo = self.page.photos.get(visit.first)
+        # What is drawn there belongs to an answer.
+        if visit.tab == "chat":
+            return None
         if visit.tab == "segmentation":
             return None if self.page.segment is None else view_segmentation(photo, self.page.segment(photo.read()))
         encoding = self._encoding(visit, visit.first)

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from transformers import TextIteratorStreamer
 
 from sail_encoder.chat.conversation import Chat, load_chat
+from sail_encoder.chat.engine import Answer
 from sail_encoder.chat.families import find_chat
 from sail_encoder.page.memory import BoundedCache
 from sail_encoder.page.photos import Photo
@@ -29,7 +30,7 @@ class Conversations:
         self._models: BoundedCache[str, Chat] = BoundedCache(_HELD)
         self._held: BoundedCache[Topic, Chat] = BoundedCache(_HELD)
 
-    def ask(self, topic: Topic, photo: Photo, turns: Sequence[Turn], question: str) -> Iterator[str]:
+    def ask(self, topic: Topic, photo: Photo, turns: Sequence[Turn], question: str) -> Iterator[Answer]:
         """Asks about an image.
 
         Args:
@@ -39,7 +40,7 @@ class Conversations:
             question: The question.
 
         Yields:
-            The answer as far as it has come, and in the end the whole answer.
+            The answer as far as it has come, and in the end the whole answer, with masks where it has any.
 
         Raises:
             CheckpointError: If the model cannot chat.
@@ -58,13 +59,13 @@ class Conversations:
         yield from _stream(chat, question)
 
 
-def _stream(chat: Chat, question: str) -> Iterator[str]:
+def _stream(chat: Chat, question: str) -> Iterator[Answer]:
     streamer = TextIteratorStreamer(chat.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
     stop = threading.Event()
 
-    def answer() -> str:
+    def answer() -> Answer:
         try:
-            return str(chat.ask(question, streamer=streamer, stop=stop))
+            return chat.ask(question, streamer=streamer, stop=stop)
         finally:
             # A question that is refused ends the stream too.
             streamer.end()
@@ -75,7 +76,7 @@ def _stream(chat: Chat, question: str) -> Iterator[str]:
             said = ""
             for text in streamer:
                 said += text
-                yield said.strip()
+                yield Answer(said.strip())
             yield future.result()
         finally:
             stop.set()

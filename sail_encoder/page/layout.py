@@ -99,7 +99,6 @@ class Layout:
             with gradio.Tab(label) as self.tabs[name]:
                 if name == "chat":
                     self._add_chat()
-                    continue
                 if name == "matches":
                     self.second = ImageChoice("Upload an image to match with", examples, "second")
                 if name == "segmentation" and not has_head:

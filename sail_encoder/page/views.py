@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 from PIL import Image
 
 from sail_encoder.images.decoding import Array
@@ -10,6 +11,7 @@ from sail_encoder.io.errors import UserError
 from sail_encoder.page.encodings import Encoding
 from sail_encoder.page.photos import Photo
 from sail_encoder.pictures.colors import MARKS, Color, colorize
+from sail_encoder.pictures.masks import overlay_masks
 from sail_encoder.pictures.overlays import enlarge, photograph, pixel_box, relief, to_bytes
 from sail_encoder.pictures.sheets import Link, Panel, Scale, Sheet, render_sheet
 from sail_encoder.pictures.similarity import cosine_map, mutual_matches, score_range
@@ -102,6 +104,15 @@ def view_segmentation(photo: Photo, found: Segmentation) -> View:
     sheet = Sheet([[Panel(overlay)]], legend=legend)
     words = f"Classes that the head finds in {photo.name}: {', '.join(names) or 'background alone'}."
     return render_sheet(sheet, _DPI), words
+
+
+def view_masks(photo: Photo, masks: Array) -> View:
+    """Masks of an answer, bool [q, height, width] at the size of the image, over the photograph."""
+    size = _size(photo)
+    resized = [Image.fromarray(mask).resize(size[::-1], Image.Resampling.NEAREST) for mask in masks]
+    shares = ", ".join(f"{mask.mean():.0%}" for mask in masks)
+    words = f"Masks of the answer over {photo.name}: {len(masks)}, of {shares} of its pixels."
+    return overlay_masks(photo.pixels, np.stack([np.asarray(mask) for mask in resized])), words
 
 
 def _size(photo: Photo) -> Size:

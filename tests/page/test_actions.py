@@ -11,6 +11,7 @@ from page_helpers import CLASSES, noisy_png, require
 from PIL import Image
 
 from evals.page import load_segmentation
+from sail_encoder.chat.conversation import load_chat
 from sail_encoder.io.errors import CheckpointError, UserError
 
 gradio = require("gradio")
@@ -19,6 +20,8 @@ from sail_encoder.page.actions import Actions, about_model  # noqa: E402
 from sail_encoder.page.app import build_page  # noqa: E402
 from sail_encoder.page.layout import Layout  # noqa: E402
 from sail_encoder.page.photos import Photo  # noqa: E402
+from sail_encoder.page.views import view_masks  # noqa: E402
+from sail_encoder.pictures.masks import mask_color  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +111,7 @@ def test_a_mistake_leaves_the_visit_as_it_was(actions, visit):
 
 
 def test_each_tab_draws_what_it_shows_and_nothing_else(actions, visit):
-    for tab in actions.layout.views:
+    for tab in set(actions.layout.views) - {"chat"}:
         assert shown(actions.open_tab(visit, tab)) == {tab}
     assert actions.open_tab(visit, "chat") == {}
     assert shown(actions.choose_patch(visit, 1, 1)) == {"photo", "row", "column"}
@@ -169,6 +172,35 @@ def test_answers_come_bit_by_bit_and_know_what_was_said(actions, visit):
     list(actions.ask(visit, "What color is it?"))
     messages = list(actions.ask(visit, "And its shape?"))[-1][actions.layout.conversation]
     assert [message["role"] for message in messages] == ["user", "assistant"] * 3
+
+
+def test_masks_of_an_answer_are_over_the_image_until_the_next_question(actions, visit, monkeypatch):
+    actions.choose_first(visit, "Scene")
+    height, width = actions.page.photos.get("Scene").image_size
+    mask = np.zeros((1, height, width), bool)
+    mask[:, : height // 2] = True
+    monkeypatch.setattr(type(load_chat().engine), "predict_masks", lambda engine, answers, *_: [mask for _ in answers])
+    drawn = [update.get(actions.layout.views["chat"]) for update in actions.ask(visit, "Where is it?")]
+    assert drawn[0] == ""
+    assert set(drawn[1:-1]) == {None}
+    assert "Masks of the answer over Scene: 1, of 50% of its pixels." in drawn[-1]
+    assert visit.turns[0][1].__class__ is str
+    assert next(actions.ask(visit, "And now?"))[actions.layout.views["chat"]] == ""
+    for update in (actions.forget(visit), actions.choose_first(visit, "Flower")):
+        assert update[actions.layout.views["chat"]] == ""
+
+
+def test_masks_fit_the_picture_of_the_page(page):
+    photo = page.photos.get("Scene")
+    height, width = photo.image_size
+    masks = np.zeros((2, height, width), bool)
+    masks[0, :, : width // 2] = masks[1, :, width // 2 :] = True
+    pixels, _ = view_masks(photo, masks)
+    assert pixels.shape == photo.pixels.shape
+    change = pixels.astype(int) - photo.pixels
+    for half, index in ((np.s_[:, : width // 4], 0), (np.s_[:, -width // 4 :], 1)):
+        expected = 0.55 * (np.array(mask_color(index)) - photo.pixels[half].astype(int))
+        np.testing.assert_allclose(change[half], expected, atol=0.51)
 
 
 def test_a_conversation_that_was_let_go_goes_on(actions, visit):
@@ -242,7 +274,7 @@ def test_fields_go_back_to_what_is_shown_where_something_is_refused(page, visit)
 def test_a_conversation_that_is_cleared_begins_again(actions, visit):
     actions.choose_first(visit, "Scene")
     before = list(actions.ask(visit, "Describe the image."))[-1]
-    assert actions.forget(visit) == {actions.layout.conversation: []}
+    assert actions.forget(visit) == {actions.layout.conversation: [], actions.layout.views["chat"]: ""}
     assert list(actions.ask(visit, "Describe the image."))[-1] == before
 
 
