@@ -1,13 +1,10 @@
 """Pixel-SAIL as what is trained: made of a SAIL or gone on with, in full or by adapters (LoRA, arXiv 2106.09685)."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from transformers.utils import logging
 
 from heads.contract import HeadError
 from sail_encoder.io.hub import find_checkpoint
@@ -15,6 +12,7 @@ from sail_encoder.models.pixel_sail.checkpoint import load_pixel_sail
 from sail_encoder.models.pixel_sail.modeling_pixel_sail import PixelSailForCausalLM
 from sail_encoder.models.pixel_sail.processing_pixel_sail import PixelSailProcessor
 from sail_encoder.models.pixel_sail.published import is_pixel_sail
+from sail_encoder.models.reports import without_reports
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -51,7 +49,8 @@ def build_pixel_sail(
             setattr(model.config, field, value)
     else:
         processor = PixelSailProcessor.from_sail(name)
-        with _without_reports():
+        # What a SAIL lacks of a Pixel-SAIL is what is to be trained.
+        with without_reports():
             model = PixelSailForCausalLM.from_sail(name, processor.tokenizer, **given)
     if (model.config.head_channels or 0) > model.config.hidden_size:
         raise HeadError(
@@ -60,17 +59,6 @@ def build_pixel_sail(
     if max_tokens is not None:
         processor.image_processor.max_tokens = max_tokens
     return model, processor
-
-
-@contextmanager
-def _without_reports() -> Iterator[None]:
-    """Keeps transformers from listing what a SAIL lacks of a Pixel-SAIL, which is what is to be trained."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
 
 
 def add_adapters(model: PixelSailForCausalLM, rank: int) -> "PeftModel":

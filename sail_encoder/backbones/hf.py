@@ -1,8 +1,8 @@
 """Vision models of transformers as backbones: `hf/` and a name on the Hub, or a folder."""
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from pickle import UnpicklingError
@@ -27,6 +27,7 @@ from sail_encoder.backbones.stacked import StackedBackbone
 from sail_encoder.io.errors import CheckpointError, UserError
 from sail_encoder.io.hub import HF, find_checkpoint
 from sail_encoder.io.weights import WeightFiles, require_finite
+from sail_encoder.models.reports import without_reports
 
 _TOWERS = {r"^(model\.)?vision_tower\.": "", r"^vision_model\.": ""}
 """What the names of a tower's tensors begin with in a whole model, and what they are in the tower alone."""
@@ -164,7 +165,8 @@ def _read_model(folder: Path, config: Any, arguments: dict[str, bool], dtype: to
     # Scales beside quantised weights would be passed over, and the weights taken as they are.
     WeightFiles(folder, _PREFIXES if is_part_of_whole(folder) else ("",))
     try:
-        with _quiet():
+        # Text towers and heads lie beside what is asked for.
+        with without_reports():
             model, info = kind.from_pretrained(
                 folder, config=config, dtype=dtype, output_loading_info=True, **options, **arguments
             )
@@ -178,21 +180,6 @@ def _read_model(folder: Path, config: Any, arguments: dict[str, bool], dtype: to
         )
     require_finite(model.state_dict(), folder)
     return model
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps transformers from listing the weights of text towers and heads, which nobody has asked for."""
-    log, verbosity = transformers.logging, transformers.logging.get_verbosity()
-    shows_progress = log.is_progress_bar_enabled()
-    log.set_verbosity_error()
-    log.disable_progress_bar()
-    try:
-        yield
-    finally:
-        log.set_verbosity(verbosity)
-        if shows_progress:
-            log.enable_progress_bar()
 
 
 def _find_blocks(model: Any) -> tuple[str, nn.ModuleList]:

@@ -67,11 +67,13 @@ def save_relative(kind: str, model: str, out: Path, precision: str, max_shard_si
     Raises:
         CheckpointError: If its files are missing, damaged, or of something else.
     """
+    from sail_encoder.models.reports import without_reports
+
     folder = find_checkpoint(hub_name(model))
     name = kind if kind != TOWER else _tower_of(folder)
-    loaded = _import(_CLASSES[name]).from_pretrained(
-        folder, dtype="auto" if precision == "stored" else precision, **ids
-    )
+    dtype = "auto" if precision == "stored" else precision
+    with without_reports():
+        loaded = _import(_CLASSES[name]).from_pretrained(folder, dtype=dtype, **ids)
     loaded.save_pretrained(out, max_shard_size=max_shard_size)
     if kind == TOWER:
         return cards.TOWER

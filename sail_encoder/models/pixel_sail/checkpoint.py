@@ -7,6 +7,7 @@ from sail_encoder.io.weights import WeightFiles
 from sail_encoder.models.pixel_sail.modeling_pixel_sail import PixelSailForCausalLM
 from sail_encoder.models.pixel_sail.processing_pixel_sail import PixelSailProcessor
 from sail_encoder.models.pixel_sail.published import read_config
+from sail_encoder.models.reports import without_reports
 
 
 def load_pixel_sail(
@@ -26,5 +27,6 @@ def load_pixel_sail(
     read_config(name, revision)
     folder = find_checkpoint(name, revision)
     WeightFiles(folder)  # finds what is missing or damaged, which transformers would tell with a traceback
-    model = PixelSailForCausalLM.from_pretrained(folder, dtype=dtype)
+    with without_reports():
+        model = PixelSailForCausalLM.from_pretrained(folder, dtype=dtype)
     return model.to(device).eval(), PixelSailProcessor.from_pretrained(folder)
