@@ -43,6 +43,25 @@ LANGUAGE = range(5000, 5500)
 
 PENALTIES = (0.01, 0.1, 1.0)
 
+LABELS = {
+    "caption: shape word": "caption of a single thing: shape word",
+    "caption: color word": "caption of a single thing: color word",
+    "caption: every attribute": "caption of a single thing: every attribute",
+    "question: color": "scenes of one to four things: which color?",
+    "question: shape": "which shape?",
+    "question: count": "how many things?",
+    "question: size": "how big?",
+    "question: texture": "which texture?",
+    "question: exists": "is there a ...? (yes or no)",
+    "question: relation": "is it left of, right of, above, below? (yes or no)",
+    "question: where": "where is it? (nine places)",
+    "question: at_place": "what is at this place?",
+    "question: corners": "how many corners?",
+    "question: outline": "is it round, has it a hole? (yes or no)",
+    "question: background": "what is the background like?",
+}
+"""What each kind of caption and question is called in the table."""
+
 PIXELS = "raw/56"
 BATCH = 25
 
@@ -140,12 +159,13 @@ def answer(network: Any, processor: Any, pairs: list[tuple[Scene, Question]]) ->
 
 def as_markdown(results: dict[str, Any]) -> str:
     """The measurements as two tables."""
-    rows = ["| features | shape | color |", "|---|---|---|"]
+    rows = ["| features of single things, logistic probe | shape (of 8) | color (of 8) |", "|---|---|---|"]
     for name, scores in results["probes"].items():
         cells = [f"{scores[kind]['accuracy']} % (layer {scores[kind]['layer']})" for kind in ("shape", "color")]
         rows.append(f"| {name} | {' | '.join(cells)} |")
-    rows += ["", "| language | right |", "|---|---|"]
-    rows += [f"| {kind} | {share} % |" for kind, share in sorted(results["language"].items())]
+    rows += ["", "| language, greedy, word for word | right |", "|---|---|"]
+    asked = results["language"]
+    rows += [f"| {label} | {asked[kind]} % |" for kind, label in LABELS.items() if kind in asked]
     return "\n".join(rows)
 
 

@@ -5,7 +5,7 @@ import re
 import numpy as np
 
 from evals import tiny
-from evals.scene_questions import CAPTION_PROMPT
+from evals.scene_questions import CAPTION_PROMPT, KINDS
 from evals.scenes import COLORS, draw_scene
 from sail_encoder import Sampling, ask_each, load_chat
 
@@ -53,3 +53,7 @@ def test_it_sees_colors():
     assert answers[0] == true[0]
     assert sum(map(str.__eq__, answers, true)) >= 8
     assert sum(caption == [color] for caption, color in zip(captions, true, strict=True)) >= 8
+
+
+def test_every_kind_of_question_has_a_row():
+    assert {f"question: {kind}" for kind in KINDS} == {kind for kind in tiny.LABELS if kind.startswith("question")}
