@@ -124,11 +124,11 @@ class Actions:
 
     def ask(self, visit: Visit, question: str) -> Iterator[Updates]:
         """Asks the model about the image; the answer grows as it comes."""
-        turns, answer = visit.turns, Answer("")
+        turns, photo, answer = visit.turns, self.page.photos.get(visit.first), Answer("")
         asked = {self.layout.conversation: _messages([*turns, (question, "…")]), self.layout.question: ""}
-        yield {**asked, **self._draw_masks(visit, answer)}
+        yield {**asked, **self._no_masks}
         try:
-            for answer in self.page.conversations.ask(visit.topic, self.page.photos.get(visit.first), turns, question):
+            for answer in self.page.conversations.ask(visit.topic, photo, turns, question):
                 # While the answer comes, the visitor may begin another conversation, with turns of its own.
                 if visit.turns is not turns:
                     return
@@ -136,13 +136,16 @@ class Actions:
         except Exception:
             yield {self.layout.conversation: _messages(turns), self.layout.question: question}
             raise
+        if visit.turns is not turns:
+            return
         visit.turns = [*turns, (question, answer.text)]
-        yield {self.layout.conversation: _messages(visit.turns), **self._draw_masks(visit, answer)}
+        if len(answer.masks):
+            yield {self.layout.views["chat"]: view_markup(view_masks(photo, answer.masks))}
 
     def forget(self, visit: Visit) -> Updates:
         """Begins the conversation about the image again."""
         visit.turns = []
-        return {self.layout.conversation: [], **self._draw_masks(visit, Answer(""))}
+        return {self.layout.conversation: [], **self._no_masks}
 
     def fields(self, visit: Visit) -> Updates:
         """Values of the fields of the page, to be put back where something else was refused."""
@@ -171,7 +174,7 @@ class Actions:
             self.layout.about: about_model(self.page.encoder.specs[changed.model]),
             self.layout.layer: _slider(layers, layer),
             self.layout.conversation: _messages(changed.turns),
-            **self._draw_masks(changed, Answer("")),
+            **self._no_masks,
             **self._draw_photo(changed),
             **self._draw_tab(changed),
         }
@@ -194,10 +197,9 @@ class Actions:
         markup = photo_markup(photo, encoding, visit.patch)
         return {self.layout.photo: markup, self.layout.row: row, self.layout.column: column}
 
-    def _draw_masks(self, visit: Visit, answer: Answer) -> Updates:
-        photo = self.page.photos.get(visit.first)
-        markup = view_markup(view_masks(photo, answer.masks)) if len(answer.masks) else ""
-        return {self.layout.views["chat"]: markup}
+    @property
+    def _no_masks(self) -> Updates:
+        return {self.layout.views["chat"]: ""}
 
     def _draw_tab(self, visit: Visit) -> Updates:
         view = self._view(visit) if visit.tab in self.layout.views else None

@@ -239,6 +239,17 @@ def test_an_answer_ends_where_its_conversation_is_cleared(actions, visit):
     assert visit.turns == []
 
 
+def test_an_image_that_is_chosen_after_the_last_word_has_no_turns(actions, visit):
+    actions.choose_first(visit, "Scene")
+    answers = list(actions.ask(visit, "How many things are there?"))
+    actions.forget(visit)
+    again = actions.ask(visit, "How many things are there?")
+    assert [next(again) for _ in answers] == answers
+    actions.choose_first(visit, "Flower")
+    assert list(again) == []
+    assert visit.turns == []
+
+
 def test_what_is_chosen_while_another_image_comes_stays_chosen(actions, visit, monkeypatch):
     draw = actions._draw_photo
 
