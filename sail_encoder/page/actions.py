@@ -134,7 +134,8 @@ class Actions:
                     return
                 yield {self.layout.conversation: _messages([*turns, (question, answer)])}
         except Exception:
-            yield {self.layout.conversation: _messages(turns), self.layout.question: question}
+            if visit.turns is turns:
+                yield {self.layout.conversation: _messages(turns), self.layout.question: question}
             raise
         if visit.turns is not turns:
             return

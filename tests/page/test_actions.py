@@ -263,6 +263,27 @@ def test_what_is_chosen_while_another_image_comes_stays_chosen(actions, visit, m
     assert (visit.first, visit.second, visit.tab) == ("Flower", "Scene", "components")
 
 
+def test_an_answer_that_was_cleared_at_its_end_is_not_kept(actions, visit):
+    actions.choose_first(visit, "Scene")
+    count = len(list(actions.ask(visit, "Describe the image.")))
+    actions.forget(visit)
+    answers = actions.ask(visit, "Describe the image.")
+    for _ in range(count - 1):
+        next(answers)
+    actions.forget(visit)
+    assert list(answers) == []
+    assert visit.turns == []
+
+
+def test_a_question_that_was_cleared_is_not_put_back(actions, visit):
+    actions.choose_model(visit, "raw/14")
+    answers = actions.ask(visit, "What is it?")
+    next(answers)
+    actions.forget(visit)
+    with pytest.raises(CheckpointError, match="raw/14 has no language model"):
+        next(answers)
+
+
 def change_of_row(blocks):
     """What happens when a row is written."""
     [row] = (key for key, block in blocks.blocks.items() if block.elem_id == "row")
