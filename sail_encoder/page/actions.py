@@ -188,8 +188,11 @@ class Actions:
         return {**updates, **self._settle(visit, changed, changes)}
 
     def _settle(self, visit: Visit, drawn: Visit, changes: dict[str, Any]) -> Updates:
-        """Keeps what has been drawn; draws the tab again that was opened meanwhile."""
+        """Keeps what has been drawn; draws again the image or tab that was chosen meanwhile."""
         visit.change(**changes)
+        # An image or a model that was chosen meanwhile need not have this layer and this patch.
+        if (visit.model, visit.first) != (drawn.model, drawn.first):
+            return self._look(visit)
         return {} if visit.tab == drawn.tab else self._draw_tab(visit)
 
     def _draw_photo(self, visit: Visit) -> Updates:

@@ -263,6 +263,33 @@ def test_what_is_chosen_while_another_image_comes_stays_chosen(actions, visit, m
     assert (visit.first, visit.second, visit.tab) == ("Flower", "Scene", "components")
 
 
+@pytest.mark.parametrize("tab", ["similarity", "components", "matches"])
+def test_a_model_that_is_chosen_while_an_image_comes_shows_a_layer_and_a_patch_that_it_has(
+    actions, visit, monkeypatch, tab
+):
+    """And an image that is chosen while a layer of another model is drawn."""
+    actions.open_tab(visit, tab)
+    draw, meanwhile = actions._draw_tab, [lambda: actions.choose_model(visit, "raw/14")]
+
+    def draw_slowly(changed):
+        drawn = draw(changed)
+        if meanwhile:
+            meanwhile.pop()()
+        return drawn
+
+    monkeypatch.setattr(actions, "_draw_tab", draw_slowly)
+    updates = actions.choose_first(visit, "Flower")
+    assert (visit.model, visit.first, visit.layer) == ("raw/14", "Flower", 0)
+    assert updates[actions.layout.layer].value == 0
+    assert "at layer 0" in updates[actions.layout.views[tab]]
+    meanwhile.append(lambda: actions.choose_model(visit, "sail-tiny"))
+    actions.choose_layer(visit, 0)
+    assert (visit.model, visit.layer) == ("sail-tiny", 0)
+    meanwhile.append(lambda: actions.choose_first(visit, "Scene"))
+    actions.choose_patch(visit, 12, 18) if tab == "similarity" else actions.choose_layer(visit, 2)
+    assert "Scene" in actions.open_tab(visit, tab)[actions.layout.views[tab]]
+
+
 def test_an_answer_that_was_cleared_at_its_end_is_not_kept(actions, visit):
     actions.choose_first(visit, "Scene")
     count = len(list(actions.ask(visit, "Describe the image.")))
