@@ -1,6 +1,9 @@
+import shutil
+
 import numpy as np
 import pytest
 from helpers import save_images
+from pyarrow import parquet
 from torch.utils.data import DataLoader
 
 from sail_encoder import FeatureDataset
@@ -23,7 +26,10 @@ def test_grids_and_pooled_vectors_agree(photos, tmp_path, small_checkpoint, smal
         extract([str(photos)], str(tmp_path / pool), **options)
     grids, pooled = FeatureFolder(tmp_path / "none"), FeatureFolder(tmp_path / "mean")
     assert [entry.path for entry in grids.entries] == [f"{index:03d}.png" for index in range(5)]
-    np.testing.assert_allclose(grids.matrix(), pooled.matrix(), rtol=1e-4, atol=1e-5)
+    for layer in grids.layers:
+        np.testing.assert_allclose(grids.matrix(layer), pooled.matrix(layer), rtol=1e-4, atol=1e-5)
+    highest = [grids.read(entry).max((0, 1)) for entry in grids.entries]
+    np.testing.assert_array_equal(grids.matrix(pool="max"), highest)
     assert isinstance(pooled.matrix(), np.memmap)
     for entry in grids.entries:
         features = small_backbone.encode([photos / entry.path], layers=layers)[0]
@@ -56,6 +62,18 @@ def test_blocks_of_a_matrix_are_its_rows(photos, grids, tmp_path, small_checkpoi
 
 
 @pytest.mark.parametrize("layers", ["-1", "0,-1"])
+def test_a_matrix_has_the_rows_of_the_index_wherever_they_are(photos, tmp_path, small_checkpoint, layers):
+    extract([str(photos)], str(tmp_path), str(small_checkpoint), pool="mean", layers=layers)
+    before = FeatureFolder(tmp_path).matrix(0 if "," in layers else None).copy()
+    table = parquet.read_table(tmp_path / "index.parquet")
+    for order in ([4, 0, 3, 1, 2], [0, 1, 2, 3], [3, 1]):
+        parquet.write_table(table.take(order), tmp_path / "index.parquet")
+        folder = FeatureFolder(tmp_path)
+        np.testing.assert_array_equal(folder.matrix(0 if "," in layers else None), before[order])
+        np.testing.assert_array_equal(folder.read(folder.entries[-1]), folder.matrix()[-1])
+
+
+@pytest.mark.parametrize("layers", ["-1", "0,-1"])
 def test_a_matrix_of_a_type_is_the_callers_own(photos, tmp_path, small_checkpoint, layers):
     extract([str(photos)], str(tmp_path), str(small_checkpoint), pool="mean", layers=layers, store_dtype="float32")
     folder = FeatureFolder(tmp_path)
@@ -71,6 +89,28 @@ def test_rows_of_a_grid_lie_beside_each_other(grids):
     for step in (2, -1):
         with pytest.raises(UserError, match=f"rows cannot have a step of {step}; read all"):
             grids.read(path, rows=slice(None, None, step))
+
+
+def test_files_of_another_shape_are_damaged(photos, grids, tmp_path, small_checkpoint):
+    folder = shutil.copytree(grids.folder, tmp_path / "grids")
+    entry = grids.entries[0]
+    np.save(folder / entry.file, np.load(folder / entry.file)[:1])
+    with pytest.raises(StoreError, match="is damaged: its shape is"):
+        FeatureFolder(folder).read(entry, 0)
+    extract([str(photos)], str(tmp_path / "pooled"), str(small_checkpoint), pool="mean")
+    file = tmp_path / "pooled" / FeatureFolder(tmp_path / "pooled").entries[4].file
+    np.save(file, np.load(file)[:4])
+    pooled = FeatureFolder(tmp_path / "pooled")
+    for read in (lambda: pooled.read(pooled.entries[4]), pooled.matrix):
+        with pytest.raises(StoreError, match="has 4 rows, not row 4; the same sail extract writes it again"):
+            read()
+
+
+def test_a_matrix_of_no_images(tmp_path, small_checkpoint):
+    (tmp_path / "broken.png").write_bytes(b"broken")
+    assert extract([str(tmp_path / "broken.png")], str(tmp_path / "out"), str(small_checkpoint)) == 1
+    matrix = FeatureFolder(tmp_path / "out").matrix(dtype="float16")
+    assert (matrix.shape, matrix.dtype) == ((0, 0), np.float16)
 
 
 def test_blocks_do_not_look_through_the_index_again(photos, tmp_path, small_checkpoint, monkeypatch):
