@@ -2,10 +2,10 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -45,6 +45,7 @@ def test_files(answered, model, processor):
     assert answer["answer"].count("[SEG]") == len(answer["masks"]) == 2
     assert {path.name for path in answered.iterdir()} == {"answer.json", "mask_0.png", "mask_1.png", "overlay.png"}
     photo = np.asarray(Image.open(IMAGE).convert("RGB"))
+    assert answer["image_size"] == {"height": 60, "width": 90}
     masks = [np.asarray(Image.open(answered / mask["file"])) for mask in answer["masks"]]
     for mask, facts in zip(masks, answer["masks"], strict=True):
         assert mask.shape == photo.shape[:2]
@@ -85,34 +86,38 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("writes", range(4))
-def test_a_killed_answer_is_replaced(tmp_path, monkeypatch, writes):
-    """No mask of an earlier answer lies beside another answer, and all that is there belongs to the command."""
+@pytest.mark.parametrize("steps", range(16))
+def test_a_killed_answer_is_replaced(tmp_path, monkeypatch, steps):
+    """No picture of an earlier answer lies beside another answer, and all that is there belongs to the command."""
     folder, rng = tmp_path / "out", np.random.default_rng(0)
     many, few = rng.random((3, 4, 5)) > 0.5, rng.random((1, 4, 5)) > 0.5
     picture = Image.new("RGB", (5, 4))
     write_masks(folder, many, {"answer": "many"}, picture)
-    left, replace = [writes], os.replace
+    left = [steps]
 
-    def kill(unfinished, path):
-        if not left[0]:
-            shutil.copyfile(unfinished, tmp_path / "unfinished")
-            raise Killed
-        left[0] -= 1
-        replace(unfinished, path)
+    def until_killed(step):
+        def take(*arguments, **options):
+            if not left[0]:
+                raise Killed
+            left[0] -= 1
+            return step(*arguments, **options)
+
+        return take
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", kill)
+        patch.setattr(os, "replace", until_killed(os.replace))
+        patch.setattr(Path, "unlink", until_killed(Path.unlink))
         with suppress(Killed):
             write_masks(folder, few, {"answer": "few"}, picture, check_mask_folder(folder, overwrite=True))
+            assert steps == 15
     names = ("answer.json", "mask_0.png", "overlay.png")
-    if writes < len(names):
-        # A kill leaves what was not finished, too.
-        shutil.move(tmp_path / "unfinished", folder / f".{names[writes]}")
     answer = json.loads((folder / "answer.json").read_text())["answer"]
-    masks = [np.asarray(Image.open(path)) > 0 for path in sorted(folder.glob("mask_*.png"))]
-    assert all(np.array_equal(mask, own) for mask, own in zip(masks, {"many": many, "few": few}[answer], strict=False))
-    assert len(masks) <= (1 if answer == "few" else 3)
+    own = {"many": many, "few": few}[answer]
+    masks = {path.name: np.asarray(Image.open(path)) > 0 for path in folder.glob("mask_*.png")}
+    assert masks.keys() <= {f"mask_{index}.png" for index in range(len(own))}
+    assert all(np.array_equal(mask, own[int(name[5])]) for name, mask in masks.items())
+    for path in folder.glob("overlay.png"):
+        assert np.array_equal(np.asarray(Image.open(path)), overlay_masks(np.asarray(picture), own))
     with pytest.raises(UserError, match="holds an earlier answer"):
         check_mask_folder(folder, overwrite=False)
     write_masks(folder, few, {"answer": "few"}, picture, check_mask_folder(folder, overwrite=True))
@@ -134,6 +139,12 @@ def test_other_files_are_left_alone(tmp_path, capsys):
         assert "mask_0.png, which is no answer of this command" in complaint(capsys, tmp_path, *options)
     assert photo.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["mask_0.png"]
+
+
+def test_hidden_files_of_others_are_left_alone(answered, capsys):
+    (answered / ".notes").write_text("mine")
+    assert ".notes, which is no answer of this command" in complaint(capsys, answered, "--overwrite")
+    (answered / ".notes").unlink()
 
 
 def test_an_answer_file_cannot_name_other_files(tmp_path, capsys):
