@@ -67,7 +67,7 @@ def refer(
     find_chat(model).family.require_masks()
     answer = _ask(model, device, precision, picture, question, inside, max_new_tokens)
     asked = {"image": image, "expression": expression, "region": region, "model": model, "answer": answer.text}
-    with explain_refusals(folder, "give the same command again"):
+    with explain_refusals(folder, "give the same command again with --overwrite"):
         write_masks(folder, answer.masks, asked, picture, earlier)
     print(f"{answer}\nwrote {out}: {count_masks(len(answer.masks))} of {image}")
     return 0

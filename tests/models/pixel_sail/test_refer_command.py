@@ -181,6 +181,18 @@ def test_mistakes_are_one_line(tmp_path, capsys):
     assert not out.exists()
 
 
+def test_after_a_full_disk_the_command_that_it_names_goes_on(tmp_path, capsys, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "save", fail)
+        assert "free some, then give the same command again with --overwrite" in complaint(capsys, out)
+    assert [path.name for path in out.iterdir()] == ["answer.json"]
+    assert refer(out, "--overwrite") == 0
+
+
 def test_no_seg_in_the_answer(tmp_path, capsys):
     out = tmp_path / "out"
     line = complaint(capsys, out, "--max-new-tokens", "2")
