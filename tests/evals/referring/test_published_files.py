@@ -204,10 +204,11 @@ def test_missing_files_are_told(refcoco, tmp_path):
         open_splits(str(tmp_path), "val")
 
 
-def test_images_of_another_size_are_told(refcoco, tmp_path):
+@pytest.mark.parametrize("size", [(40, 30), (60, 80)])
+def test_images_of_another_size_are_told(refcoco, tmp_path, size):
     folder = copy_of(refcoco, tmp_path)
     name = next((folder / "images").glob("*0.jpg"))
-    Image.new("RGB", (40, 30)).save(name)
+    Image.new("RGB", size).save(name)
     train = open_splits(str(folder), "train")["train"]
-    with pytest.raises(DatasetError, match="is 40x30 pixels, its masks 80x60; get the images"):
+    with pytest.raises(DatasetError, match=f"is {size[0]}x{size[1]} pixels, its masks 80x60; get the images"):
         train.read(0)

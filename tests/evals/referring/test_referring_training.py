@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -18,6 +19,7 @@ from evals.referring.batches import ReferringBatches
 from evals.referring.data import open_splits
 from evals.referring.options import ReferringOptions, recipe_of
 from evals.referring.scores import score_expressions
+from evals.scene_expressions import Expression
 from evals.segmentation.options import TrainOptions
 from heads.referring import build_pixel_sail
 from heads.trainer import read_log
@@ -156,6 +158,32 @@ def test_answers_are_compared_with_their_own_masks(trained, grefcoco, monkeypatc
     scores = score_expressions(load_chat(str(trained)), val, "val")["val"].as_dict()
     assert [scores[name] for name in ("cIoU", "gIoU", "N-acc", "T-acc")] == [1, 1, 1, 1]
     assert not expected
+
+
+class Said:
+    """A target without pixels, one that is not there, and two that are."""
+
+    def __len__(self):
+        return 1
+
+    def read(self, index):
+        masks = np.zeros((4, 28, 28), bool)
+        masks[2, :14] = masks[3, 14:] = True
+        said = [("a", (1,), "color"), ("b", (), "absent"), ("c", (2,), "color"), ("d", (3,), "shape")]
+        return Image.new("RGB", (28, 28)), [Expression(*one) for one in said], masks
+
+
+def test_annotations_say_what_has_a_target_and_kinds_have_scores_of_their_own(trained, monkeypatch):
+    masks = [*np.zeros((2, 0, 28, 28), bool), *np.ones((2, 1, 28, 28), bool)]
+    monkeypatch.setattr(conversation, "ask_together", lambda *_: [Answer("", one) for one in masks])
+    scores = score_expressions(load_chat(str(trained)), Said(), "val")
+    assert {name: (len(one.present), len(one.absent)) for name, one in scores.items()} == {
+        "val": (3, 1),
+        "val: color": (2, 0),
+        "val: absent": (0, 1),
+        "val: shape": (1, 0),
+    }
+    assert [scores[f"val: {kind}"].as_dict()["gIoU"] for kind in ("color", "absent", "shape")] == [0.25, 1, 0.5]
 
 
 def test_batches(grefcoco, sail):
