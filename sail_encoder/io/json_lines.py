@@ -111,7 +111,8 @@ class LineLog:
             self.file.truncate(self.end_of_lines())
         line = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
         self._may_end_in_part = True
-        append_all(self.file.fileno(), line.encode() + b"\n")
+        # Of a name that is not UTF-8 this makes escapes, as JSON has them.
+        append_all(self.file.fileno(), line.encode(errors="backslashreplace") + b"\n")
         self._may_end_in_part = False
 
     def require_in_place(self) -> None:

@@ -183,6 +183,14 @@ def test_a_line_that_could_not_be_finished_is_replaced_by_the_next(tmp_path, mon
         assert log.read() == [1, 2]
 
 
+def test_a_log_holds_names_that_are_not_utf_8(tmp_path):
+    name = os.fsdecode(b"a \xff \xc3\xa9\n")
+    with LineLog(tmp_path / "log.jsonl") as log:
+        log.append(name)
+        assert log.read() == [name]
+    assert json.loads((tmp_path / "log.jsonl").read_text()) == name
+
+
 def test_other_settings_are_refused_by_name(tmp_path):
     FeatureStore(tmp_path, SETTINGS).close()
     with pytest.raises(StoreError, match=r"layers was \[5\], now \[4\]"):
