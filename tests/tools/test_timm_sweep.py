@@ -1,7 +1,10 @@
 import json
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from sail_encoder import VisionBackbone
 from tools import timm_sweep
 
 NAMES = ["levit_128s", "resnet10t", "test_vit"]
@@ -71,3 +74,18 @@ def test_an_error_of_its_own_fails_the_sweep(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(timm_sweep, "run_apart", lambda name, seconds: trial)
     assert timm_sweep.main(["--out", str(tmp_path / "timm.jsonl"), "--match", "test_vit"]) == 1
     assert "KeyError: 'depth' |" in capsys.readouterr().out
+
+
+def test_a_killed_one_fails_the_sweep_and_features_that_are_not_finite_are_refused(tmp_path, monkeypatch):
+    killed = timm_sweep.Trial("test_vit", "killed", "exit status -9")
+    monkeypatch.setattr(timm_sweep, "run_apart", lambda name, seconds: killed)
+    assert timm_sweep.main(["--out", str(tmp_path / "timm.jsonl"), "--match", "test_vit"]) == 1
+    features = SimpleNamespace(grid=torch.full((1, 1, 64), torch.nan), resized_size=(16, 16))
+    monkeypatch.setattr(VisionBackbone, "encode", lambda *_, **__: [features])
+    trial = timm_sweep.try_architecture("test_vit")
+    assert (trial.status, trial.reason) == ("refused", "features of (16, 16) are not finite")
+
+
+def test_reasons_that_differ_by_the_name_alone_are_one_row():
+    trials = [timm_sweep.Trial(name, "refused", f"{name} takes no images") for name in ("a1", "b1")]
+    assert list(timm_sweep.write_report(trials, {"a1": "m", "b1": "m"}))[-1] == "| NAME takes no images | a1, b1 |"
