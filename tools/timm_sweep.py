@@ -194,6 +194,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     patterns = options.match.split(",")
     names = [name for name in timm.list_models() if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
+    if not names:
+        parser.error(f"--match {options.match} is no architecture of timm; use patterns of names in timm.list_models()")
     trials = sweep(options.out, names, options.seconds)
     modules = {name: module for module in timm.list_modules() for name in timm.list_models(module=module)}
     print(*write_report(trials, modules), sep="\n")

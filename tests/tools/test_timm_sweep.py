@@ -89,3 +89,11 @@ def test_a_killed_one_fails_the_sweep_and_features_that_are_not_finite_are_refus
 def test_reasons_that_differ_by_the_name_alone_are_one_row():
     trials = [timm_sweep.Trial(name, "refused", f"{name} takes no images") for name in ("a1", "b1")]
     assert list(timm_sweep.write_report(trials, {"a1": "m", "b1": "m"}))[-1] == "| NAME takes no images | a1, b1 |"
+
+
+def test_patterns_that_match_nothing_are_told(tmp_path, capsys):
+    out, rows = tmp_path / "timm.jsonl", tmp_path / "timm.csv"
+    with pytest.raises(SystemExit):
+        timm_sweep.main(["--out", str(out), "--match", "no_such*", "--rows", str(rows)])
+    assert "--match no_such* is no architecture of timm; use patterns" in capsys.readouterr().err
+    assert not out.exists()
