@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from evals.referring.batches import ReferringBatches
 from evals.referring.data import open_splits
@@ -308,6 +309,17 @@ def test_other_settings_and_folders_of_others_are_refused(trained, grefcoco, sai
         line = complaint(capsys, train(grefcoco[0], tmp_path, sail, *more))
         assert "has config.json and no run.json, so it is no run of sail segment train --head referring" in line
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_a_model_that_has_changed_in_its_folder_is_another(trained, grefcoco, sail, tmp_path, capsys):
+    model, out = (shutil.copytree(folder, tmp_path / folder.name) for folder in (Path(sail), trained))
+    run = json.loads((out / "run.json").read_text())
+    run["settings"]["model"] = str(model)
+    (out / "run.json").write_text(json.dumps(run))
+    assert "steps was 12, now 13" in complaint(capsys, train(grefcoco[0], out, str(model), "--steps", "13"))
+    weights = load_file(model / "model.safetensors")
+    save_file({**weights, "lm_head.weight": weights["lm_head.weight"] + 1}, model / "model.safetensors")
+    assert "weights was " in complaint(capsys, train(grefcoco[0], out, str(model)))
 
 
 def test_a_model_is_not_overwritten_by_its_own_training(trained, grefcoco, tmp_path, capsys):
