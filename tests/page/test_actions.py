@@ -290,18 +290,6 @@ def test_a_model_that_is_chosen_while_an_image_comes_shows_a_layer_and_a_patch_t
     assert "Scene" in actions.open_tab(visit, tab)[actions.layout.views[tab]]
 
 
-def test_an_answer_that_was_cleared_at_its_end_is_not_kept(actions, visit):
-    actions.choose_first(visit, "Scene")
-    count = len(list(actions.ask(visit, "Describe the image.")))
-    actions.forget(visit)
-    answers = actions.ask(visit, "Describe the image.")
-    for _ in range(count - 1):
-        next(answers)
-    actions.forget(visit)
-    assert list(answers) == []
-    assert visit.turns == []
-
-
 def test_a_question_that_was_cleared_is_not_put_back(actions, visit):
     actions.choose_model(visit, "raw/14")
     answers = actions.ask(visit, "What is it?")
@@ -335,6 +323,16 @@ def test_a_conversation_that_is_cleared_begins_again(actions, visit):
     before = list(actions.ask(visit, "Describe the image."))[-1]
     assert actions.forget(visit) == {actions.layout.conversation: [], actions.layout.views["chat"]: ""}
     assert list(actions.ask(visit, "Describe the image."))[-1] == before
+
+
+def test_a_conversation_about_an_image_that_is_no_longer_held_is_cleared(actions, visit):
+    token = upload(actions, 1)
+    actions.choose_first(visit, token)
+    visit.turns = [("What is it?", "a ball")]
+    actions.page.photos.drop(token)
+    assert actions.forget(visit)[actions.layout.conversation] == []
+    with pytest.raises(UserError, match="no longer held here"):
+        next(actions.ask(visit, "What is it?"))
 
 
 def test_a_question_that_cannot_be_asked_says_so(actions, visit):
