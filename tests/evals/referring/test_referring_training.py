@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from evals.referring.batches import ReferringBatches
 from evals.referring.data import open_splits
 from evals.referring.options import ReferringOptions, recipe_of
+from evals.referring.run import ReferringRun
 from evals.referring.scores import score_expressions
 from evals.scene_expressions import Expression
 from evals.segmentation.options import TrainOptions
@@ -339,6 +340,14 @@ def test_the_recipe_is_what_was_asked_for():
     assert [recipe.factor(step) for step in range(4)] == [0.25, 0.5, 0.75, 1]
     assert recipe.learning_rates == (0.5,)
     assert recipe.schedule == "cosine"
+
+
+def test_no_earlier_model_lies_beside_a_run_that_was_stopped(trained, grefcoco, sail, tmp_path, monkeypatch):
+    folder = shutil.copytree(trained, tmp_path / "run")
+    (folder / "model-00001-of-00002.safetensors").write_text("a part")
+    monkeypatch.setattr(ReferringRun, "learn", lambda *_: 130)
+    assert main(train(grefcoco[0], folder, sail, "--overwrite")) == 130
+    assert [path.name for path in folder.iterdir()] == ["run.json"]
 
 
 def test_overwriting_leaves_other_files(refcoco, sail, tmp_path):
