@@ -35,6 +35,13 @@ def test_everything_is_measured_and_printed(monkeypatch):
     assert {"caption: shape word", "caption: color word", "caption: every attribute"} <= set(results["language"])
     table = tiny.as_markdown(results)
     assert table.count("\n|") > 8
+    for kind, share in results["language"].items():
+        assert f"| {tiny.LABELS[kind]} | {share} % |" in table
+    for kind in ("color", "shape", "texture"):
+        assert f"which {kind}?" in tiny.LABELS[f"question: {kind}"]
+    found = results["probes"]["random weights"]
+    cells = [f"{found[kind]['accuracy']} % (layer {found[kind]['layer']})" for kind in ("shape", "color")]
+    assert f"| random weights | {' | '.join(cells)} |" in table
     assert f"| raw pixels | {results['probes']['raw pixels']['shape']['accuracy']} %" in table
 
 

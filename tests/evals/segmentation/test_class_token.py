@@ -48,6 +48,9 @@ def test_a_head_is_trained_on_both_and_reads_both(mode, data, tmp_path):
     )
     torch.testing.assert_close(maps[:, 64:], token[:, :, None, None].expand(-1, -1, *maps.shape[2:]))
     assert not torch.equal(token[0], token[1])
+    prepared = [backbone.prepare(noise(*size, 2), Resize.parse("native")) for size in ((96, 64), (32, 32), (64, 64))]
+    for image, logits in zip(prepared, segmenter.logits(backbone.collate(prepared)), strict=True):
+        torch.testing.assert_close(logits, segmenter.logits(backbone.collate([image]))[0])
     if mode == "cached":
         [cache] = (tmp_path / "cache").iterdir()
         assert FeatureFolder(cache).read(FeatureFolder(cache).entries[0]).shape[-1] == 128
