@@ -1,5 +1,6 @@
 """What happens on the page, without a browser."""
 
+import io
 import re
 from itertools import pairwise
 from types import SimpleNamespace
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from helpers import noise
 from page_helpers import CLASSES, noisy_png, require
-from PIL import Image
+from PIL import ExifTags, Image
 
 from evals.page import load_segmentation
 from sail_encoder.chat.conversation import load_chat
@@ -201,6 +202,16 @@ def test_masks_fit_the_picture_of_the_page(page):
     for half, index in ((np.s_[:, : width // 4], 0), (np.s_[:, -width // 4 :], 1)):
         expected = 0.55 * (np.array(mask_color(index)) - photo.pixels[half].astype(int))
         np.testing.assert_allclose(change[half], expected, atol=0.51)
+
+
+def test_a_question_is_about_the_image_upright(actions, visit):
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.fromarray(noise(98, 196)).save(file, "PNG", exif=exif)
+    actions.choose_first(visit, actions.page.photos.add(Photo("turned.png", file.getvalue())))
+    list(actions.ask(visit, "What is it?"))
+    [prefix] = actions.page.conversations._held.get(visit.topic).conversation.prefixes
+    assert prefix.image_size == (196, 98)
 
 
 def test_a_conversation_that_was_let_go_goes_on(actions, visit):
