@@ -82,9 +82,11 @@ def test_a_file_that_is_too_large_is_refused(client):
     assert answer.json()["error"].startswith("a.png: larger than 20 MiB")
 
 
-def test_pages_of_other_sites_cannot_upload(client, page):
+@pytest.mark.parametrize("site", ["cross-site", "same-site", "none"])
+def test_pages_of_other_sites_cannot_upload(client, page, site):
+    """Nor those that another port of this machine serves."""
     before = page.photos.nbytes
-    answer = client.post("/photos", content=noisy_png(6), headers={"sec-fetch-site": "cross-site"})
+    answer = client.post("/photos", content=noisy_png(6), headers={"sec-fetch-site": site})
     assert answer.status_code == 403
     assert page.photos.nbytes == before
 
