@@ -204,8 +204,10 @@ class FeatureFolder:
 
         Raises:
             StoreError: If there is no such image or layer, or the file is missing or damaged.
-            UserError: If rows do not lie beside each other, as with a step.
+            UserError: If rows do not lie beside each other, as with a step, or the features are pooled and have none.
         """
+        if rows is not None and self.is_pooled:
+            raise UserError(f"rows are of grids, but {self.folder} has one vector per image; leave rows out")
         if rows is not None and rows.step not in (None, 1):
             raise UserError(f"rows cannot have a step of {rows.step}; read all between them, and index what you get")
         entry = self.entry(image) if isinstance(image, str) else image

@@ -31,6 +31,8 @@ def test_grids_and_pooled_vectors_agree(photos, tmp_path, small_checkpoint, smal
     highest = [grids.read(entry).max((0, 1)) for entry in grids.entries]
     np.testing.assert_array_equal(grids.matrix(pool="max"), highest)
     assert isinstance(pooled.matrix(), np.memmap)
+    with pytest.raises(UserError, match=r"rows are of grids, but .* has one vector per image; leave rows out"):
+        pooled.read("000.png", rows=slice(0, 1))
     for entry in grids.entries:
         features = small_backbone.encode([photos / entry.path], layers=layers)[0]
         assert entry.grid == features.grid_size
