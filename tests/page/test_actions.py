@@ -225,6 +225,19 @@ def test_a_conversation_that_was_let_go_goes_on(actions, visit):
     assert kept[actions.layout.conversation] == again[actions.layout.conversation]
 
 
+def test_an_answer_that_nobody_waits_for_was_not_said(actions, visit):
+    actions.choose_first(visit, "Scene")
+    list(actions.ask(visit, "What is in the picture?"))
+    answers = actions.ask(visit, "Describe the image.")
+    next(answers), next(answers)
+    answers.close()
+    held = actions.page.conversations._held
+    assert len(held.get(visit.topic).messages) == 4
+    list(actions.ask(visit, "What color is it?"))
+    said = [message["content"][-1]["text"] for message in held.get(visit.topic).messages[::2]]
+    assert said == ["What is in the picture?", "What color is it?"]
+
+
 def test_another_image_begins_another_conversation(actions, visit):
     list(actions.ask(visit, "What is it?"))
     updates = actions.choose_first(visit, "Flower")
@@ -270,8 +283,9 @@ def test_what_is_chosen_while_another_image_comes_stays_chosen(actions, visit, m
         return draw(changed)
 
     monkeypatch.setattr(actions, "_draw_photo", draw_slowly)
-    actions.choose_first(visit, "Flower")
+    updates = actions.choose_first(visit, "Flower")
     assert (visit.first, visit.second, visit.tab) == ("Flower", "Scene", "components")
+    assert "Principal components of the patches of Flower" in updates[actions.layout.views["components"]]
 
 
 @pytest.mark.parametrize("tab", ["similarity", "components", "matches"])

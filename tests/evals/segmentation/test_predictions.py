@@ -53,11 +53,14 @@ def test_a_curve_of_one_point_says_its_value():
     lines = [{"step": step, "loss": 1 / step, "learning_rate": 0.1} for step in (10, 20, 30)]
     lines.append({"step": 30, "loss": None})
     losses, rates, scores = plot_curves([*lines, {"step": 30, "mIoU": 0.8331}]).axes
-    assert len(losses.lines[0].get_xdata()) == 3
+    assert list(losses.lines[0].get_xdata()) == [10, 20, 30]
+    assert list(losses.lines[0].get_ydata()) == [1 / 10, 1 / 20, 1 / 30]
     assert [axes.get_xlim() for axes in (losses, rates, scores)] == [(0, pytest.approx(31.8))] * 3
     assert scores.get_title() == "mIoU in percent"
     assert [text.get_text() for text in scores.texts] == ["83.3"]
     assert scores.get_ylim() == (0, 100)
+    losses, rates = plot_curves([{"step": 10, "loss": -2.0, "learning_rate": 0.0}]).axes
+    assert [axes.get_ylim() for axes in (losses, rates)] == [(0, 4), (0, 1)]
 
 
 def test_iou_bars_are_sorted_and_labelled():
