@@ -191,8 +191,9 @@ def test_masks_of_an_answer_are_over_the_image_until_the_next_question(actions, 
         assert update[actions.layout.views["chat"]] == ""
 
 
-def test_masks_fit_the_picture_of_the_page(page):
-    photo = page.photos.get("Scene")
+@pytest.mark.parametrize("name", ["Scene", "China"])
+def test_masks_fit_the_picture_of_the_page(page, name):
+    photo = page.photos.get(name)
     height, width = photo.image_size
     masks = np.zeros((2, height, width), bool)
     masks[0, :, : width // 2] = masks[1, :, width // 2 :] = True
