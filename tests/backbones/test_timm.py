@@ -66,6 +66,7 @@ def test_forward_intermediates_is_called_like_timms(vit):
         ("cait_xxs24_224", 1, False),
         ("resnet18", 0, False),
         ("convnext_zepto_rms", 0, False),
+        ("resnetv2_50", 0, False),
     ],
 )
 def test_the_last_layer_is_the_last_hidden_state_of_any_timm_model(name, prefix, has_class_token):
