@@ -86,7 +86,9 @@ def test_the_last_layer_is_the_last_hidden_state_of_any_timm_model(name, prefix,
     hidden = hidden.reshape(-1, backbone.embed_dim)[prefix:]
     # A model that pools first has its norm after that.
     hidden = getattr(backbone.model, "fc_norm", torch.nn.Identity())(hidden)
-    torch.testing.assert_close(features.grid.flatten(0, 1), hidden)
+    # The states of resnetv2 are hundreds, and rounding follows the largest.
+    scale = float(hidden.abs().max()) if name.startswith("resnetv2") else 1.0
+    torch.testing.assert_close(features.grid.flatten(0, 1) / scale, hidden / scale)
     assert backbone.spec.has_class_token == bool(features.class_tokens) == has_class_token
 
 
