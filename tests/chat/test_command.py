@@ -11,6 +11,7 @@ from chat_helpers import answers_in, scene
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from sail_cli import main
 from sail_encoder import CheckpointError, UserError, load_chat
 from sail_encoder.commands import chat as command
 from sail_encoder.commands.convert import convert
@@ -30,18 +31,16 @@ def test_options_reach_the_model(loaded):
     assert load_chat("sail-tiny", dtype="bfloat16").model.dtype == torch.bfloat16
 
 
-def test_the_command(tmp_path):
+def test_the_command(tmp_path, capsys):
     Image.fromarray(scene()).save(tmp_path / "a.png")
-
-    def sail(*arguments, text=None):
-        words = [sys.executable, "-m", "sail_cli", "chat", *arguments]
-        return subprocess.run(words, capture_output=True, text=True, input=text)
 
     question = "What color is it?"
     answer = load_chat("sail-tiny").ask(question, tmp_path / "a.png")
-    printed = sail(str(tmp_path / "a.png"), question)
-    assert (printed.returncode, printed.stdout) == (0, answer + "\n")
-    assert sail(str(tmp_path / "a.png"), text=f"{question}\n").stdout == f"> {answer}\n> "
+    assert main(["chat", str(tmp_path / "a.png"), question]) == 0
+    assert capsys.readouterr().out == answer + "\n"
+    words = [sys.executable, "-m", "sail_cli", "chat", str(tmp_path / "a.png")]
+    asked = subprocess.run(words, capture_output=True, text=True, input=f"{question}\n")
+    assert (asked.returncode, asked.stdout) == (0, f"> {answer}\n> ")
     (tmp_path / "q.jsonl").write_text(json.dumps({"image": "a.png", "prompt": question}))
     files = {"input": str(tmp_path / "q.jsonl"), "output": str(tmp_path / "new" / "a.jsonl")}
     assert command.chat(**files) == 0

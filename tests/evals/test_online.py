@@ -25,33 +25,6 @@ ONLINE = {
 }
 
 
-def online(pets, checkpoint, out, *launcher):
-    config = out.with_suffix(".yaml")
-    config.write_text(json.dumps({"probes": ONLINE, "online": True, "crop": 28, "workers": 0, "plots": False}))
-    command = [*launcher, "-m", "sail_cli", "probe", str(pets), "--config", str(config)]
-    return subprocess.run(
-        [sys.executable, *command, "--out", str(out), "--model", str(checkpoint)], capture_output=True, text=True
-    )
-
-
-def test_online_in_one_process_and_in_two(pets, small_checkpoint, tmp_path):
-    alone = online(pets, small_checkpoint, tmp_path / "alone")
-    assert alone.returncode == 0, alone.stderr
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    both = online(pets, small_checkpoint, tmp_path / "both", *launcher)
-    assert both.returncode == 0, both.stderr
-    assert both.stdout.count("top1") == 1
-    first, second = results_in(tmp_path / "alone"), results_in(tmp_path / "both")
-    assert first[0]["path"] == second[0]["path"]
-    assert first[0]["metrics"] == second[0]["metrics"]
-    weights = [
-        load_probe(next((tmp_path / name / "heads").glob("*/linear-seed0"))).tensors() for name in ("alone", "both")
-    ]
-    for name, tensor in weights[0].items():
-        np.testing.assert_allclose(tensor, weights[1][name], rtol=1e-3, atol=1e-5)
-    assert first[0]["metrics"]["top1"] > 0.8
-
-
 def weights_of(out):
     return load_probe(next((out / "heads").glob("*/linear-seed0"))).tensors()["weights.0"]
 
@@ -156,13 +129,13 @@ sys.exit(status)
 """Checkpoints every five steps; as with several GPUs, each process computes on a device of another name."""
 
 
-def test_two_processes_go_on_from_a_checkpoint_together(pets, small_checkpoint, tmp_path):
+def test_two_processes_go_on_from_a_checkpoint_together(pets, small_checkpoint, tmp_path, capsys):
     """A signal to one of them stops both after the same step.
 
-    They end with the weights of one process that was never stopped.
+    They end with the weights and the results of one process that was never stopped, and print once.
     """
     (tmp_path / "train.py").write_text(ON_A_DEVICE_EACH)
-    (tmp_path / "config.yaml").write_text(json.dumps({"probes": {"linear": ONLINE["linear"]}, "plots": False}))
+    (tmp_path / "config.yaml").write_text(json.dumps({"probes": ONLINE, "plots": False}))
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(tmp_path / "train.py"))
     command = [sys.executable, *launcher, "probe", str(pets), "--model", str(small_checkpoint), "--online=true"]
     command += ["--crop=28", "--workers=0", f"--config={tmp_path / 'config.yaml'}"]
@@ -179,11 +152,16 @@ def test_two_processes_go_on_from_a_checkpoint_together(pets, small_checkpoint, 
     resumed = train("stopped")
     assert resumed.returncode == 0, resumed.stderr
     assert sorted(re.findall(r"process \d took \d+ steps", resumed.stdout)) == [
-        f"process {rank} took 4 steps" for rank in (0, 1)
+        f"process {rank} took {4 + 4} steps" for rank in (0, 1)
     ]
     alone = ["probe", str(pets), "--model", str(small_checkpoint), "--online=true", "--crop=28", "--workers=0"]
     assert main([*alone, f"--config={tmp_path / 'config.yaml'}", f"--out={tmp_path / 'whole'}"]) == 0
+    assert resumed.stdout.count("top1") == capsys.readouterr().out.count("top1") == 1
     np.testing.assert_allclose(weights_of(tmp_path / "stopped"), weights_of(tmp_path / "whole"), rtol=1e-5, atol=1e-7)
+    together, alone = results_in(tmp_path / "stopped"), results_in(tmp_path / "whole")
+    assert [result["metrics"] for result in together] == [result["metrics"] for result in alone]
+    assert together[0]["path"] == alone[0]["path"]
+    assert alone[0]["metrics"]["top1"] > 0.8
 
 
 def test_augmentation_depends_on_its_number_alone(pets):

@@ -17,8 +17,8 @@ from sail_encoder.commands.extract import extract
 from sail_encoder.io.errors import StoreError
 from sail_encoder.io.json_lines import LineLog
 
-KILLS_AT_WORK = 12
-KILLS_AT_THE_END = 4
+KILLS_AT_WORK = 8
+KILLS_AT_THE_END = 3
 
 
 @pytest.fixture(scope="module")
@@ -157,8 +157,7 @@ def test_signals_end_the_processes_of_all_devices(source, tmp_path, number):
     assert len(done) < 91
 
 
-@pytest.mark.parametrize("numbers", [[signal.SIGKILL], [signal.SIGTERM, signal.SIGTERM]])
-def test_the_processes_of_all_devices_end_with_the_first(source, tmp_path, numbers):
+def test_the_processes_of_all_devices_end_with_the_first(source, tmp_path):
     out = tmp_path / "out"
     flags = [f"--{name}={value}" for name, value in {**options(out, "none"), "devices": "cpu,cpu"}.items()]
     process = subprocess.Popen(
@@ -169,8 +168,7 @@ def test_the_processes_of_all_devices_end_with_the_first(source, tmp_path, numbe
     journals = [out / f"journal_{index}_of_2.jsonl" for index in range(2)]
     while process.poll() is None and not all(path.exists() and path.stat().st_size for path in journals):
         time.sleep(0.005)
-    for number in numbers:
-        process.send_signal(number)
+    process.kill()
     process.wait()
     for journal in journals:
         wait_for_end(journal)
