@@ -15,6 +15,9 @@ from sail_encoder.images.resizing import Size
 _SCALE = 5
 """Steps per pixel in which the outline of a polygon is followed."""
 
+_FARTHEST = 100
+"""How far a polygon may reach beyond an image, in sides of it; following it takes as many steps."""
+
 _FIRST, _BITS, _MORE, _SIGN = 48, 5, 32, 16
 """Code of the character for zero, and bits per character: value, whether more follow, and in the last one the sign."""
 
@@ -81,6 +84,8 @@ def fill_polygon(polygon: Sequence[float], size: Size) -> Array:
     corners = np.trunc(_SCALE * np.asarray(polygon, np.float64).reshape(-1, 2) + 0.5)
     if not len(corners) or not np.isfinite(corners).all():
         raise ValueError("a polygon has no points")
+    if (reach := abs(corners).max() / _SCALE) > _FARTHEST * max(size):
+        raise ValueError(f"a polygon reaches {reach:g} pixels, the image has {height} x {width}")
     outline = np.concatenate([_follow(*edge) for edge in zip(corners, np.roll(corners, -1, axis=0), strict=True)])
     before, after = outline[:-1], outline[1:]
     crossed = before[:, 0] != after[:, 0]

@@ -51,6 +51,7 @@ def test_a_box_is_filled_with_its_pixels():
         ([[1, 2, 3]], "cannot reshape"),
         ([[]], "has no points"),
         ([[float("inf")] * 6], "has no points"),
+        ([[0, 0, 1e9, 1, 2, 2]], "a polygon reaches 1e\\+09 pixels, the image has 2 x 3"),
         (7, "not iterable"),
         (["a"], "could not convert"),
     ],
