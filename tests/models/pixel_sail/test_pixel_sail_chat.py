@@ -1,9 +1,12 @@
 """A Pixel-SAIL folder as a chat model and as a backbone, published and native."""
 
+import contextlib
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +15,7 @@ from PIL import Image
 from pixel_sail_golden import CHECKPOINT, IMAGE, answer_from, tensors
 
 from sail_cli import main
-from sail_encoder import Chat, Sampling, UserError, ask_each, load_backbone, load_chat
+from sail_encoder import Chat, CheckpointError, Sampling, UserError, ask_each, load_backbone, load_chat
 from sail_encoder.chat.conversation import ask_together
 from sail_encoder.commands.chat import chat as chat_command
 
@@ -34,6 +37,42 @@ def native(model, processor, tmp_path_factory):
 @pytest.fixture(params=["published", "native"])
 def folder(request, native):
     return str(CHECKPOINT) if request.param == "published" else native
+
+
+@pytest.fixture
+def copy(native, tmp_path):
+    """The native folder, to be damaged."""
+    return Path(shutil.copytree(native, tmp_path / "copy"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("generation_config.json", "{", r"cannot read .*generation_config\.json"),
+        ("tokenizer.json", "{", "cannot read the tokenizer in"),
+        ("config.json", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2}}, r"config\.json"),
+        ("config.json", {"image_token_id": 10**9}, r"config\.json: image_token_id cannot be 1000000000"),
+    ],
+)
+def test_what_is_damaged_is_told_as_of_a_sail(copy, name, content, message):
+    path = copy / name
+    if isinstance(content, dict):
+        content = json.dumps({**json.loads(path.read_text()), **content})
+    path.write_text(content)
+    with pytest.raises(CheckpointError, match=message):
+        load_chat(str(copy))
+
+
+def test_code_beside_it_is_never_run_and_nobody_is_asked(copy, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr("builtins.input", lambda *prompt: pytest.fail("asked whether to run code"))
+    (copy / "evil.py").write_text(f"import pathlib\npathlib.Path({str(tmp_path / 'ran')!r}).write_text('')\n")
+    path = copy / "tokenizer_config.json"
+    described = {"auto_map": {"AutoTokenizer": [None, "evil.Tok"]}, "tokenizer_class": "Tok"}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **described}))
+    with contextlib.suppress(CheckpointError):
+        load_chat(str(copy))
+    assert not (tmp_path / "ran").exists()
 
 
 def test_it_is_a_backbone(folder, model, processor, capsys):
