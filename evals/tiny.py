@@ -114,8 +114,8 @@ def best_layer(layers: Sequence[Sequence[Samples]]) -> LayerResult:
 def language(model: str) -> dict[str, float]:
     """Share of captions and answers that are right."""
     folder = find_checkpoint(model)
-    network = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
-    processor = AutoProcessor.from_pretrained(folder)
+    network = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
     right: Counter[str] = Counter()
     asked: Counter[str] = Counter()
 

@@ -93,6 +93,17 @@ def save_images(folder, count, seed=0, sides=(20, 150)):
     return folder
 
 
+def add_code(folder, ran):
+    """Puts code beside a checkpoint, named as the Auto classes look for it; where it runs it makes a file."""
+    (folder / "evil.py").write_text(
+        f"import pathlib\npathlib.Path({str(ran)!r}).write_text('')\n"
+        "from transformers import PreTrainedTokenizerFast\nclass Tok(PreTrainedTokenizerFast):\n    pass\n"
+    )
+    described = json.loads((folder / "tokenizer_config.json").read_text())
+    described |= {"auto_map": {"AutoTokenizer": [None, "evil.Tok"]}, "tokenizer_class": "Tok"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(described))
+
+
 def results_in(out):
     """What a run of probes has reported."""
     return json.loads((out / "results.json").read_text())["results"]

@@ -1,17 +1,18 @@
 """Model cards that `sail convert` writes: their code runs on the folder as it stands, and nothing is overwritten."""
 
+import contextlib
 import re
 import shutil
 
 import pytest
 import torch
 from helpers import GOLDEN as SAIL_GOLDEN
-from helpers import GOLDEN_IDS, noise
+from helpers import GOLDEN_IDS, add_code, noise
 from PIL import Image
 from transformers import AutoModel, AutoModelForImageTextToText
 
 from sail_cli import main
-from sail_encoder import load_backbone
+from sail_encoder import CheckpointError, load_backbone
 from sail_encoder.backbones import published
 from sail_encoder.commands import cards
 from sail_encoder.commands.convert import convert
@@ -68,6 +69,27 @@ def test_relatives_are_the_same_after_conversion(tmp_path):
     assert AutoModel.from_pretrained(tmp_path / "tower").config.model_type == "sailvit"
     convert(SOURCES["tower"], str(tmp_path / "half"), precision="bfloat16")
     assert AutoModel.from_pretrained(tmp_path / "half").dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("kind", ["sail", "sail_vl2", "pixel"])
+def test_code_of_a_checkpoint_is_not_run_and_nobody_is_asked(kind, tmp_path, monkeypatch):
+    """Nor by what a conversion has left, when that is converted again."""
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr("builtins.input", lambda *prompt: pytest.fail("asked whether to run code"))
+    convert(SOURCES[kind], str(tmp_path / "new"))
+    add_code(tmp_path / "new", tmp_path / "ran")
+    with contextlib.suppress(CheckpointError):
+        convert(str(tmp_path / "new"), str(tmp_path / "again"))
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("kind", ["sail_vl2", "pixel"])
+def test_a_damaged_tokenizer_is_told(kind, tmp_path):
+    convert(SOURCES[kind], str(tmp_path / "new"))
+    (tmp_path / "new" / "tokenizer.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"tokenizer"):
+        convert(str(tmp_path / "new"), str(tmp_path / "again"))
+    assert not (tmp_path / "again").exists()
 
 
 def test_a_checkpoint_without_tokenizer_shows_what_it_can(tmp_path, monkeypatch):

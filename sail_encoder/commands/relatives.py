@@ -8,6 +8,7 @@ from sail_encoder.backbones import published
 from sail_encoder.backbones.published import published_name
 from sail_encoder.commands import cards
 from sail_encoder.commands.cards import CardKind
+from sail_encoder.io.errors import explain_damage
 from sail_encoder.io.hub import HF, RAW, TIMM, TINY, find_checkpoint
 from sail_encoder.models.pixel_sail.published import is_pixel_sail
 from sail_encoder.models.sail_vl.published import TOWERS, hub_name, read_json
@@ -79,7 +80,10 @@ def save_relative(kind: str, model: str, out: Path, precision: str, max_shard_si
         return cards.TOWER
     if not any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json", "vocab.json")):
         return cards.SAIL_VL_MODEL
-    _import(_PROCESSORS[kind]).from_pretrained(folder).save_pretrained(out)
+    with explain_damage(f"cannot read the tokenizer in {folder}"):
+        # Code that comes with a checkpoint is never run, and nobody is asked whether to run it.
+        processor = _import(_PROCESSORS[kind]).from_pretrained(folder, trust_remote_code=False)
+    processor.save_pretrained(out)
     return cards.SAIL_VL if kind == SAIL_VL else cards.PIXEL_SAIL
 
 

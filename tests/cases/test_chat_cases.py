@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import add_code
 from PIL import Image
 
 import sail_encoder
@@ -106,15 +107,9 @@ def test_b6_images_before_text_and_in_later_turns_stay(chat):
 
 @pytest.fixture
 def hostile_folder(tmp_path):
-    """The embedded checkpoint with code of its own, named as the Auto classes look for it."""
+    """The embedded checkpoint with code of its own."""
     folder = shutil.copytree(TINY, tmp_path / "model")
-    (folder / "evil.py").write_text(
-        f"import pathlib\npathlib.Path({str(tmp_path / 'ran')!r}).write_text('')\n"
-        "from transformers import PreTrainedTokenizerFast\nclass Tok(PreTrainedTokenizerFast):\n    pass\n"
-    )
-    described = json.loads((folder / "tokenizer_config.json").read_text())
-    described |= {"auto_map": {"AutoTokenizer": [None, "evil.Tok"]}, "tokenizer_class": "Tok"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(described))
+    add_code(folder, tmp_path / "ran")
     return folder
 
 

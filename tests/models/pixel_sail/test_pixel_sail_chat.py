@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import add_code
 from PIL import Image
 from pixel_sail_golden import CHECKPOINT, IMAGE, answer_from, tensors
 
@@ -66,10 +67,7 @@ def test_what_is_damaged_is_told_as_of_a_sail(copy, name, content, message):
 def test_code_beside_it_is_never_run_and_nobody_is_asked(copy, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr("builtins.input", lambda *prompt: pytest.fail("asked whether to run code"))
-    (copy / "evil.py").write_text(f"import pathlib\npathlib.Path({str(tmp_path / 'ran')!r}).write_text('')\n")
-    path = copy / "tokenizer_config.json"
-    described = {"auto_map": {"AutoTokenizer": [None, "evil.Tok"]}, "tokenizer_class": "Tok"}
-    path.write_text(json.dumps({**json.loads(path.read_text()), **described}))
+    add_code(copy, tmp_path / "ran")
     with contextlib.suppress(CheckpointError):
         load_chat(str(copy))
     assert not (tmp_path / "ran").exists()
