@@ -69,11 +69,22 @@ class PixelSailPreTrainedModel(SailPreTrainedModel):
         """Loads a checkpoint; options as in transformers.
 
         Raises:
-            CheckpointError: If tensors are missing.
+            CheckpointError: If tensors are missing, or of another shape.
         """
-        wants_info = kwargs.pop("output_loading_info", False)
-        kwargs = {"key_mapping": PUBLISHED_NAMES, **kwargs}
-        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        wants_info, any_shape = kwargs.pop("output_loading_info", False), kwargs.pop("ignore_mismatched_sizes", False)
+        kwargs = {
+            "key_mapping": PUBLISHED_NAMES,
+            **kwargs,
+            "output_loading_info": True,
+            "ignore_mismatched_sizes": True,
+        }
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        if info["mismatched_keys"] and not any_shape:
+            # transformers would name them in a log, and raise an error that refers to it.
+            name, stored, expected = min(info["mismatched_keys"])
+            raise CheckpointError(
+                f"{pretrained_model_name_or_path}: {name} is {list(stored)}, but config.json calls for {list(expected)}"
+            )
         if missing := info["missing_keys"]:
             raise CheckpointError(
                 f"{pretrained_model_name_or_path} lacks {len(missing)} tensors that its config.json calls for, first "

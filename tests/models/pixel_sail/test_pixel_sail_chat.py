@@ -14,6 +14,7 @@ import torch
 from helpers import add_code
 from PIL import Image
 from pixel_sail_golden import CHECKPOINT, IMAGE, answer_from, tensors
+from safetensors.torch import load_file, save_file
 
 from sail_cli import main
 from sail_encoder import Chat, CheckpointError, Sampling, UserError, ask_each, load_backbone, load_chat
@@ -62,6 +63,15 @@ def test_what_is_damaged_is_told_as_of_a_sail(copy, name, content, message):
     path.write_text(content)
     with pytest.raises(CheckpointError, match=message):
         load_chat(str(copy))
+
+
+@pytest.mark.parametrize("part", ["upsample_blocks.1.0.weight", "seg_token_projector.0.weight"])
+def test_a_mask_head_of_another_shape_is_told(part, tmp_path):
+    folder = Path(shutil.copytree(CHECKPOINT, tmp_path / "model"))
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights | {part: torch.zeros(3, 3, 2, 2)}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=rf"mask_head\.{part} is \[3, 3, 2, 2\], but config.json calls for"):
+        load_chat(str(folder))
 
 
 def test_code_beside_it_is_never_run_and_nobody_is_asked(copy, tmp_path, monkeypatch):
