@@ -72,13 +72,8 @@ class PixelSailPreTrainedModel(SailPreTrainedModel):
             CheckpointError: If tensors are missing, or of another shape.
         """
         wants_info, any_shape = kwargs.pop("output_loading_info", False), kwargs.pop("ignore_mismatched_sizes", False)
-        kwargs = {
-            "key_mapping": PUBLISHED_NAMES,
-            **kwargs,
-            "output_loading_info": True,
-            "ignore_mismatched_sizes": True,
-        }
-        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        kwargs = {"key_mapping": PUBLISHED_NAMES, **kwargs, "ignore_mismatched_sizes": True}
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         if info["mismatched_keys"] and not any_shape:
             # transformers would name them in a log, and raise an error that refers to it.
             name, stored, expected = min(info["mismatched_keys"])
