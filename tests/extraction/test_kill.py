@@ -157,7 +157,8 @@ def test_signals_end_the_processes_of_all_devices(source, tmp_path, number):
     assert len(done) < 91
 
 
-def test_the_processes_of_all_devices_end_with_the_first(source, tmp_path):
+@pytest.mark.parametrize("numbers", [[signal.SIGKILL], [signal.SIGTERM, signal.SIGTERM]])
+def test_the_processes_of_all_devices_end_with_the_first(source, tmp_path, numbers):
     out = tmp_path / "out"
     flags = [f"--{name}={value}" for name, value in {**options(out, "none"), "devices": "cpu,cpu"}.items()]
     process = subprocess.Popen(
@@ -168,7 +169,8 @@ def test_the_processes_of_all_devices_end_with_the_first(source, tmp_path):
     journals = [out / f"journal_{index}_of_2.jsonl" for index in range(2)]
     while process.poll() is None and not all(path.exists() and path.stat().st_size for path in journals):
         time.sleep(0.005)
-    process.kill()
+    for number in numbers:
+        process.send_signal(number)
     process.wait()
     for journal in journals:
         wait_for_end(journal)
