@@ -6,8 +6,10 @@ import torch
 from helpers import GOLDEN, GOLDEN_IDS, golden_cases, small_config
 
 from sail_encoder import load_backbone
-from sail_encoder.io.hub import find_checkpoint
+from sail_encoder.io.hub import TINY_FOLDER
+from sail_encoder.models.pixel_sail.tokens import ADDED_TOKENS
 from sail_encoder.models.sail.modeling_sail import SailForCausalLM
+from sail_encoder.models.sail.processing_sail import SailProcessor
 
 LONGEST = ("test_kill.py", "test_online.py", "test_soak.py", "test_training.py", "test_ray.py", "test_command.py")
 """Files of tests that take long. Processes take files in order, and one that begins last is waited for alone."""
@@ -40,9 +42,9 @@ def tiny():
 
 
 @pytest.fixture(scope="session")
-def published_tiny(tmp_path_factory):
+def published_tiny(tmp_path_factory, plain_sail):
     """sail-tiny as the Hub holds SAIL-7B: the config says "mistral" and lacks the ids of the vision tokens."""
-    folder, native = tmp_path_factory.mktemp("published"), find_checkpoint("sail-tiny")
+    folder, native = tmp_path_factory.mktemp("published"), plain_sail
     for name in ("model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         (folder / name).symlink_to(native / name)
     config = json.loads((native / "config.json").read_text())
@@ -63,6 +65,20 @@ def small_model():
 def small_checkpoint(small_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("small")
     small_model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def plain_sail(tmp_path_factory):
+    """sail-tiny without its mask head and the tokens that go with it."""
+    folder = tmp_path_factory.mktemp("plain")
+    model = SailForCausalLM.from_pretrained(TINY_FOLDER, dtype="auto")
+    model.resize_token_embeddings(model.config.vocab_size - len(ADDED_TOKENS))
+    model.save_pretrained(folder)
+    SailProcessor.from_pretrained(TINY_FOLDER).save_pretrained(folder)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["added_tokens"] = [one for one in tokenizer["added_tokens"] if one["content"] not in ADDED_TOKENS]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     return folder
 
 

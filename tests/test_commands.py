@@ -41,7 +41,7 @@ def lines(capsys):
 def test_info_says_what_sail_tiny_is(capsys):
     assert info("sail-tiny") == 0
     out = capsys.readouterr().out
-    for part in ("bfloat16", "14x14 pixels", "<vpatch>", "encoder and language head", "drawn scenes"):
+    for part in ("bfloat16", "14x14 pixels", "<vpatch>", "encoder, language head and mask head", "drawn scenes"):
         assert part in out
 
 

@@ -80,10 +80,6 @@ MISTAKES = [
     (["match", "x.png", "nowhere.jpg"], "nowhere.jpg: no such file"),
     (["match", "x.png"], "second is missing"),
     (["segment", "refer", "nowhere.jpg", "a circle", *OUT, "--model", "sail-tiny"], "nowhere.jpg: no such file"),
-    (
-        ["segment", "refer", "x.png", "a circle", *OUT, "--model", "sail-tiny"],
-        "a SAIL model gives no masks; a Pixel-SAIL does",
-    ),
     (["convert", "sail-tiny", "x.png"], "x.png is a file; name a new folder"),
     (["convert", "sail-tiny", "x.png/a"], "cannot write x.png/a: Not a directory"),
     (["demo", "--out", "x.png"], "cannot write x.png/photographs: Not a directory"),

@@ -1,4 +1,4 @@
-"""Recipe of `sail-tiny`: its tokenizer, its sizes, and the drawn scenes of each training step."""
+"""Recipe of `sail-tiny`: its tokenizer, its sizes, and the scenes that each training step draws."""
 
 import math
 from collections.abc import Iterator
@@ -11,27 +11,27 @@ from numpy.random import Generator
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
-from torch.utils.data import IterableDataset, get_worker_info
 from transformers import AddedToken, PreTrainedTokenizerFast
 
-from evals.scene_questions import CAPTION_PROMPT, KINDS, Question, ask_about
+from evals.scene_expressions import refer_to_things
+from evals.scene_questions import CAPTION_PROMPT, KINDS, ask_about
 from evals.scenes import RADII, TRAINING_SEEDS, Scene, draw_scene
-from sail_encoder.images.decoding import IMAGENET_MEAN, IMAGENET_STD, Array
+from sail_encoder.images.decoding import Array
 from sail_encoder.images.patches import patchify
+from sail_encoder.models.pixel_sail.configuration_pixel_sail import PixelSailConfig
+from sail_encoder.models.pixel_sail.questions import refer
+from sail_encoder.models.pixel_sail.tokens import SEG, VISUAL_PROMPTS, add_pixel_tokens
 from sail_encoder.models.sail.config_file import UNUSED_VISION_TOKENS
-from sail_encoder.models.sail.configuration_sail import SailConfig
 
 PATCH = 14
 MAX_TOKENS = 256
 VISION_TOKENS = ("<vision>", "<vpatch>", "<vrow_sep>", "<vframe_sep>", "</vision>", "<|vis_cls|>")
-TOKENS_PER_STEP = 8000
-MOST_SCENES = 160
+TOKENS_PER_STEP = 4000
+MOST_SCENES = 80
 
-TEXT_TOKENS = {1: 20, 4: 60}
-"""Length of a conversation of so many turns, roughly."""
-
-Conversation = tuple[list[int], list[int]]
-"""Token ids and labels."""
+MASKS_PER_SCENE = 6
+LENGTHS = {"captions": 40, "masks": 22 * MASKS_PER_SCENE, "talks": 100}
+"""Tokens of the texts about a scene by their form, roughly; questions have 16 each."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,10 @@ class Stage:
         patches: Patches of a grid at most.
         sizes: Sizes of the things.
         kinds: Kinds of questions, the more often named the more often asked.
-        long: Share of the steps whose conversations have four turns. In the others there is one, about which nothing
-            has been said before, and there is room for more scenes.
+        questions: How many are asked about a scene, each on its own.
+        captions: Share of the steps whose scenes are described instead.
+        masks: Share of the steps in which masks are asked for instead.
+        talks: Share of the steps with one conversation of several turns about each scene instead.
     """
 
     until: int
@@ -55,15 +57,41 @@ class Stage:
     patches: int
     sizes: tuple[str, ...] = tuple(RADII)
     kinds: tuple[str, ...] = tuple(KINDS)
-    long: float = 1.0
+    questions: int = 4
+    captions: float = 0.1
+    masks: float = 0.0
+    talks: float = 0.0
 
 
 MOSTLY_SHAPES = (*KINDS, *["shape"] * 4, "corners", "corners", "outline")
 
+ANY_NUMBER = (1, 1, 2, 2, 3, 3, 4)
+BINDING = ("shape", "color", "where", "exists", "relation", "at_place", "size", "texture")
+LAST_KINDS = (*KINDS, *BINDING, "shape", "shape", "corners", "exists", "exists", "relation")
+
 STAGES = (
-    Stage(500, (1,), (6, 8), 49, ("medium", "large"), ("shape", "corners", "outline", "color", "where"), long=0.0),
-    Stage(1100, (1,), (5, 13), 120, kinds=MOSTLY_SHAPES, long=0.1),
-    Stage(1600, (1, 1, 1, 2, 3, 4), (5, 20), MAX_TOKENS, long=0.2),
+    Stage(
+        1000,
+        (1,),
+        (6, 8),
+        49,
+        ("medium", "large"),
+        kinds=("shape", "corners", "outline", "color", "where"),
+        captions=0.4,
+    ),
+    Stage(2000, (1,), (5, 13), 120, kinds=MOSTLY_SHAPES, captions=0.4),
+    Stage(2600, (2, 3), (5, 9), 64, kinds=BINDING, questions=12, masks=0.15),
+    Stage(
+        6600,
+        ANY_NUMBER,
+        (6, 16),
+        MAX_TOKENS,
+        kinds=LAST_KINDS,
+        questions=16,
+        captions=0.12,
+        masks=0.18,
+        talks=0.15,
+    ),
 )
 """Easy scenes first: outlines are learned on single large things, binding and counting on several of any size."""
 
@@ -90,6 +118,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
     fast.add_tokens([AddedToken(mark, lstrip=True, rstrip=True) for mark in ("[INST]", "[/INST]")])
     fast.add_special_tokens({"additional_special_tokens": list(VISION_TOKENS)})
+    add_pixel_tokens(fast)
     return fast
 
 
@@ -100,12 +129,20 @@ def _sample_texts(count: int) -> Iterator[str]:
         yield from (scene.caption, CAPTION_PROMPT)
         for question in ask_about(scene, rng, 8):
             yield from (question.prompt, question.answer)
+        for expression in refer_to_things(scene, rng, 2):
+            yield refer(expression.text)
 
 
-def build_config(tokenizer: PreTrainedTokenizerFast) -> SailConfig:
-    """Sizes of 5 million parameters, and a rotary base that fits grids of up to 20 patches a side."""
-    start, patch, end = tokenizer.convert_tokens_to_ids(["<vision>", "<vpatch>", "</vision>"])
-    return SailConfig(
+def build_config(tokenizer: PreTrainedTokenizerFast) -> PixelSailConfig:
+    """Sizes of 5 million parameters, a rotary base that fits grids of up to 20 patches a side, a small mask head."""
+    start, patch, end, seg = tokenizer.convert_tokens_to_ids(["<vision>", "<vpatch>", "</vision>", SEG])
+    return PixelSailConfig(
+        seg_token_id=seg,
+        visual_prompt_token_ids=tokenizer.convert_tokens_to_ids(list(VISUAL_PROMPTS)),
+        mask_channels=64,
+        head_channels=64,
+        train_num_points=512,
+        text_weight=2.0,
         vocab_size=len(tokenizer),
         hidden_size=256,
         intermediate_size=768,
@@ -143,59 +180,19 @@ def whiten(patch_embedding: nn.Linear, patches: Tensor) -> None:
     patch_embedding.weight.copy_((components[:, -kept:] * scales).T)
 
 
-Batch = dict[str, Tensor]
-"""Scenes of one grid with their conversations, right-padded to one length, as the model takes them, and `labels`."""
-
-
-def collate(patches: Array, grid: tuple[int, int], rows: list[Conversation], pad_id: int) -> Batch:
-    """Batch of scenes, given as uint8 patches [scenes * rows * columns, 3 * p * p], and of their conversations."""
-    input_ids, labels = pad(rows, pad_id)
-    grids = torch.tensor([grid] * len(rows))
-    pixels = normalize(torch.from_numpy(patches))
-    return {"input_ids": input_ids, "pixel_values": pixels, "image_grid_hw": grids, "labels": labels}
-
-
-class SceneBatches(IterableDataset[Batch]):
-    """Endless batches; the batch of a step depends on the step alone, so that a resumed run sees the same data.
-
-    Args:
-        tokenizer: The tokenizer.
-        first_step: Where to begin.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, first_step: int) -> None:
-        self.tokenizer = tokenizer
-        self.first_step = first_step
-
-    def __iter__(self) -> Iterator[Batch]:
-        worker = get_worker_info()
-        step = self.first_step + (worker.id if worker else 0)
-        while True:
-            yield self.make(step)
-            step += worker.num_workers if worker else 1
-
-    def make(self, step: int) -> Batch:
-        """Draws the batch of a step: as many scenes as its grid leaves room for."""
-        rng = np.random.default_rng((7, step))
-        stage, grid, turns, scenes = choose_scenes(rng, step)
-        first_seed = TRAINING_SEEDS.start + step * MOST_SCENES
-        drawn = [draw_to_grid(seed, grid, stage) for seed in range(first_seed, first_seed + scenes)]
-        patches = np.concatenate([patches for _, patches in drawn])
-        rows = [encode(self.tokenizer, grid, converse(scene, rng, turns, stage.kinds)) for scene, _ in drawn]
-        return collate(patches, grid, rows, self.tokenizer.pad_token_id)
-
-
-def choose_scenes(rng: Generator, step: int) -> tuple[Stage, tuple[int, int], int, int]:
-    """Stage and grid of a step, turns of its conversations, and how many scenes it has room for."""
+def choose_scenes(rng: Generator, step: int) -> tuple[Stage, tuple[int, int], str, int]:
+    """Stage and grid of a step, the form of its texts, and how many scenes it has room for."""
     stage = next((stage for stage in STAGES if step < stage.until), STAGES[-1])
     grid = choose_grid(rng, stage)
-    turns = 4 if rng.random() < stage.long else 1
-    return stage, grid, turns, min(MOST_SCENES, TOKENS_PER_STEP // (grid[0] * grid[1] + TEXT_TOKENS[turns]))
+    shares = {"captions": stage.captions, "masks": stage.masks, "talks": stage.talks}
+    form = str(rng.choice([*shares, "questions"], p=[*shares.values(), 1 - sum(shares.values())]))
+    tokens = LENGTHS.get(form, 16 * stage.questions)
+    return stage, grid, form, min(MOST_SCENES, TOKENS_PER_STEP // (grid[0] * grid[1] + tokens))
 
 
-def count_images(steps: int) -> int:
-    """Number of scenes that a training of so many steps sees."""
-    return sum(choose_scenes(np.random.default_rng((7, step)), step)[-1] for step in range(steps))
+def count_images(first: int, last: int) -> int:
+    """Number of scenes that a training sees from one step up to another."""
+    return sum(choose_scenes(np.random.default_rng((7, step)), step)[-1] for step in range(first, last))
 
 
 def choose_grid(rng: Generator, stage: Stage) -> tuple[int, int]:
@@ -214,44 +211,6 @@ def draw_to_grid(seed: int, grid: tuple[int, int], stage: Stage) -> tuple[Scene,
     scene = draw_scene(seed, stage.things, height, width, stage.sizes)
     image = Image.fromarray(scene.image).resize((grid[1] * PATCH, grid[0] * PATCH), Image.Resampling.BILINEAR)
     return scene, patchify(np.asarray(image), PATCH)
-
-
-def converse(scene: Scene, rng: Generator, turns: int, kinds: tuple[str, ...]) -> list[Question]:
-    """The caption and questions in random order; a single turn is one of them."""
-    caption = Question(CAPTION_PROMPT, scene.caption, "caption")
-    asked = [caption, *ask_about(scene, rng, max(1, turns - 1), kinds)]
-    if turns == 1:
-        return [asked[int(rng.random() < 0.6)]] if len(asked) > 1 else asked
-    return [asked[index] for index in rng.permutation(len(asked))]
-
-
-def encode(tokenizer: PreTrainedTokenizerFast, grid: tuple[int, int], turns: list[Question]) -> Conversation:
-    """An image and its turns in the published format; labels are -100 where nothing is learned."""
-    start, patch, end = tokenizer.convert_tokens_to_ids(["<vision>", "<vpatch>", "</vision>"])
-    ids = [start, *[patch] * (grid[0] * grid[1]), end, tokenizer.bos_token_id]
-    labels = [-100] * len(ids)
-    for turn in turns:
-        prompt, answer = tokenizer([f"[INST] {turn.prompt} [/INST]", turn.answer], add_special_tokens=False).input_ids
-        ids += [*prompt, *answer, tokenizer.eos_token_id]
-        labels += [*[-100] * len(prompt), *answer, tokenizer.eos_token_id]
-    return ids, labels
-
-
-def pad(rows: list[Conversation], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Ids and labels, each [rows, longest]."""
-    length = max(len(ids) for ids, _ in rows)
-    input_ids = torch.full((len(rows), length), pad_id)
-    labels = torch.full((len(rows), length), -100)
-    for row, (ids, targets) in enumerate(rows):
-        input_ids[row, : len(ids)] = torch.tensor(ids)
-        labels[row, : len(targets)] = torch.tensor(targets)
-    return input_ids, labels
-
-
-def normalize(patches: Tensor) -> Tensor:
-    """uint8 patches to what the model takes, float32."""
-    mean, std = (torch.tensor(x).repeat_interleave(PATCH**2) for x in (IMAGENET_MEAN, IMAGENET_STD))
-    return (patches.float() / 255 - mean) / std
 
 
 def summary(**figures: Any) -> dict[str, Any]:

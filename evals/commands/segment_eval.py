@@ -13,6 +13,7 @@ from heads.contract import SavedHead
 from heads.dense.registry import describe_dense_head, load_dense_head
 from sail_encoder.backbones.registry import announce
 from sail_encoder.io.errors import UserError
+from sail_encoder.io.hub import TINY, TINY_FOLDER
 from sail_encoder.io.runs import read_run, write_run
 from sail_encoder.io.versions import versions
 from sail_encoder.models.pixel_sail.published import is_pixel_sail
@@ -124,7 +125,8 @@ def evaluate(
 
 
 def _is_pixel_sail(head: str) -> bool:
-    return (Path(head) / "config.json").is_file() and is_pixel_sail(Path(head))
+    folder = TINY_FOLDER if head == TINY else Path(head)
+    return (folder / "config.json").is_file() and is_pixel_sail(folder)
 
 
 def _refuse_options_of_classes(head: str, *given: Mapping[str, Any]) -> None:

@@ -91,7 +91,7 @@ def convert(
     whole = checkpoint.has_language_head and not encoder_only
     config = checkpoint.language_config() if whole else checkpoint.encoder_config(layers)
     config.dtype = _precision(checkpoint, precision)
-    keys = checkpoint.language_keys() if whole else checkpoint.encoder_keys(config)
+    keys = checkpoint.language_keys() | checkpoint.mask_keys() if whole else checkpoint.encoder_keys(config)
     rows = {} if whole else checkpoint.vision_rows
     shards = _split(checkpoint, keys, rows, config.dtype, shard_bytes)
     with _new_folder(folder) as unfinished:

@@ -13,6 +13,7 @@ from sail_encoder.chat.sampling import Sampling
 from sail_encoder.images.decoding import Array, read_image
 from sail_encoder.io.devices import check_device
 from sail_encoder.io.errors import UserError, require_positive
+from sail_encoder.io.hub import TINY
 from sail_encoder.io.refusals import explain_refusals
 from sail_encoder.models.pixel_sail.questions import check_region
 from sail_encoder.models.pixel_sail.questions import refer as refer_to
@@ -27,7 +28,7 @@ def refer(
     image: str,
     expression: str,
     out: str,
-    model: str,
+    model: str = TINY,
     region: str | None = None,
     max_new_tokens: int = 512,
     exif_rotate: bool = False,
@@ -44,7 +45,7 @@ def refer(
         image: The image file.
         expression: What to segment, such as "the red circle".
         out: Folder to write; must not exist, or be empty.
-        model: A folder or a Hub name with a Pixel-SAIL; none is published, see docs/pixel-sail.md.
+        model: sail-tiny, or a folder or a Hub name with a Pixel-SAIL; none is published, see docs/pixel-sail.md.
         region: A region that the expression names as <Prompt0>, such as "the ball beside <Prompt0>": a box x0,y0,x1,y1
             in pixels, or a mask of the image's size, a picture that is not zero inside.
         max_new_tokens: Longest answer.

@@ -48,7 +48,7 @@ def kind_of_relative(model: str) -> str | None:
         return SAIL_VL
     if kind in TOWERS:
         return TOWER
-    return PIXEL_SAIL if is_pixel_sail(folder) else None
+    return PIXEL_SAIL if kind != "sail" and is_pixel_sail(folder) else None
 
 
 def save_relative(kind: str, model: str, out: Path, precision: str, max_shard_size: str, **ids: int) -> CardKind:

@@ -174,7 +174,7 @@ def test_e13_photographs_are_turned_upright_where_asked(tmp_path, capsys, chat):
     # Stored as a camera held upright does: turned by 90 degrees, and a note to turn it back.
     upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "photo.png", exif=exif)
     upright.save(tmp_path / "upright.png")
-    prompt = "Where is it?"
+    prompt = "Describe the image."
     as_stored = chat.fork().ask(prompt, upright.transpose(Image.Transpose.ROTATE_90), SHORT)
     expected = chat.fork().ask(prompt, upright, SHORT)
     assert as_stored != expected, "the orientation decides the answer"

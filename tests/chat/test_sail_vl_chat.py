@@ -200,9 +200,9 @@ def test_what_cannot_chat_is_refused(golden, tmp_path):
         load_chat("timm/x")
     with pytest.raises(UserError, match="max_tokens has no effect on a SAIL-VL model; it is for Pixel-SAIL and SAIL"):
         load_chat(str(golden.checkpoint), max_tokens=9)
-    with pytest.raises(UserError, match="thinking has no effect on a SAIL model; it is for SAIL-VL"):
+    with pytest.raises(UserError, match="thinking has no effect on a Pixel-SAIL model; it is for SAIL-VL"):
         load_chat("sail-tiny", thinking=True)
-    with pytest.raises(UserError, match="a SAIL model takes no videos"):
+    with pytest.raises(UserError, match="a Pixel-SAIL model takes no videos"):
         load_chat("sail-tiny").watch([noise(40, 40)])
 
 

@@ -190,6 +190,19 @@ def test_an_answer_about_the_image_streams_in(visit):
     expect(answer).to_have_count(2)
 
 
+def test_an_answer_shows_its_masks(visit):
+    page = visit()
+    page.locator("#first").get_by_role("button", name="Scene").click()
+    wait_for_alt(page, "photo", "^Scene")
+    open_tab(page, "Chat")
+    page.locator("#question textarea").fill("Please segment all things in this image.")
+    page.get_by_role("button", name="Ask").click()
+    wait_for_alt(page, "chat", "Masks of the answer over Scene: 1, of [0-9]+% of its pixels")
+    page.locator("#question textarea").fill("How many things are there?")
+    page.keyboard.press("Enter")
+    expect(page.locator("#chat img")).to_have_count(0)
+
+
 def test_another_model_is_chosen_and_says_that_it_cannot_chat(visit):
     page = visit()
     page.locator("#model input").click()

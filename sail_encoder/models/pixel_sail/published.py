@@ -40,11 +40,11 @@ _LAST_PROJECTION = "image_feature_projector.2.weight"
 
 
 def is_pixel_sail(folder: Path) -> bool:
-    """Tells whether a checkpoint is a Pixel-SAIL: it says so, or is a published one with a mask head in its weights."""
+    """Tells whether a checkpoint is a Pixel-SAIL: it says so, or is a transformer with a mask head in its weights."""
     kind = read_json(folder / "config.json").get("model_type")
     if kind == "pixel_sail":
         return True
-    return kind in _PUBLISHED and holds_weights(folder) and stored_shape(folder, _UPSAMPLING) is not None
+    return kind in _BASES and holds_weights(folder) and stored_shape(folder, _UPSAMPLING) is not None
 
 
 def find_described(name: str, revision: str | None = None) -> Path:

@@ -5,6 +5,7 @@ Native: what `save_pretrained` writes; the configuration says "sail", and withou
 `model.` in front. Of a Pixel-SAIL, published or native, the SAIL inside is read.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
@@ -17,7 +18,13 @@ from torch import Tensor
 from sail_encoder.io.errors import CheckpointError, UserError, explain_damage
 from sail_encoder.io.weights import WeightFiles
 from sail_encoder.models.generation import read_generation_config
-from sail_encoder.models.sail.config_file import PATCH_WEIGHTS, VISION_TOKENS, missing_patch_weight, read_config
+from sail_encoder.models.sail.config_file import (
+    MASK_HEAD,
+    PATCH_WEIGHTS,
+    VISION_TOKENS,
+    missing_patch_weight,
+    read_config,
+)
 from sail_encoder.models.sail.configuration_sail import SailConfig
 from sail_encoder.models.sail.modeling_sail import SailForCausalLM, SailModel
 
@@ -47,7 +54,7 @@ class SailCheckpoint:
     @property
     def has_mask_head(self) -> bool:
         """Tells whether it is a Pixel-SAIL, which can answer with masks."""
-        return any("upsample_blocks." in name for name in self.weights.tensors)
+        return bool(self.mask_keys())
 
     @property
     def _language_head(self) -> str:
@@ -100,6 +107,10 @@ class SailCheckpoint:
         """For each tensor of a `SailForCausalLM`, its name in the files."""
         keys = {f"model.{name}": self.prefix + name for name in expected_shapes(self.config)}
         return keys if self.config.tie_word_embeddings else {**keys, "lm_head.weight": self._language_head}
+
+    def mask_keys(self) -> dict[str, str]:
+        """Names of the tensors of a mask head and of visual prompts, where there are any; they keep their names."""
+        return {name: name for name in self.weights.tensors if re.search(MASK_HEAD, name)}
 
     def read(
         self, keys: Mapping[str, str], rows: Mapping[str, list[int]] | None = None

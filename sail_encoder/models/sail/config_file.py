@@ -34,6 +34,9 @@ QWEN_TYPES = ("qwen", "qwen2")
 MODEL_TYPES = (*NATIVE_TYPES, "mistral", *QWEN_TYPES)
 """What config.json gives as `model_type`: of our own files, and of published ones. A Pixel-SAIL is a SAIL with more."""
 
+MASK_HEAD = r"^(mask_head\.)?(upsample_blocks|image_feature_(pre_)?projector|seg_token_projector)\.|vp_embed\.weight$"
+"""Names of what only a Pixel-SAIL has, a regular expression; a SAIL leaves them in its files."""
+
 VISION_TOKENS = {
     "vision_start_token_id": "<vision>",
     "image_token_id": "<vpatch>",

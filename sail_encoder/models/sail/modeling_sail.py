@@ -23,7 +23,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.utils import can_return_tuple
 
 from sail_encoder.models.cache_name import CACHE, given_cache
-from sail_encoder.models.sail.config_file import check_loaded
+from sail_encoder.models.sail.config_file import MASK_HEAD, check_loaded
 from sail_encoder.models.sail.configuration_sail import SailConfig
 from sail_encoder.models.sail.packed_images import (
     PackedImages,
@@ -190,7 +190,7 @@ class SailPreTrainedModel(PreTrainedModel):
 class SailModel(SailPreTrainedModel):
     """The transformer without the language head: a vision backbone, and the trunk of `SailForCausalLM`."""
 
-    _keys_to_ignore_on_load_unexpected = ["lm_head.weight"]
+    _keys_to_ignore_on_load_unexpected = ["lm_head.weight", MASK_HEAD]
 
     def __init__(self, config: SailConfig) -> None:
         super().__init__(config)
@@ -359,6 +359,8 @@ class SailForCausalLM(SailPreTrainedModel, GenerationMixin):
     `generate` derives all positions from the whole prompt and `image_grid_hw` at the start. A prompt whose beginning is
     in the cache already is continued by passing all its ids and grids, and the pixels of new images alone.
     """
+
+    _keys_to_ignore_on_load_unexpected = [MASK_HEAD]
 
     # Trainer would divide by a count of labels that takes in those of images.
     accepts_loss_kwargs = False

@@ -15,6 +15,7 @@ from transformers.utils import can_return_tuple
 
 from sail_encoder.images.patches import patchify_batch
 from sail_encoder.images.resizing import Size
+from sail_encoder.models.sail.config_file import MASK_HEAD
 from sail_encoder.models.sail.configuration_sail import SailConfig
 from sail_encoder.models.sail.modeling_sail import SailModel, SailPreTrainedModel
 from sail_encoder.models.sail.packed_images import PackedImages
@@ -29,7 +30,7 @@ class SailBackbone(BackboneMixin, SailPreTrainedModel):
 
     # The packed attention of the encoder path keeps no weights.
     has_attentions = False
-    _keys_to_ignore_on_load_unexpected = ["lm_head.weight"]
+    _keys_to_ignore_on_load_unexpected = ["lm_head.weight", MASK_HEAD]
 
     def __init__(self, config: SailConfig) -> None:
         super().__init__(config)

@@ -223,7 +223,7 @@ def test_regions(chat, tmp_path):
         chat.ask("and is <Prompt1> red?", sampling=SHORT)
 
 
-def test_what_cannot_be_asked(chat):
+def test_what_cannot_be_asked(chat, plain_sail):
     for question, options, message in (
         ("  ", {}, "the prompt is empty"),
         ("what is [SEG]?", {}, r"holds \[SEG\], which stands for a mask"),
@@ -237,13 +237,13 @@ def test_what_cannot_be_asked(chat):
     with pytest.raises(UserError, match="a region is one of an image; give both in one call"):
         chat.ask("what is <Prompt0>?", region="0,0,5,5")
     with pytest.raises(UserError, match="a SAIL model knows no regions"):
-        load_chat("sail-tiny").ask("what is <Prompt0>?", IMAGE, region="0,0,5,5")
+        load_chat(str(plain_sail)).ask("what is <Prompt0>?", IMAGE, region="0,0,5,5")
     assert not chat.messages
 
 
-def test_an_engine_that_has_no_way_of_its_own_refuses_regions():
+def test_an_engine_that_has_no_way_of_its_own_refuses_regions(plain_sail):
     """Whatever its family says."""
-    engine = load_chat("sail-tiny").engine
+    engine = load_chat(str(plain_sail)).engine
     engine.family = replace(engine.family, regions=True)
     with pytest.raises(UserError, match="a SAIL model knows no regions"):
         engine.encode_region(IMAGE, "0,0,5,5")
@@ -327,15 +327,15 @@ def test_files_of_questions(native, tmp_path):
         ({"prompt": "<Prompt0>?", "region": "1,2,3,4"}, "--region 1,2,3,4 is one of an image; give the image too"),
         ({"image": str(IMAGE), "prompt": "?", "region": "1,2,3,4"}, "has to name it, as <Prompt0>"),
         ({"image": str(IMAGE), "prompt": "<Prompt0>?", "region": "1,2,300,4"}, "is no box in an image of 90x60"),
-        ({"image": str(IMAGE), "prompt": "<Prompt0>?", "region": "1,2,3,4", "model": "sail-tiny"}, "knows no regions"),
-        ({"image": str(IMAGE), "prompt": "?", "masks": "m", "model": "sail-tiny"}, "a SAIL model gives no masks"),
+        ({"image": str(IMAGE), "prompt": "<Prompt0>?", "region": "1,2,3,4", "model": "SAIL"}, "knows no regions"),
+        ({"image": str(IMAGE), "prompt": "?", "masks": "m", "model": "SAIL"}, "a SAIL model gives no masks"),
         ({"input": "q.jsonl", "output": "a.jsonl", "masks": "m"}, "--masks goes with IMAGE, not with --input"),
         ({"input": "q.jsonl", "output": "a.jsonl", "region": "1,2,3,4"}, 'write it as "region" into a line of q.jsonl'),
     ],
 )
-def test_wrong_use_is_told_before_a_model_is_loaded(options, message, monkeypatch):
+def test_wrong_use_is_told_before_a_model_is_loaded(options, message, monkeypatch, plain_sail):
     monkeypatch.setattr(
         "sail_encoder.chat.conversation.load_chat", lambda *given, **more: pytest.fail("loaded a model")
     )
     with pytest.raises(UserError, match=message):
-        chat_command(**{"model": str(CHECKPOINT), **options})
+        chat_command(**{**options, "model": str(plain_sail if "model" in options else CHECKPOINT)})

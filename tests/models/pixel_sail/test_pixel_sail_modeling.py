@@ -258,8 +258,8 @@ def test_half_precision_finds_nearly_the_same_masks():
     assert (masks != expected).mean() < 0.02
 
 
-def test_a_sail_is_no_pixel_sail(small_checkpoint, tmp_path):
-    for name in ("sail-tiny", str(small_checkpoint)):
+def test_a_sail_is_no_pixel_sail(small_checkpoint, plain_sail):
+    for name in map(str, (plain_sail, small_checkpoint)):
         with pytest.raises(CheckpointError, match="without mask head"):
             read_config(name)
         with pytest.raises(CheckpointError, match="without mask head"):

@@ -163,7 +163,7 @@ def test_regions(tmp_path):
     assert json.loads((out / "answer.json").read_text())["region"] == "1,2,30,40"
 
 
-def test_mistakes_are_one_line(tmp_path, capsys):
+def test_mistakes_are_one_line(tmp_path, capsys, plain_sail):
     out = tmp_path / "out"
     mask = tmp_path / "small.png"
     Image.new("L", (5, 5), 255).save(mask)
@@ -174,7 +174,7 @@ def test_mistakes_are_one_line(tmp_path, capsys):
     assert "is not understood" in complaint(capsys, out, "--region", "1,2,3", expression=named)
     assert "name it, as <Prompt0>" in complaint(capsys, out, "--region", "1,2,3,4")
     assert "there is no region" in complaint(capsys, out, expression=named)
-    assert "a SAIL model gives no masks; a Pixel-SAIL does" in complaint(capsys, out, model="sail-tiny")
+    assert "a SAIL model gives no masks; a Pixel-SAIL does" in complaint(capsys, out, model=str(plain_sail))
     assert "no model 'nothing'" in complaint(capsys, out, model="nothing")
     assert "device 'tpu'" in complaint(capsys, out, "--device", "tpu")
     assert "max_new_tokens cannot be 0" in complaint(capsys, out, "--max-new-tokens", "0")
@@ -200,12 +200,13 @@ def test_no_seg_in_the_answer(tmp_path, capsys):
     assert not out.exists()
 
 
-def test_mistakes_come_before_heavy_imports(tmp_path):
+def test_mistakes_come_before_heavy_imports(tmp_path, plain_sail):
     check = (
         "import sys; from sail_cli import main; status = main(sys.argv[1:]); "
         "assert status == 2; assert not {'torch', 'transformers'} & set(sys.modules)"
     )
-    arguments = ["segment", "refer", str(IMAGE), "the circle", "--out", str(tmp_path / "out"), "--model", "sail-tiny"]
+    options = ["--out", str(tmp_path / "out"), "--model", str(plain_sail)]
+    arguments = ["segment", "refer", str(IMAGE), "the circle", *options]
     subprocess.run([sys.executable, "-c", check, *arguments], check=True, capture_output=True)
 
 
