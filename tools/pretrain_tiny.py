@@ -36,7 +36,7 @@ from sail_encoder.io.errors import UserError, in_one_line
 from sail_encoder.io.files import read_json, write_json
 from sail_encoder.io.signals import leave_signals_to_parent
 from sail_encoder.models.pixel_sail.modeling_pixel_sail import PixelSailForCausalLM
-from sail_encoder.models.pixel_sail.published import HEAD_MODULES
+from sail_encoder.models.sail.config_file import HEAD_MODULES
 from sail_encoder.models.sail.configuration_sail import SailConfig
 from sail_encoder.models.sail.image_processing_sail import SailImageProcessor
 from sail_encoder.models.sail.modeling_sail import SailForCausalLM

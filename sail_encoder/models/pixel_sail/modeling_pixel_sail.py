@@ -21,9 +21,10 @@ from sail_encoder.io.hub import find_checkpoint
 from sail_encoder.models.pixel_sail.configuration_pixel_sail import PixelSailConfig
 from sail_encoder.models.pixel_sail.losses import mean_mask_losses
 from sail_encoder.models.pixel_sail.mask_head import MaskHead
-from sail_encoder.models.pixel_sail.published import HEAD_MODULES, TRANSFORMER
+from sail_encoder.models.pixel_sail.published import TRANSFORMER
 from sail_encoder.models.pixel_sail.tokens import SEG, VISUAL_PROMPTS, add_pixel_tokens
 from sail_encoder.models.sail.checkpoint import open_sail
+from sail_encoder.models.sail.config_file import HEAD_MODULES
 from sail_encoder.models.sail.modeling_sail import SailForCausalLM, SailModel, SailPreTrainedModel
 from sail_encoder.models.sail.packed_images import PackedImages
 from sail_encoder.models.sail.positions import as_grids, note_offset

@@ -25,9 +25,6 @@ from sail_encoder.models.sail_vl.published import find_token_id, read_json
 TRANSFORMER = "single_transformer."
 """What the names of the single transformer begin with."""
 
-HEAD_MODULES = ("upsample_blocks", "image_feature_pre_projector", "image_feature_projector", "seg_token_projector")
-"""Modules of the mask head, which lie beside the transformer in published files and in `mask_head` here."""
-
 END_TOKENS = ("<|im_end|>", "<|endoftext|>")
 """Tokens that end an answer of the models that are made of Qwen."""
 

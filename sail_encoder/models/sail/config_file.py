@@ -34,7 +34,10 @@ QWEN_TYPES = ("qwen", "qwen2")
 MODEL_TYPES = (*NATIVE_TYPES, "mistral", *QWEN_TYPES)
 """What config.json gives as `model_type`: of our own files, and of published ones. A Pixel-SAIL is a SAIL with more."""
 
-MASK_HEAD = r"^(mask_head\.)?(upsample_blocks|image_feature_(pre_)?projector|seg_token_projector)\.|vp_embed\.weight$"
+HEAD_MODULES = ("upsample_blocks", "image_feature_pre_projector", "image_feature_projector", "seg_token_projector")
+"""Modules of a Pixel-SAIL's mask head, which lie beside the transformer in published files, and in `mask_head` here."""
+
+MASK_HEAD = rf"^(mask_head\.)?({'|'.join(HEAD_MODULES)})\.|vp_embed\.weight$"
 """Names of what only a Pixel-SAIL has, a regular expression; a SAIL leaves them in its files."""
 
 VISION_TOKENS = {
