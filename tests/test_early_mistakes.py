@@ -65,6 +65,12 @@ MISTAKES = [
     (["segment", "eval", "photos", "--head", "nowhere"], "nowhere holds no head that can be read"),
     (["segment", "predict", "nowhere", *HEAD], "no file or folder nowhere"),
     (["segment", "predict", "x.png", "--head", "broken", *OUT], "broken holds no head that can be read"),
+    (["segment", "predict", "x.png", "--head", "sail-tiny", *OUT], "sail-tiny is a Pixel-SAIL, which has no classes"),
+    (
+        ["segment", "eval", "scenes-referring", "--head", "sail-tiny", "--window", "56"],
+        "--window has no effect on sail-tiny",
+    ),
+    (["segment", "eval", "photos", "--head", "sail-tiny"], "photos has no file of referring expressions"),
     (["segment", "predict", "x.png", "--head", "head", "--out", "x.png"], "--out cannot be x.png, because"),
     (["chat", "nowhere.jpg", "hi"], "nowhere.jpg: no such file"),
     (["chat", "--input", "nowhere.jsonl", "--output", "a.jsonl"], "no file nowhere.jsonl"),

@@ -13,10 +13,9 @@ from heads.contract import SavedHead
 from heads.dense.registry import describe_dense_head, load_dense_head
 from sail_encoder.backbones.registry import announce
 from sail_encoder.io.errors import UserError
-from sail_encoder.io.hub import TINY, TINY_FOLDER
 from sail_encoder.io.runs import read_run, write_run
 from sail_encoder.io.versions import versions
-from sail_encoder.models.pixel_sail.published import is_pixel_sail
+from sail_encoder.models.pixel_sail.published import names_pixel_sail
 
 OVERLAYS = 8
 """Images that are drawn by default."""
@@ -81,7 +80,7 @@ def evaluate(
     """
     check_range("overlays", overlays, 0)
     check_folder("out", out)
-    if _is_pixel_sail(head):
+    if names_pixel_sail(head):
         _refuse_options_of_classes(
             head,
             {"layout": layout, "class_map": class_map, "reduce_zero_label": reduce_zero_label},
@@ -122,11 +121,6 @@ def evaluate(
     name = f"{data}, {split}"
     print(write_report(folder, scores, trained, inference, len(dataset), name, training["settings"], latex))
     return 0
-
-
-def _is_pixel_sail(head: str) -> bool:
-    folder = TINY_FOLDER if head == TINY else Path(head)
-    return (folder / "config.json").is_file() and is_pixel_sail(folder)
 
 
 def _refuse_options_of_classes(head: str, *given: Mapping[str, Any]) -> None:

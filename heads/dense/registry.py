@@ -12,6 +12,7 @@ from sail_encoder.backbones.spec import FeatureSpec
 from sail_encoder.images.resizing import Size
 from sail_encoder.io.fingerprints import digest_file
 from sail_encoder.io.typed import require_fields
+from sail_encoder.models.pixel_sail.published import names_pixel_sail
 
 if TYPE_CHECKING:
     from heads.dense.contract import DenseHead
@@ -106,6 +107,8 @@ def describe_dense_head(folder: str | Path) -> tuple[SavedHead, FeatureSpec]:
     Raises:
         HeadError: If the folder holds no dense head.
     """
+    if not (Path(folder) / DESCRIPTION).exists() and names_pixel_sail(folder):
+        raise HeadError(f"{folder} is a Pixel-SAIL, which has no classes; ask it by sail segment refer or sail chat")
     saved = describe_head(folder)
     return saved, _require_dense(saved, folder)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sail_encoder.io.errors import CheckpointError
-from sail_encoder.io.hub import find_checkpoint, holds_weights
+from sail_encoder.io.hub import TINY, TINY_FOLDER, find_checkpoint, holds_weights
 from sail_encoder.io.quantised import refuse_quantised_config
 from sail_encoder.models.pixel_sail.tokens import SEG, VISUAL_PROMPTS
 from sail_encoder.models.sail.config_file import (
@@ -42,6 +42,12 @@ def is_pixel_sail(folder: Path) -> bool:
     if kind == "pixel_sail":
         return True
     return kind in _BASES and holds_weights(folder) and stored_shape(folder, _UPSAMPLING) is not None
+
+
+def names_pixel_sail(name: str | Path) -> bool:
+    """Tells whether a name is that of a Pixel-SAIL on this machine; nothing is asked of the Hub."""
+    folder = TINY_FOLDER if str(name) == TINY else Path(name)
+    return (folder / "config.json").is_file() and is_pixel_sail(folder)
 
 
 def find_described(name: str, revision: str | None = None) -> Path:
