@@ -170,12 +170,17 @@ def test_an_image_is_matched_with_a_second(visit):
     wait_for_alt(page, "matches", "patches of China and Scene")
 
 
-def test_an_answer_about_the_image_streams_in(visit):
-    page = visit()
+def about_the_scene(page, question):
+    """Writes a question about the drawn scene."""
     page.locator("#first").get_by_role("button", name="Scene").click()
     wait_for_alt(page, "photo", "^Scene")
     open_tab(page, "Chat")
-    page.locator("#question textarea").fill("Describe the image.")
+    page.locator("#question textarea").fill(question)
+
+
+def test_an_answer_about_the_image_streams_in(visit):
+    page = visit()
+    about_the_scene(page, "Describe the image.")
     page.evaluate(
         """() => { window.seen = new Set(); new MutationObserver(() => {
             const said = document.querySelector('#conversation [data-testid=bot]');
@@ -193,10 +198,7 @@ def test_an_answer_about_the_image_streams_in(visit):
 
 def test_an_answer_shows_its_masks(visit):
     page = visit()
-    page.locator("#first").get_by_role("button", name="Scene").click()
-    wait_for_alt(page, "photo", "^Scene")
-    open_tab(page, "Chat")
-    page.locator("#question textarea").fill("Please segment all things in this image.")
+    about_the_scene(page, "Please segment all things in this image.")
     page.get_by_role("button", name="Ask").click()
     wait_for_alt(page, "chat", "Masks of the answer over Scene: 1, of [0-9]+% of its pixels")
     page.locator("#question textarea").fill("How many things are there?")
