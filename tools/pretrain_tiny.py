@@ -43,7 +43,7 @@ from sail_encoder.models.sail.modeling_sail import SailForCausalLM
 from sail_encoder.models.sail.processing_sail import SailProcessor
 from tools import tiny_batches as batches
 from tools import tiny_recipe as recipe
-from tools.tiny_losses import EARLY, Student, loss_of
+from tools.tiny_losses import EARLY, LOOKING_HEADS, Student, loss_of
 
 LOG_EVERY, SAVE_EVERY, WARM_UP = 50, 250, 150
 BFLOAT16, FLOAT32 = "bfloat16", "float32"
@@ -180,6 +180,7 @@ def train(
             "first": first,
             "precision": precision,
             "early": EARLY,
+            "looking_heads": LOOKING_HEADS,
             "tokens_per_step": recipe.TOKENS_PER_STEP,
             "stages": [asdict(stage) for stage in recipe.STAGES],
         },

@@ -90,11 +90,20 @@ def test_the_loss_is_that_of_each_text_after_its_image(tokenizer, monkeypatch, f
     assert bool(masks_of_text) == (form == "masks")
     student = Student(model)
     monkeypatch.setattr(student, "attribute_loss", lambda states, labels: torch.tensor(0.0))
-    monkeypatch.setattr(tiny_losses, "aim_loss", lambda *given: torch.tensor(0.0))
+    model.set_attn_implementation("eager")
+    aimed = []
+    monkeypatch.setattr(tiny_losses, "aim_loss", lambda *given: aimed.append(given) or torch.tensor(0.0))
     mask_loss = loss_of(student, batch, half=False) - text_loss
     # Points are drawn at random, so that losses of masks agree roughly.
     drawn = expected.mask_loss + expected.dice_loss if masks_of_text else torch.tensor(0.0)
     torch.testing.assert_close(mask_loss, drawn, rtol=0.05, atol=1e-4)
+    assert bool(aimed) == (form in ("masks", "questions"))
+    for _, read, *_ in aimed:
+        # The keys are the tokens of the image and then those of the text.
+        attention = read.attentions[tiny_losses.EARLY]
+        assert attention.shape[2:] == (batch["input_ids"].shape[1], prefix.shape[1] + batch["input_ids"].shape[1])
+        assert torch.all(attention[:, :, 0, prefix.shape[1] + 1 :] == 0)
+        assert torch.all(attention[:, :, 0, : prefix.shape[1] + 1] > 0)
 
 
 @pytest.fixture
