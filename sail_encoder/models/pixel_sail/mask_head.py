@@ -10,7 +10,7 @@ _NORM_EPS = 1e-6
 
 
 class ChannelNorm(nn.Module):
-    """Layer norm over the channels of a map [batch, channels, height, width]."""
+    """Layer norm over the channels of maps [..., channels, height, width]."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -18,7 +18,7 @@ class ChannelNorm(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Normalises the channels at each place."""
-        return self.ln(features.movedim(1, -1)).movedim(-1, 1)
+        return self.ln(features.movedim(-3, -1)).movedim(-1, -3)
 
 
 class SeparableConv(nn.Module):
@@ -30,7 +30,7 @@ class SeparableConv(nn.Module):
         self.pointwise = nn.Conv2d(channels, channels, kernel_size=1)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Maps [batch, channels, height, width] to the same shape."""
+        """Maps [..., channels, height, width] to the same shape."""
         return self.pointwise(self.depthwise(features))
 
 
@@ -65,9 +65,13 @@ class MaskHead(nn.Module):
         self.seg_token_projector = projector(width, channels, config.mask_channels)
 
     def upsample(self, patch_features: Tensor) -> Tensor:
-        """Upsamples patches [nh, nw, C] to [H, W, head_channels]; each block doubles the sides."""
-        features = rearrange(self.image_feature_pre_projector(patch_features), "h w c -> 1 c h w")
-        return rearrange(self.upsample_blocks(features), "1 c h w -> h w c")
+        """Upsamples patches [..., nh, nw, C] to [..., H, W, head_channels]; each block doubles the sides."""
+        features = rearrange(self.image_feature_pre_projector(patch_features), "... h w c -> ... c h w")
+        return rearrange(self.upsample_blocks(features), "... c h w -> ... h w c")
+
+    def embed_pixels(self, patch_features: Tensor) -> Tensor:
+        """Maps patches [..., nh, nw, C] to what masks are compared with, [..., H, W, mask_channels]."""
+        return self.image_feature_projector(self.upsample(patch_features))
 
     def forward(self, patch_features: Tensor, seg_hidden_states: Tensor) -> Tensor:
         """Computes the logits of masks.
@@ -79,5 +83,5 @@ class MaskHead(nn.Module):
         Returns:
             [q, H, W]; H is nh times 2 to the power of the number of upsampling blocks.
         """
-        pixels = self.image_feature_projector(self.upsample(patch_features))
+        pixels = self.embed_pixels(patch_features)
         return torch.einsum("qc,hwc->qhw", self.seg_token_projector(seg_hidden_states), pixels)
