@@ -7,7 +7,7 @@ import numpy as np
 from numpy.random import Generator
 
 from evals.scene_questions import NUMBERS
-from evals.scenes import Scene, Thing
+from evals.scenes import COLORS, SHAPES, Scene, Thing
 from sail_encoder.images.decoding import Array
 
 _CLEAR = 0.5
@@ -101,11 +101,23 @@ def _count(scene: Scene, rng: Generator) -> Pair:
     return (f"the {NUMBERS[len(alike)]} {name}s", alike) if len(alike) > 1 else None
 
 
+def _nothing(scene: Scene, rng: Generator) -> Pair:
+    """Something that the scene lacks, though it may have its color or its shape."""
+    thing = _choose(scene, rng)
+    color, shape = str(rng.choice(list(COLORS))), str(rng.choice(SHAPES))
+    color, shape = ((color, shape), (thing.color, shape), (color, thing.shape))[rng.integers(3)]
+    wordings = ((f"the {shape}", {"shape": shape}), (f"the {color} thing", {"color": color}))
+    text, words = (*wordings, (f"the {color} {shape}", {"color": color, "shape": shape}))[rng.integers(3)]
+    is_there = any(all(getattr(other, name) == word for name, word in words.items()) for other in scene.things)
+    return None if is_there else (text, ())
+
+
 KINDS: dict[str, Callable[[Scene, Generator], Pair]] = {
     "attribute": _attribute,
     "relation": _relation,
     "all": _all,
     "count": _count,
+    "nothing": _nothing,
 }
 """How to draw each kind of expression: (scene, rng) -> (text, numbers of things), or None where none is unambiguous."""
 

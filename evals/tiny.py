@@ -10,8 +10,8 @@ word for word.
 
 import argparse
 import json
-from collections import Counter
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from evals.datasets.made import made_image
 from evals.layers import pool_layers
 from evals.probing import Samples, probe_layer
 from evals.results import LayerResult, best_layers
-from evals.scene_questions import CAPTION_PROMPT, Question, ask_about
+from evals.scene_questions import CAPTION_PROMPT, ask_about
 from evals.scenes import Scene, draw_scene
 from heads.logistic import LogisticProbe
 from sail_encoder.backbones.base import VisionBackbone
@@ -59,6 +59,7 @@ LABELS = {
     "question: corners": "how many corners?",
     "question: outline": "is it round, has it a hole? (yes or no)",
     "question: background": "what is the background like?",
+    "conversation": "any of these questions, after the model's own caption",
 }
 """What each kind of caption and question is called in the table."""
 
@@ -111,42 +112,59 @@ def best_layer(layers: Sequence[Sequence[Samples]]) -> LayerResult:
     return best_layers(fitted)["logistic"]
 
 
+Ask = Callable[[Sequence[tuple[Scene, list[str]]]], list[str]]
+"""Answers the last question of each conversation, as `answer` does."""
+
+
 def language(model: str) -> dict[str, float]:
-    """Share of captions and answers that are right."""
+    """Share of captions and answers that are right, in percent."""
     folder = find_checkpoint(model)
     network = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
-    right: Counter[str] = Counter()
-    asked: Counter[str] = Counter()
+    ask = partial(answer, network, processor)
+    right: defaultdict[str, list[bool]] = defaultdict(list)
+    for kind, correct in (*judge_captions(ask), *judge_answers(ask)):
+        right[kind].append(correct)
+    return {kind: round(100 * sum(found) / len(found), 1) for kind, found in right.items()}
 
-    def count(kind: str, correct: bool) -> None:
-        asked[kind] += 1
-        right[kind] += correct
 
-    single = [(draw_scene(seed, things=1), Question(CAPTION_PROMPT, "", "caption")) for seed in LANGUAGE]
-    for (scene, _), caption in zip(single, answer(network, processor, single), strict=True):
+def judge_captions(ask: Ask) -> Iterator[tuple[str, bool]]:
+    """Yields what of the captions of single things is right."""
+    scenes = [draw_scene(seed, things=1) for seed in LANGUAGE]
+    for scene, caption in zip(scenes, ask([(scene, [CAPTION_PROMPT]) for scene in scenes]), strict=True):
         thing = scene.things[0]
-        count("caption: shape word", thing.shape in caption.split())
-        count("caption: color word", thing.color in caption.split())
-        count("caption: every attribute", caption == scene.caption)
+        yield "caption: shape word", thing.shape in caption.split()
+        yield "caption: color word", thing.color in caption.split()
+        yield "caption: every attribute", caption == scene.caption
+
+
+def judge_answers(ask: Ask) -> Iterator[tuple[str, bool]]:
+    """Yields which answers are right, to each question alone, and to one per scene after the caption."""
     rng = np.random.default_rng(0)
     scenes = [draw_scene(seed) for seed in LANGUAGE]
-    pairs = [(scene, question) for scene in scenes for question in ask_about(scene, rng, 4)]
-    for (_, question), said in zip(pairs, answer(network, processor, pairs), strict=True):
-        count(f"question: {question.kind}", said == question.answer)
-    return {kind: round(100 * right[kind] / asked[kind], 1) for kind in asked}
+    asked = [(scene, question) for scene in scenes for question in ask_about(scene, rng, 4)]
+    for (_, question), said in zip(asked, ask([(scene, [question.prompt]) for scene, question in asked]), strict=True):
+        yield f"question: {question.kind}", said == question.answer
+    captions = ask([(scene, [CAPTION_PROMPT]) for scene in scenes])
+    last = {scene.seed: question for scene, question in asked}
+    talks = [(scene, [CAPTION_PROMPT, caption]) for scene, caption in zip(scenes, captions, strict=True)]
+    answers = ask([(scene, [*said, last[scene.seed].prompt]) for scene, said in talks])
+    for scene, said in zip(scenes, answers, strict=True):
+        yield "conversation", said == last[scene.seed].answer
 
 
-def answer(network: Any, processor: Any, pairs: list[tuple[Scene, Question]]) -> list[str]:
-    """Asks each question about its scene, in batches, greedily."""
+def answer(network: Any, processor: Any, talks: Sequence[tuple[Scene, list[str]]]) -> list[str]:
+    """Answers the last question of conversations, in batches, greedily.
+
+    Args:
+        network: The model.
+        processor: Its processor.
+        talks: Scenes, and what is said about each: questions and answers in turn, a question last.
+    """
     answers: list[str] = []
-    for start in range(0, len(pairs), BATCH):
-        conversations = [
-            [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": prompt}]}]
-            for image, prompt in ((Image.fromarray(scene.image), q.prompt) for scene, q in pairs[start : start + BATCH])
-        ]
+    for start in range(0, len(talks), BATCH):
         inputs = processor.apply_chat_template(
-            conversations,
+            [as_messages(scene, said) for scene, said in talks[start : start + BATCH]],
             tokenize=True,
             return_dict=True,
             processor_kwargs={"padding": True, "return_tensors": "pt"},
@@ -155,6 +173,18 @@ def answer(network: Any, processor: Any, pairs: list[tuple[Scene, Question]]) ->
         texts = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         answers += [text.strip() for text in texts]
     return answers
+
+
+def as_messages(scene: Scene, said: Sequence[str]) -> list[dict[str, Any]]:
+    """A conversation about a scene as transformers' chat templates take it, the image in its first question."""
+    image = {"type": "image", "image": Image.fromarray(scene.image)}
+    return [
+        {
+            "role": "assistant" if place % 2 else "user",
+            "content": [*([] if place else [image]), {"type": "text", "text": text}],
+        }
+        for place, text in enumerate(said)
+    ]
 
 
 def as_markdown(results: dict[str, Any]) -> str:

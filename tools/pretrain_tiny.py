@@ -43,6 +43,7 @@ from sail_encoder.models.sail.modeling_sail import SailForCausalLM
 from sail_encoder.models.sail.processing_sail import SailProcessor
 from tools import tiny_batches as batches
 from tools import tiny_recipe as recipe
+from tools import tiny_texts as texts
 from tools.tiny_losses import EARLY, LOOKING_HEADS, Student, loss_of
 
 LOG_EVERY, SAVE_EVERY, WARM_UP = 50, 250, 150
@@ -89,9 +90,9 @@ def evaluate(model: SailForCausalLM, tokenizer: PreTrainedTokenizerFast, scenes:
     for seed in range(scenes):
         grid = recipe.choose_grid(rng, stage)
         scene, patches = recipe.draw_to_grid(seed, grid, stage)
-        caption, questions = (batches.write_about(scene, rng, stage, form) for form in ("captions", "questions"))
+        caption, questions = (texts.write_about(scene, rng, stage, form) for form in ("captions", "questions"))
         [turn] = caption[0] if rng.random() < 0.4 else questions[0]
-        rows = [batches.encode(tokenizer, grid, [turn])]
+        rows = [texts.encode(tokenizer, grid, [turn])]
         batch = batches.collate(patches, grid, rows, 0)
         logits, targets = predict(model, batch)
         said, alone = logits.argmax(-1), len(scene.things) == 1

@@ -10,7 +10,8 @@ from sail_encoder.models.cache_name import CACHE
 from sail_encoder.models.pixel_sail.losses import mean_mask_losses
 from sail_encoder.models.pixel_sail.modeling_pixel_sail import PixelSailForCausalLM
 from sail_encoder.models.sail.positions import next_positions
-from tools.tiny_batches import ATTRIBUTES, Batch
+from tools.tiny_aims import ATTRIBUTES, Aims
+from tools.tiny_batches import Batch
 
 EARLY = 3
 """Block after which patches are to know the attributes of their thing: half of the blocks are left to ask for them."""
@@ -30,7 +31,7 @@ class Student(nn.Module):
     def __init__(self, model: PixelSailForCausalLM) -> None:
         super().__init__()
         self.model = model
-        counts = [*map(len, ATTRIBUTES.values()), len(BACKGROUNDS)]
+        counts = [*ATTRIBUTES.values(), len(BACKGROUNDS)]
         self.attributes = nn.ModuleList(nn.Linear(model.config.hidden_size, count) for count in counts)
 
     def attribute_loss(self, states: Tensor, labels: Tensor) -> Tensor:
@@ -55,7 +56,7 @@ def loss_of(student: Student, batch: Batch, half: bool = True) -> Tensor:
     with torch.autocast(device.type, torch.bfloat16, enabled=half):
         seen = model.model(**images, use_cache=True, output_hidden_states=True)
         cache = seen[CACHE]
-        begin = torch.as_tensor(next_positions(cache, len(batch["mask_labels"])))[image_of_text]
+        begin = torch.as_tensor(next_positions(cache, len(batch["masks_of_image"])))[image_of_text]
         cache.batch_select_indices(image_of_text)
         positions = (begin + torch.arange(texts.shape[1], device=device)).expand(3, -1, -1)
         wanted = {"output_attentions": True, "output_hidden_states": True}
@@ -66,39 +67,41 @@ def loss_of(student: Student, batch: Batch, half: bool = True) -> Tensor:
         early = seen.hidden_states[EARLY][:, 1:-1].flatten(0, 1)
         attributes = student.attribute_loss(early, batch["patch_labels"].to(device).flatten(0, 1))
         loss = model.config.text_weight * loss + attributes
-        if len(batch["aims"][0]):
-            loss = loss + aim_loss(student, read, *(values.to(device) for values in batch["aims"]))
-        if any(len(masks) for masks in batch["mask_labels"]):
+        if len(batch["aims"].places):
+            loss = loss + aim_loss(student, read, Aims(*(values.to(device) for values in batch["aims"])))
+        if len(batch["mask_labels"]):
             loss = loss + mask_loss_of(model, seen.last_hidden_state, states[texts == model.config.seg_token_id], batch)
     return loss
 
 
-def aim_loss(student: Student, read: ModelOutput, places: Tensor, shares: Tensor, named: Tensor) -> Tensor:
-    """Losses of tokens that are about things: they are to know by what these are named, and to look at them.
+def aim_loss(student: Student, read: ModelOutput, aims: Aims) -> Tensor:
+    """Losses of tokens that are about things: they are to know by what these are named, look at them, and know them.
 
     Answers alone do not bring this about, as they are right now and then without it: things were found by their shape,
-    and by their color hardly ever. What is named is read by the maps that read it from patches, so that both have it in
-    the same form.
+    and by their color hardly ever. What is named and what is found is read by the maps that read it from patches, so
+    that all have it in the same form.
 
     Args:
         student: The model and these maps.
         read: Hidden states [texts, length, C] of the texts, and attention [texts, heads, length, keys], the keys being
             the image's tokens and then the text's.
-        places: Text and position of each such token, [aims, 2].
-        shares: How much of its things each patch shows, [aims, patches].
-        named: By which attributes it names them, [aims, the first attributes], -100 where by none.
+        aims: These tokens.
     """
-    text, position = places.unbind(1)
-    looks = read.attentions[EARLY][text, -LOOKING_HEADS:, position, 1 : 1 + shares.shape[1]].mean(dim=1)
-    looking = -(looks * shares).sum(dim=1).clamp(min=1e-6).log().mean()
-    return looking + student.attribute_loss(read.hidden_states[EARLY][text, position], named)
+    text, position = aims.places.unbind(1)
+    looks = read.attentions[EARLY][text, -LOOKING_HEADS:, position, 1 : 1 + aims.shares.shape[1]].mean(dim=1)
+    looking = -(looks * aims.shares).sum(dim=1).clamp(min=1e-6).log().mean()
+    before, after = (read.hidden_states[block][text, position] for block in (EARLY, EARLY + 1))
+    return looking + student.attribute_loss(before, aims.named) + student.attribute_loss(after, aims.known)
 
 
 def mask_loss_of(model: PixelSailForCausalLM, images: Tensor, segs: Tensor, batch: Batch) -> Tensor:
-    """Losses of masks, from the states of images [images, tokens, C] and of `[SEG]` tokens [masks, C]."""
-    masks = [masks.to(segs.device) for masks in batch["mask_labels"]]
-    patches = images[:, 1:-1].unflatten(1, batch["images"]["image_grid_hw"][0].tolist())
-    asked = zip(patches, segs.split([len(of_image) for of_image in masks]), strict=True)
-    logits = [model.mask_logits(image, of_image) for image, of_image in asked if len(of_image)]
-    cross_entropy, dice = mean_mask_losses(logits, [of_image for of_image in masks if len(of_image)], model.config)
+    """Losses of masks, from the states of images [images, tokens, C] and of `[SEG]` tokens [masks, C].
+
+    All images have one grid, so that they are upsampled together.
+    """
+    head = model.mask_head
+    pixels = head.embed_pixels(images[:, 1:-1].unflatten(1, batch["images"]["image_grid_hw"][0].tolist()))
+    queries = head.seg_token_projector(segs).split(batch["masks_of_image"])
+    logits = torch.cat([torch.einsum("qc,hwc->qhw", *pair) for pair in zip(queries, pixels, strict=True)])
+    cross_entropy, dice = mean_mask_losses([logits], [batch["mask_labels"].to(logits.device)], model.config)
     return cross_entropy + dice

@@ -30,7 +30,7 @@ TOKENS_PER_STEP = 4000
 MOST_SCENES = 80
 
 MASKS_PER_SCENE = 6
-LENGTHS = {"captions": 40, "masks": 22 * MASKS_PER_SCENE, "talks": 100}
+LENGTHS = {"captions": 40, "masks": 22 * MASKS_PER_SCENE, "talks": 140}
 """Tokens of the texts about a scene by their form, roughly; questions have 16 each."""
 
 
@@ -67,7 +67,7 @@ MOSTLY_SHAPES = (*KINDS, *["shape"] * 4, "corners", "corners", "outline")
 
 ANY_NUMBER = (1, 1, 2, 2, 3, 3, 4)
 BINDING = ("shape", "color", "where", "exists", "relation", "at_place", "size", "texture")
-LAST_KINDS = (*KINDS, *BINDING, "shape", "shape", "corners", "exists", "exists", "relation")
+LAST_KINDS = (*KINDS, *BINDING, "shape", "shape", "corners", "exists", "exists", *["relation"] * 4)
 
 STAGES = (
     Stage(
@@ -88,9 +88,9 @@ STAGES = (
         MAX_TOKENS,
         kinds=LAST_KINDS,
         questions=16,
-        captions=0.12,
-        masks=0.18,
-        talks=0.15,
+        captions=0.1,
+        masks=0.25,
+        talks=0.3,
     ),
 )
 """Easy scenes first: outlines are learned on single large things, binding and counting on several of any size."""

@@ -5,9 +5,11 @@ import re
 import numpy as np
 
 from evals import tiny
+from evals.scene_expressions import draw_thing_masks
 from evals.scene_questions import CAPTION_PROMPT, KINDS
-from evals.scenes import COLORS, draw_scene
+from evals.scenes import COLORS, SHAPES, draw_scene
 from sail_encoder import Sampling, ask_each, load_chat
+from sail_encoder.models.pixel_sail.questions import refer
 
 
 def made_up(count, seed):
@@ -32,7 +34,7 @@ def test_everything_is_measured_and_printed(monkeypatch):
     results = tiny.measure("sail-tiny")
     assert list(results["probes"]) == ["raw pixels", "random weights", "sail-tiny"]
     assert results["probes"]["sail-tiny"]["color"]["accuracy"] >= 50
-    assert {"caption: shape word", "caption: color word", "caption: every attribute"} <= set(results["language"])
+    assert {"caption: shape word", "caption: every attribute", "conversation"} <= set(results["language"])
     table = tiny.as_markdown(results)
     assert table.count("\n|") > 8
     for kind, share in results["language"].items():
@@ -64,3 +66,39 @@ def test_it_sees_colors():
 
 def test_every_kind_of_question_has_a_row():
     assert {f"question: {kind}" for kind in KINDS} == {kind for kind in tiny.LABELS if kind.startswith("question")}
+
+
+def test_a_conversation_is_asked_after_its_caption():
+    """Each question comes after what the model itself has said, and a right answer counts once."""
+    asked = []
+
+    def ask(talks):
+        asked.append(talks)
+        return [said[-1].upper() for _, said in talks]
+
+    judged = list(tiny.judge_answers(ask))
+    alone, captions, after = asked
+    assert len(captions) == len(after) == len(tiny.LANGUAGE) < len(alone)
+    assert all(said == [CAPTION_PROMPT] for _, said in captions)
+    assert all(said[:2] == [CAPTION_PROMPT, CAPTION_PROMPT.upper()] and len(said) == 3 for _, said in after)
+    assert [kind for kind, _ in judged].count("conversation") == len(after)
+    assert not any(right for _, right in judged)
+
+
+def test_it_segments_what_is_meant_in_a_conversation():
+    """After its caption it is asked for a thing that is there, and for one that is not."""
+    chat, short = load_chat("sail-tiny"), Sampling(max_new_tokens=64)
+    found, declined = [], []
+    for seed in range(100, 112):
+        scene = draw_scene(seed, things=(2, 3), height=140, width=154)
+        alone = [thing for thing in scene.things if [other.name for other in scene.things].count(thing.name) == 1]
+        absent = next(shape for shape in SHAPES if shape not in {thing.shape for thing in scene.things})
+        chat.reset()
+        chat.ask(CAPTION_PROMPT, scene.image, sampling=short)
+        answer = chat.ask(refer(f"the {alone[0].name}").strip(), sampling=short)
+        mask = draw_thing_masks(scene)[scene.things.index(alone[0])]
+        predicted = answer.masks.any(axis=0)
+        found.append((mask & predicted).sum() / (mask | predicted).sum() > 0.5)
+        declined.append(len(chat.ask(refer(f"the {absent}").strip(), sampling=short).masks) == 0)
+    assert sum(found) >= 9
+    assert sum(declined) >= 8
