@@ -1,16 +1,16 @@
-"""The figures of docs/segmentation_protocols.md on drawn scenes, on a tenth of the data and in fewer steps."""
+"""The figures of docs/segmentation_protocols.md on drawn scenes, on a fifteenth of the data and in fewer steps."""
 
 import json
 
 from evals.segmentation import layouts
 from sail_cli import main
 
-SHORTER = ["--steps", "80", "--batch_size", "16", "--learning_rate", "0.01", "--overlays", "0"]
+SHORTER = ["--steps", "50", "--batch_size", "16", "--learning_rate", "0.01", "--overlays", "0"]
 """A higher learning rate makes up for some of the steps."""
 
 
 def test_features_tell_what_raw_patches_do_not(tmp_path, monkeypatch):
-    monkeypatch.setattr(layouts, "SPLITS", {"training": range(100_000, 100_120), "validation": range(110_000, 110_024)})
+    monkeypatch.setattr(layouts, "SPLITS", {"training": range(100_000, 100_080), "validation": range(110_000, 110_024)})
     layouts.draw_scenes(tmp_path / "scenes", "scenes")
     data = [str(tmp_path / "scenes"), "--config", "configs/segmentation/scenes_linear.yaml", "--layout", "ade20k"]
     scores = {}
@@ -18,6 +18,6 @@ def test_features_tell_what_raw_patches_do_not(tmp_path, monkeypatch):
         out = tmp_path / name
         assert main(["segment", "train", *data, "--out", str(out), *SHORTER, *features]) == 0
         scores[name] = json.loads((out / "results.json").read_text())["scores"]["mIoU"]
-    # Of the full run 83.3 and 10.0; of this one 48 and 10.
-    assert scores["sail-tiny"] > 0.4
-    assert scores["sail-tiny"] - scores["raw"] > 0.25
+    # Of the full run 88.5 and 10.0; of this one 76 and 11.
+    assert scores["sail-tiny"] > 0.6
+    assert scores["raw"] < 0.2
