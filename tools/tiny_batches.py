@@ -76,7 +76,7 @@ def masks_of(scene: Scene, talks: list[list[Turn]], grid: tuple[int, int]) -> Te
         return torch.zeros(0, *size, dtype=torch.bool)
     things = torch.from_numpy(draw_thing_masks(scene))
     masks = torch.stack([things[list(meant)].any(dim=0) for meant in targets])
-    return F.interpolate(masks[None].byte(), size, mode="nearest")[0].bool()
+    return F.interpolate(masks[None].byte(), size, mode="nearest-exact")[0].bool()
 
 
 def cover(scene: Scene, grid: tuple[int, int]) -> Tensor:
