@@ -6,7 +6,7 @@ import numpy as np
 
 from evals import tiny
 from evals.scene_expressions import draw_thing_masks
-from evals.scene_questions import CAPTION_PROMPT, KINDS
+from evals.scene_questions import CAPTION_PROMPT, KINDS, ask_about
 from evals.scenes import COLORS, SHAPES, draw_scene
 from sail_encoder import Sampling, ask_each, load_chat
 from sail_encoder.models.pixel_sail.questions import refer
@@ -69,21 +69,30 @@ def test_every_kind_of_question_has_a_row():
 
 
 def test_a_conversation_is_asked_after_its_caption(monkeypatch):
-    """Each question comes after what the model itself has said, and a right answer counts once."""
+    """Each question comes after what the model itself has said, and answers count where they are right."""
     monkeypatch.setattr(tiny, "LANGUAGE", range(60, 80))
+    rng, truth = np.random.default_rng(0), {}
+    for scene in map(draw_scene, tiny.LANGUAGE):
+        truth |= {(scene.seed, question.prompt): question.answer for question in ask_about(scene, rng, 4)}
     asked = []
 
     def ask(talks):
+        """Is right, but for questions after a caption about scenes of even seeds."""
         asked.append(talks)
-        return [said[-1].upper() for _, said in talks]
+        wrong = [len(said) > 1 and scene.seed % 2 == 0 for scene, said in talks]
+        return [
+            "wrong" if is_wrong else truth.get((scene.seed, said[-1]), "a thing")
+            for (scene, said), is_wrong in zip(talks, wrong, strict=True)
+        ]
 
     judged = list(tiny.judge_answers(ask))
     alone, captions, after = asked
-    assert len(captions) == len(after) == len(tiny.LANGUAGE) < len(alone)
+    assert len(alone) == len(truth)
+    assert len(captions) == len(after) == 20
     assert all(said == [CAPTION_PROMPT] for _, said in captions)
-    assert all(said[:2] == [CAPTION_PROMPT, CAPTION_PROMPT.upper()] and len(said) == 3 for _, said in after)
-    assert [kind for kind, _ in judged].count("conversation") == len(after)
-    assert not any(right for _, right in judged)
+    assert all(said[:2] == [CAPTION_PROMPT, "a thing"] and len(said) == 3 for _, said in after)
+    assert all(right for kind, right in judged if kind != "conversation")
+    assert [right for kind, right in judged if kind == "conversation"] == [False, True] * 10
 
 
 def test_it_segments_what_is_meant_in_a_conversation():
