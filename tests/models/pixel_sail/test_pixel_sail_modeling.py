@@ -62,6 +62,14 @@ def test_wide_transformers_get_a_pre_projector():
     assert_close(wide.upsample(patches), wide.upsample_blocks(projected)[0].permute(1, 2, 0))
 
 
+def test_images_of_one_grid_are_upsampled_together():
+    head, patches = MaskHead(small_pixel_config(head_channels=24)), torch.randn(3, 2, 4, 64)
+    pixels = head.embed_pixels(patches)
+    assert pixels.shape[:3] == (3, 16, 32)
+    for image, of_image in zip(patches, pixels, strict=True):
+        assert_close(of_image, head.embed_pixels(image))
+
+
 def test_the_widest_head_is_the_published_one():
     assert small_pixel_config(hidden_size=2048, num_attention_heads=16).head_channels == 1024
     assert small_pixel_config().head_channels == 64
