@@ -17,7 +17,7 @@ from sail_encoder.commands.extract import extract
 from sail_encoder.io.errors import StoreError
 from sail_encoder.io.json_lines import LineLog
 
-KILLS_AT_WORK = 5
+KILLS_AT_WORK = 8
 KILLS_AT_THE_END = 3
 
 
